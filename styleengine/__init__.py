@@ -1,0 +1,24 @@
+"""StyleEngine: diffusion-based artistic style transfer.
+
+from styleengine import StyleEngine
+StyleEngine(model="mini").zstar("photo.jpg", ["painting.jpg"]).save("out.png")
+"""
+
+from styleengine.errors import Cancelled, StyleEngineError
+
+__version__ = "0.1.0"
+
+from styleengine.engine import StyleEngine
+from styleengine.methods.zstar import Style, ZStarSettings
+from styleengine.stylization import StepEvent, Stylization
+
+__all__ = [
+    "Cancelled",
+    "StepEvent",
+    "Style",
+    "StyleEngine",
+    "StyleEngineError",
+    "Stylization",
+    "ZStarSettings",
+    "__version__",
+]

@@ -1,0 +1,169 @@
+"""Attention: one fused call for every method, and a tap on a U-Net's self-attention layers.
+
+Shapes are (batch, heads, tokens, head dimension). No N×2N matrix is ever built here: styles,
+their weights and their region masks all go through one call of a fused kernel.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+NO_LOGIT = -80.0  # e^-80 vanishes beside any logit in float32, and 80·√d is small in float16
+
+
+@functools.cache
+def xformers_works(device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether xformers can run here, found by running it: it also imports where it has no kernels."""
+    if device_type != "cuda":
+        return False
+    try:
+        from xformers.ops import memory_efficient_attention
+
+        q = torch.zeros(1, 8, 1, head_dim, device=device_type, dtype=dtype)
+        memory_efficient_attention(q, q, q, scale=1.0)
+    except Exception:  # noqa: BLE001 - whatever the reason, the other kernel serves
+        return False
+    return True
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    """softmax(scale·Q Kᵀ)·V by the best fused kernel at hand; `scale` is 1/√d unless given."""
+    scale = scale if scale is not None else q.shape[-1] ** -0.5
+    if xformers_works(q.device.type, q.dtype, q.shape[-1]):
+        from xformers.ops import memory_efficient_attention
+
+        out = memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=scale)
+        return out.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+@dataclass(frozen=True)
+class StyleTokens:
+    """One style's keys and values at one layer, and how much each content token may see of it.
+
+    `bias` is added to this style's logits: None for none, a number for all queries alike (the log
+    of the style's weight), or a tensor of one number per content token (the log of a mask).
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    bias: torch.Tensor | float | None = None
+
+
+def attend_with_styles(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    styles: Sequence[StyleTokens],
+    strength: float,
+    content: bool = True,
+) -> torch.Tensor:
+    """softmax([λQK_s1ᵀ/√d + b_1, …, QKᵀ/√d])·[V_s1; …; V] (Z-STAR+ Eq. 10, 11, 24 and, by b, 22, 23).
+
+    λ scales the style logits, so it scales K_s. A per-query bias b_s(i) becomes one more column of
+    the head dimension: Q gets b_s(i), K gets 1 on that style's tokens and 0 elsewhere, so q·k
+    brings the bias along and any fused kernel still applies. `content` = False leaves the content
+    keys out (Eq. 7).
+    """
+    scale = q.shape[-1] ** -0.5
+    keys = [(strength * style.keys).to(k.dtype) for style in styles]
+    values = [style.values.to(v.dtype) for style in styles]
+    if content:
+        keys, values = [*keys, k], [*values, v]
+    joined_k = torch.cat([x.expand(q.shape[0], -1, -1, -1) for x in keys], 2)
+    joined_v = torch.cat([x.expand(q.shape[0], -1, -1, -1) for x in values], 2)
+    if all(style.bias is None for style in styles):
+        return attend(q, joined_k, joined_v, scale)
+
+    columns = 8 * math.ceil(len(styles) / 8)  # kernels want the head dimension in eights
+    more_q = q.new_zeros(*q.shape[:-1], columns)
+    more_k = joined_k.new_zeros(*joined_k.shape[:-1], columns)
+    start = 0
+    for column, style in enumerate(styles):
+        end = start + style.keys.shape[2]
+        if style.bias is not None:
+            bias = torch.as_tensor(style.bias, dtype=q.dtype, device=q.device)
+            more_q[..., column] = bias / scale
+            more_k[..., start:end, column] = 1
+        start = end
+    padded_v = F.pad(joined_v, (0, columns))  # the kernels that are fastest want V as wide as Q and K
+    out = attend(torch.cat([q, more_q], -1), torch.cat([joined_k, more_k], -1), padded_v, scale)
+    return out[..., : v.shape[-1]]
+
+
+def log_mask(mask: torch.Tensor) -> torch.Tensor:
+    """Mask values in [0, 1] as additive logits: 1 → 0, 0 → as good as −∞."""
+    return mask.clamp(min=math.exp(NO_LOGIT)).log()
+
+
+class Tap(Protocol):
+    """Decides what a self-attention layer gives, from its queries, keys and values."""
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor: ...
+
+
+def self_attention_layers(unet: nn.Module) -> list[Attention]:
+    """The U-Net's self-attention layers in the order of execution: down, mid, up.
+
+    (`unet.attn_processors` lists the mid block last; the papers count it between the two.)
+    """
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]  # type: ignore[misc]
+    transformers = (t for block in blocks for t in getattr(block, "attentions", None) or ())
+    return [block.attn1 for transformer in transformers for block in transformer.transformer_blocks]
+
+
+class _TappedAttention:
+    """A diffusers attention processor that projects, asks the tap, and projects back."""
+
+    def __init__(self, layer: int, tap: Tap) -> None:
+        self.layer, self.tap = layer, tap
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        batch, tokens, _ = hidden_states.shape
+
+        def heads(projected: torch.Tensor) -> torch.Tensor:
+            return projected.view(batch, tokens, attn.heads, -1).transpose(1, 2)
+
+        q, k, v = (heads(to(hidden_states)) for to in (attn.to_q, attn.to_k, attn.to_v))
+        out = self.tap(self.layer, q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
+        return attn.to_out[1](attn.to_out[0](out.to(hidden_states.dtype)))
+
+
+@contextmanager
+def tapped(unet: nn.Module, tap: Tap, layers: Sequence[int]) -> Iterator[None]:
+    """Within the context the self-attention `layers` ask `tap`; every exit puts the U-Net back."""
+    modules = self_attention_layers(unet)
+    before = {layer: modules[layer].processor for layer in layers}
+    try:
+        for layer in layers:
+            modules[layer].set_processor(_TappedAttention(layer, tap))  # type: ignore[arg-type]
+        yield
+    finally:
+        for layer, processor in before.items():
+            modules[layer].set_processor(processor)
+
+
+class Recorder:
+    """A tap that changes nothing and keeps each layer's (keys, values)."""
+
+    def __init__(self) -> None:
+        self.keys_values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        self.keys_values[layer] = (k, v)
+        return attend(q, k, v)

@@ -1,0 +1,115 @@
+"""DDIM: schedule, step, inversion and sampling, as functions over tensors (methods' section "shared core").
+
+`ᾱ` is the cumulative alpha. A latent is (batch, channels, height, width); noise predictors take
+(latents, timestep) and give a tensor of the same shape. Everything here is float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+NoisePredictor = Callable[[torch.Tensor, int], torch.Tensor]
+AfterStep = Callable[[int, torch.Tensor, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Evenly spaced timesteps of a trained diffusion ("leading" spacing, offset 1, as Stable Diffusion's).
+
+    `levels` are ᾱ at noise level 0 (cleanest: that of training step 0) up to level `steps`;
+    `timesteps[level]` is what the U-Net is told when it works on level 1, …, `steps`.
+    """
+
+    levels: torch.Tensor
+    timesteps: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps) - 1
+
+    @classmethod
+    def spaced(cls, alphas_cumprod: torch.Tensor, steps: int) -> "Schedule":
+        train_steps = len(alphas_cumprod)
+        if not 1 <= steps <= train_steps - 1:
+            raise ValueError(f"steps must lie between 1 and {train_steps - 1}, not {steps}")
+        stride = train_steps // steps
+        timesteps = [min(level * stride + 1, train_steps - 1) for level in range(steps)]
+        levels = torch.stack([alphas_cumprod[0], *(alphas_cumprod[t] for t in timesteps)])
+        return cls(levels.float(), (-1, *timesteps))
+
+
+def predict_x0(x_t: torch.Tensor, noise: torch.Tensor, alpha_t: torch.Tensor) -> torch.Tensor:
+    """x̂0 = (x_t − √(1−ᾱ_t)·ε) / √ᾱ_t."""
+    return (x_t - (1 - alpha_t).sqrt() * noise) / alpha_t.sqrt()
+
+
+def move(x_t: torch.Tensor, noise: torch.Tensor, alpha_from: torch.Tensor, alpha_to: torch.Tensor) -> torch.Tensor:
+    """The deterministic DDIM map between two noise levels, in either direction (η = 0)."""
+    return alpha_to.sqrt() * predict_x0(x_t, noise, alpha_from) + (1 - alpha_to).sqrt() * noise
+
+
+def step(
+    x_t: torch.Tensor,
+    noise: torch.Tensor,
+    alpha_t: torch.Tensor,
+    alpha_prev: torch.Tensor,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """One denoising step: √ᾱ_prev·x̂0 + √(1−ᾱ_prev−σ²)·ε + σ·z with σ from η (η = 1: DDPM)."""
+    if eta == 0:
+        return move(x_t, noise, alpha_t, alpha_prev)
+    sigma = eta * ((1 - alpha_prev) / (1 - alpha_t)).sqrt() * (1 - alpha_t / alpha_prev).sqrt()
+    direction = (1 - alpha_prev - sigma**2).clamp(min=0).sqrt() * noise
+    z = torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype).to(x_t.device)
+    return alpha_prev.sqrt() * predict_x0(x_t, noise, alpha_t) + direction + sigma * z
+
+
+@torch.no_grad()
+def invert(
+    x_0: torch.Tensor,
+    schedule: Schedule,
+    predict_noise: NoisePredictor,
+    iterations: int = 1,
+    after_step: AfterStep | None = None,
+) -> list[torch.Tensor]:
+    """The trajectory [x_0, …, x_T] of the deterministic map run upwards, one entry per level.
+
+    Plain inversion (`iterations` = 1) asks for ε at the lower level's latent, where the way down
+    will ask at the upper's: it drifts. Each further iteration asks again at the upper latent found
+    so far, and converges to the fixed point, from which sampling comes back exactly.
+    `after_step(level, x_t, x̂0)` is called after each level.
+    """
+    trajectory = [x_0]
+    for level in range(1, schedule.steps + 1):
+        below, alpha_below, alpha = trajectory[-1], schedule.levels[level - 1], schedule.levels[level]
+        x_t = below
+        for _ in range(iterations):
+            noise = predict_noise(x_t, schedule.timesteps[level])
+            x_t = move(below, noise, alpha_below, alpha)
+        trajectory.append(x_t)
+        if after_step:
+            after_step(level, x_t, predict_x0(x_t, noise, alpha))
+    return trajectory
+
+
+@torch.no_grad()
+def sample(
+    x_T: torch.Tensor,  # noqa: N803 - the papers' symbol
+    schedule: Schedule,
+    predict_noise: NoisePredictor,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    after_step: AfterStep | None = None,
+) -> torch.Tensor:
+    """From x_T down to x_0. `after_step(step, x_t, x̂0)` counts steps from 1."""
+    x_t = x_T
+    for level in range(schedule.steps, 0, -1):
+        alpha = schedule.levels[level]
+        noise = predict_noise(x_t, schedule.timesteps[level])
+        clean = predict_x0(x_t, noise, alpha)
+        x_t = step(x_t, noise, alpha, schedule.levels[level - 1], eta, generator)
+        if after_step:
+            after_step(schedule.steps - level + 1, x_t, clean)
+    return x_t

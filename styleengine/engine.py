@@ -1,0 +1,136 @@
+"""StyleEngine: owns the backbone, the caches and the device; one public method per technique."""
+
+import contextlib
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from styleengine.backbone import Backbone, load_backbone
+from styleengine.cache import ByteCache
+from styleengine.errors import StyleEngineError
+from styleengine.images import ImageSource, open_image, open_mask, working_size
+from styleengine.methods import zstar
+from styleengine.methods.zstar import Style, ZStarSettings
+from styleengine.settings import Settings
+from styleengine.stylization import OnStep, Stylization, source_name
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+CACHE_BYTES = 2 << 30
+BATCH_PIXELS_ON_CPU = 4 * 256 * 256
+PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
+
+
+class StyleEngine:
+    """Style transfer by diffusion, on one backbone.
+
+    `model` is "mini" (embedded), "sd15", a local diffusers folder or a hub id; by default it is
+    $STYLEENGINE_MODEL, else "sd15" where CUDA is, else "mini". `device` and `dtype` default to
+    what the machine has. `cache_bytes` bounds what is kept between runs: inverted images and
+    styles' keys and values. Runs from several threads wait for one another.
+
+    Raises StyleEngineError where the model cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.backbone: Backbone = load_backbone(model, device, dtype)
+        self.cache = ByteCache(cache_bytes)
+        self._lock = threading.Lock()  # a tap on the U-Net is seen by every thread: one run at a time
+
+    def settings_for(self, settings_class: type[AnySettings], method: str, given: AnySettings | None) -> AnySettings:
+        """The given values, over those the backbone recommends, over the method's defaults."""
+        explicit: dict[str, Any] = given.model_dump(exclude_unset=True) if given else {}
+        return settings_class(**{**self.backbone.settings_for(method), **explicit})
+
+    def zstar(
+        self,
+        content: ImageSource,
+        styles: Sequence[ImageSource | Style],
+        settings: ZStarSettings | None = None,
+        *,
+        mask: ImageSource | None = None,
+        on_step: OnStep | None = None,
+    ) -> Stylization:
+        """Z-STAR+: the content redrawn in the styles, nothing trained.
+
+        Pictures may be paths, bytes, PIL images or arrays. A style may come as `Style`, with a
+        weight and a mask of its own. `mask` is the short form: with one style, where it applies
+        (white); with two, white = the second and black = the first. Values set in `settings` win
+        over the backbone's recommendations.
+
+        Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
+        """
+        return self.zstar_all([content], styles, settings, mask=mask, on_step=on_step)[0]
+
+    def zstar_all(
+        self,
+        contents: Sequence[ImageSource],
+        styles: Sequence[ImageSource | Style],
+        settings: ZStarSettings | None = None,
+        *,
+        mask: ImageSource | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Stylization]:
+        """Several contents in the same styles: M + N inversions, and batches of equal shape."""
+        if not contents:
+            raise StyleEngineError("No content image was given. Choose at least one.")
+        settings = self.settings_for(ZStarSettings, "zstar", settings)
+        opened = [open_image(source, "content image") for source in contents]
+        ready = zstar.with_shared_mask(
+            [style if isinstance(style, Style) else Style.open(style) for style in styles],
+            open_mask(mask) if mask is not None else None,
+            source_name(mask) if mask is not None else "",
+        )
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, image in enumerate(opened):
+            groups[working_size(image, settings.size, self.backbone.multiple)].append(index)
+
+        results: dict[int, Stylization] = {}
+        with self._lock, _memory_in_words(settings.size):
+            for (width, height), members in groups.items():
+                batch = self._batch_size(width * height)
+                for start in range(0, len(members), batch):
+                    chosen = members[start : start + batch]
+                    done = zstar.stylize_all(
+                        self.backbone,
+                        [opened[i] for i in chosen],
+                        ready,
+                        settings,
+                        on_step=on_step,
+                        cache=self.cache,
+                        sources=[source_name(contents[i]) for i in chosen],
+                    )
+                    results.update(zip(chosen, done, strict=True))
+        return [results[i] for i in range(len(contents))]
+
+    def _batch_size(self, pixels: int) -> int:
+        if self.backbone.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.backbone.device)
+            room = int(free / 2**30 * PIXELS_PER_GIGABYTE_ON_CUDA)
+        else:
+            room = BATCH_PIXELS_ON_CPU
+        return max(1, room // pixels)
+
+
+@contextlib.contextmanager
+def _memory_in_words(size: int) -> Iterator[None]:
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            if "allocate memory" not in str(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise StyleEngineError(
+            f"There is not enough memory for pictures of size {size}. Choose a smaller size or fewer styles."
+        ) from error

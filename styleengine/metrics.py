@@ -1,0 +1,83 @@
+"""Measures of pictures: what the benchmarks report and what results carry as details.
+
+Tensors are (batch, 3, height, width) in [−1, 1]; larger PSNR and SSIM are better, smaller losses are.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+HISTOGRAM_BINS = 8
+SSIM_WINDOW = 11
+
+
+def psnr(image: torch.Tensor, reference: torch.Tensor) -> float:
+    """Peak signal-to-noise ratio in dB, after clipping to the displayable range."""
+    error = (image.clamp(-1, 1) - reference.clamp(-1, 1)).div(2).square().mean()
+    return float(-10 * torch.log10(error.clamp(min=1e-10)))
+
+
+def ssim(image: torch.Tensor, reference: torch.Tensor) -> float:
+    """Structural similarity of the luminances, in an 11-pixel Gaussian window of σ 1.5."""
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    x, y = ((picture.float().cpu() * luma).sum(1, keepdim=True).add(1).div(2) for picture in (image, reference))
+    offsets = torch.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    line = torch.exp(-(offsets**2) / (2 * 1.5**2))
+    window = torch.outer(line, line)[None, None] / line.sum() ** 2
+
+    def blurred(values: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(values, window)
+
+    mean_x, mean_y = blurred(x), blurred(y)
+    var_x, var_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
+    covariance = blurred(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    score = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float((score / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+
+
+def color_distance(image: torch.Tensor, reference: torch.Tensor) -> float:
+    """Half the L1 distance of the joint RGB histograms (8³ bins): 0 = same colours, 1 = none shared."""
+
+    def histogram(picture: torch.Tensor) -> torch.Tensor:
+        bins = picture.add(1).div(2).mul(HISTOGRAM_BINS).long().clamp(0, HISTOGRAM_BINS - 1)
+        flat = (bins[:, 0] * HISTOGRAM_BINS + bins[:, 1]) * HISTOGRAM_BINS + bins[:, 2]
+        counts = torch.bincount(flat.flatten().cpu(), minlength=HISTOGRAM_BINS**3).float()
+        return counts / counts.sum()
+
+    return float((histogram(image) - histogram(reference)).abs().sum() / 2)
+
+
+@torch.no_grad()
+def encoder_features(vae: nn.Module, picture: torch.Tensor) -> list[torch.Tensor]:
+    """The outputs of an AutoencoderTiny encoder after each change of resolution, finest first.
+
+    Stands in for VGG19's φ_1 … φ_5, whose weights the embedded model cannot bring along; figures
+    made with it say so.
+    """
+    hidden = picture.to(next(vae.parameters())).add(1).div(2)
+    features = []
+    for layer in vae.encoder.layers:
+        if isinstance(layer, nn.Conv2d) and layer.stride != (1, 1):
+            features.append(hidden)
+        hidden = layer(hidden)
+    return [*features, hidden]
+
+
+def content_loss(features: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
+    """L_c (Eq. 20): root mean square distance of the deepest features."""
+    return float((features[-1] - reference[-1]).float().square().mean().sqrt())
+
+
+def style_loss(features: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
+    """L_s (Eq. 21): distances of the channels' means and standard deviations, averaged over depths.
+
+    Each channel is measured in units of the reference's spread at that depth, so that no depth rules.
+    """
+    total = 0.0
+    for one, other in zip(features, reference, strict=True):
+        unit = other.float().std().clamp(min=1e-6)
+        means = (one.float().mean((2, 3)) - other.float().mean((2, 3))) / unit
+        stds = (one.float().std((2, 3)) - other.float().std((2, 3))) / unit
+        total += float(means.square().mean().sqrt() + stds.square().mean().sqrt())
+    return total / len(features)

@@ -1,0 +1,110 @@
+"""What a run gives (Stylization), what it reports on the way (StepEvent), and how both are kept."""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from styleengine.errors import StyleEngineError
+from styleengine.images import ImageSource, open_image, save_png
+
+METADATA_KEY = "styleengine"
+RECORDED_LIBRARIES = ("styleengine", "torch", "diffusers", "transformers", "pillow")
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """Progress of a run: `step` of `total` is done; `preview()` decodes the picture as it stands."""
+
+    phase: str
+    step: int
+    total: int
+    preview: Callable[[], Image.Image]
+
+
+OnStep = Callable[[StepEvent], None]
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """One input of a run: its role ("content", "style" or "mask"), the hash of its pixels, its origin."""
+
+    role: str
+    sha256: str
+    source: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Stylization:
+    """A picture and all that is needed to make it again."""
+
+    image: Image.Image
+    method: str
+    settings: Mapping[str, Any]
+    backbone: str
+    revision: str
+    inputs: Sequence[InputRecord]
+    seconds: float
+    details: Mapping[str, float]
+    versions: Mapping[str, str] = field(default_factory=lambda: library_versions())
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the picture, as plain data."""
+        return {
+            "method": self.method,
+            "backbone": self.backbone,
+            "revision": self.revision,
+            "settings": dict(self.settings),
+            "inputs": [vars(entry) for entry in self.inputs],
+            "seconds": round(self.seconds, 2),
+            "details": {name: round(value, 4) for name, value in self.details.items()},
+            "versions": dict(self.versions),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the PNG with the record as text metadata; raises StyleEngineError where it cannot."""
+        return save_png(self.image, path, {METADATA_KEY: json.dumps(self.record(), ensure_ascii=False)})
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record that `Stylization.save` put into a PNG; StyleEngineError if there is none."""
+    open_image(path, "result")
+    with Image.open(path) as image:
+        text = image.info.get(METADATA_KEY)
+    try:
+        record = json.loads(text or "")
+        if not isinstance(record, dict) or not {"method", "backbone", "settings", "inputs"} <= record.keys():
+            raise ValueError
+    except ValueError as error:
+        raise StyleEngineError(
+            f"{Path(path).name} carries no StyleEngine record: it was not saved by StyleEngine, "
+            "or another program has stripped its metadata."
+        ) from error
+    return record
+
+
+def source_name(source: ImageSource) -> str:
+    """Where an input came from, as far as it can be told: an absolute path, or nothing."""
+    if isinstance(source, (str, os.PathLike)):
+        return str(Path(source).resolve())
+    filename = getattr(source, "filename", "")
+    return str(Path(filename).resolve()) if filename else ""
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries whose change may change pixels."""
+    versions = {}
+    for library in RECORDED_LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            from styleengine import __version__
+
+            versions[library] = __version__
+    return versions

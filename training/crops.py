@@ -1,0 +1,151 @@
+"""Stage 2: cut the pictures into 256-pixel crops at many scales.
+
+Writes tar shards of JPEGs under WORK/crops (each below 60 MB, small enough to send anywhere), one
+set to train on and one held out. Clip art with transparency is laid on plain or photographic
+backgrounds. The same seed gives the same crops.
+
+    python training/crops.py --work training/work
+"""
+
+import argparse
+import io
+import json
+import random
+import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from sources import CROPS_OTHERWISE, CROPS_PER_PICTURE
+
+SIDE = 256
+SHARD_BYTES = 58_000_000
+Image.MAX_IMAGE_PIXELS = 400_000_000
+
+
+def backdrop(size: tuple[int, int], photographs: list[Path], rng: random.Random) -> Image.Image:
+    """A background for a cut-out: white, a colour, a gradient of two, or a part of a photograph."""
+    kind = rng.random()
+    colours = [tuple(rng.randrange(256) for _ in range(3)) for _ in range(2)]
+    if kind < 0.25:
+        return Image.new("RGB", size, (255, 255, 255))
+    if kind < 0.5:
+        return Image.new("RGB", size, colours[0])
+    if kind < 0.7 or not photographs:
+        ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize(size)
+        return ImageOps.colorize(ramp, *colours)
+    with Image.open(rng.choice(photographs)) as photograph:
+        photograph.draft("RGB", (640, 640))
+        return ImageOps.fit(photograph.convert("RGB"), size, Image.Resampling.BICUBIC)
+
+
+def opened(path: Path, photographs: list[Path], rng: random.Random) -> Image.Image:
+    """The picture as RGB, no side beyond 2048, transparency laid on a backdrop."""
+    with Image.open(path) as image:
+        image.draft("RGB", (2048, 2048))
+        if max(image.size) > 2048:
+            image.thumbnail((2048, 2048), Image.Resampling.LANCZOS)
+        if image.mode in {"RGB", "L", "CMYK"}:
+            return image.convert("RGB")
+        image = image.convert("RGBA")
+    if image.getextrema()[3][0] > 250:
+        return image.convert("RGB")
+    under = backdrop(image.size, photographs, rng)
+    under.paste(image, mask=image.getchannel("A"))
+    return under
+
+
+def crops_of(image: Image.Image, count: int, rng: random.Random) -> list[Image.Image]:
+    """Up to `count` crops: first the picture at its smallest useful scale, then nearer and nearer."""
+    width, height = image.size
+    short = min(width, height)
+    nearest = max(1.0, short / SIDE)
+    crops: list[Image.Image] = []
+    for index in range(count):
+        zoom = 1.0 if index == 0 else rng.uniform(1.0, min(nearest, 1 + index / 4))
+        scale = SIDE * zoom / short
+        window = min(SIDE / scale, short)
+        left, top = rng.random() * (width - window), rng.random() * (height - window)
+        box = (left, top, left + window, top + window)
+        crop = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=box)
+        if np.asarray(crop.resize((32, 32), Image.Resampling.BOX), np.float32).std() > 6:
+            crops.append(crop)
+        if nearest < 1.25 and index >= 1:
+            break
+    return crops
+
+
+def cut(task: tuple[dict, Path, list[Path]]) -> list[tuple[bytes, str, bool]]:
+    """(JPEG bytes, caption, held out) of each crop of one picture."""
+    row, pictures, photographs = task
+    rng = random.Random(row["path"])
+    count = CROPS_PER_PICTURE.get(row["package"], CROPS_OTHERWISE)
+    if row["held_out"]:
+        count = min(count, 2)
+    try:
+        image = opened(pictures / row["path"], photographs, rng)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return []
+    encoded = []
+    for crop in crops_of(image, count, rng):
+        buffer = io.BytesIO()
+        crop.save(buffer, "JPEG", quality=94, subsampling=0)
+        encoded.append((buffer.getvalue(), row["caption"], row["held_out"]))
+    return encoded
+
+
+class Shards:
+    """Writes (JPEG, caption) pairs to numbered tar files of bounded size."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.count = self.shard = self.written = 0
+        self.tar: tarfile.TarFile | None = None
+
+    def add(self, jpeg: bytes, caption: str) -> None:
+        if self.tar is None or self.written + len(jpeg) > SHARD_BYTES:
+            self.close()
+            self.tar = tarfile.open(self.folder / f"{self.name}-{self.shard:03d}.tar", "w")
+            self.shard, self.written = self.shard + 1, 0
+        for suffix, content in (("jpg", jpeg), ("txt", caption.encode())):
+            entry = tarfile.TarInfo(f"{self.count:06d}.{suffix}")
+            entry.size = len(content)
+            self.tar.addfile(entry, io.BytesIO(content))
+            self.written += len(content) + 1024
+        self.count += 1
+
+    def close(self) -> None:
+        if self.tar is not None:
+            self.tar.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("training/work"))
+    arguments = parser.parse_args()
+    pictures, folder = arguments.work / "pictures", arguments.work / "crops"
+    folder.mkdir(exist_ok=True)
+
+    rows = [json.loads(line) for line in open(arguments.work / "pictures.jsonl", encoding="utf-8")]
+    random.Random(0).shuffle(rows)
+    photographs = [
+        pictures / row["path"]
+        for row in rows
+        if CROPS_PER_PICTURE.get(row["package"], 0) >= 24
+        and row["path"].endswith(".jpg")
+        and not row["held_out"]
+    ]
+    shards = {False: Shards(folder, "train"), True: Shards(folder, "held-out")}
+    with ProcessPoolExecutor() as pool:
+        tasks = [(row, pictures, photographs) for row in rows]
+        for encoded in pool.map(cut, tasks, chunksize=8):
+            for jpeg, caption, held_out in encoded:
+                shards[held_out].add(jpeg, caption)
+    for shard in shards.values():
+        shard.close()
+    print(f"{shards[False].count} crops to train on, {shards[True].count} held out")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Stage 6: put the parts together as a diffusers folder, in half precision and shards below 10 MB.
+
+    python training/export.py --work training/work --to styleengine/models/mini
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+from unet import make_scheduler
+
+KEPT = ("README.md", "recommended.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("training/work"))
+    parser.add_argument("--to", type=Path, default=Path("styleengine/models/mini"))
+    arguments = parser.parse_args()
+    work, target = arguments.work, arguments.to
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderTiny.from_pretrained(work / "autoencoder" / "model"),
+        text_encoder=CLIPTextModel.from_pretrained(work / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(work / "unet" / "ema"),
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(dtype=torch.float16)
+    if target.exists():
+        for path in target.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in KEPT:
+                path.unlink()
+    pipeline.save_pretrained(target, max_shard_size="9MB")
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    print(f"{target}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
