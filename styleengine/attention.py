@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
-from torch import nn
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 NO_LOGIT = -80.0  # e^-80 vanishes beside any logit in float32, and 80·√d is small in float16
 
@@ -25,7 +25,7 @@ def xformers_works(device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
     if device_type != "cuda":
         return False
     try:
-        from xformers.ops import memory_efficient_attention
+        from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
         q = torch.zeros(1, 8, 1, head_dim, device=device_type, dtype=dtype)
         memory_efficient_attention(q, q, q, scale=1.0)
@@ -38,7 +38,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | Non
     """softmax(scale·Q Kᵀ)·V by the best fused kernel at hand; `scale` is 1/√d unless given."""
     scale = scale if scale is not None else q.shape[-1] ** -0.5
     if xformers_works(q.device.type, q.dtype, q.shape[-1]):
-        from xformers.ops import memory_efficient_attention
+        from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
         out = memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=scale)
         return out.transpose(1, 2)
@@ -110,12 +110,12 @@ class Tap(Protocol):
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor: ...
 
 
-def self_attention_layers(unet: nn.Module) -> list[Attention]:
+def self_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
     """The U-Net's self-attention layers in the order of execution: down, mid, up.
 
     (`unet.attn_processors` lists the mid block last; the papers count it between the two.)
     """
-    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]  # type: ignore[misc]
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     transformers = (t for block in blocks for t in getattr(block, "attentions", None) or ())
     return [block.attn1 for transformer in transformers for block in transformer.transformer_blocks]
 
@@ -139,23 +139,26 @@ class _TappedAttention:
         def heads(projected: torch.Tensor) -> torch.Tensor:
             return projected.view(batch, tokens, attn.heads, -1).transpose(1, 2)
 
-        q, k, v = (heads(to(hidden_states)) for to in (attn.to_q, attn.to_k, attn.to_v))
+        projections: tuple[Any, ...] = (attn.to_q, attn.to_k, attn.to_v)  # diffusers' annotations allow None
+        q, k, v = (heads(project(hidden_states)) for project in projections)
         out = self.tap(self.layer, q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
-        return attn.to_out[1](attn.to_out[0](out.to(hidden_states.dtype)))
+        output: Any = attn.to_out
+        return output[1](output[0](out.to(hidden_states.dtype)))
 
 
 @contextmanager
-def tapped(unet: nn.Module, tap: Tap, layers: Sequence[int]) -> Iterator[None]:
+def tapped(unet: UNet2DConditionModel, tap: Tap, layers: Sequence[int]) -> Iterator[None]:
     """Within the context the self-attention `layers` ask `tap`; every exit puts the U-Net back."""
     modules = self_attention_layers(unet)
     before = {layer: modules[layer].processor for layer in layers}
     try:
         for layer in layers:
-            modules[layer].set_processor(_TappedAttention(layer, tap))  # type: ignore[arg-type]
+            processor: Any = _TappedAttention(layer, tap)
+            modules[layer].set_processor(processor)
         yield
     finally:
-        for layer, processor in before.items():
-            modules[layer].set_processor(processor)
+        for layer, original in before.items():
+            modules[layer].set_processor(original)
 
 
 class Recorder:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
 from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from styleengine.errors import StyleEngineError
 from styleengine.images import to_images, to_tensor
@@ -25,6 +25,7 @@ from styleengine.images import to_images, to_tensor
 MODELS = Path(__file__).parent / "models"
 RECOMMENDED_FILE = "recommended.json"
 MODEL_VARIABLE = "STYLEENGINE_MODEL"
+VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Backbone:
 
     name: str
     revision: str
-    unet: nn.Module
-    vae: nn.Module
+    unet: UNet2DConditionModel
+    vae: Any  # AutoencoderKL or AutoencoderTiny
     tokenizer: Any
     text_encoder: nn.Module
     alphas_cumprod: torch.Tensor
@@ -147,20 +148,19 @@ def load_backbone(
         folder, revision = _download(name, origin)
     else:
         revision = _folder_revision(folder)
-    pipeline = _read(name, folder, dtype)
-    _check_kind(name, pipeline)
-    networks = [pipeline.unet, pipeline.vae, pipeline.text_encoder]
+    parts = _read(name, folder, dtype)
+    networks: tuple[Any, ...] = (parts.unet, parts.vae, parts.text_encoder)
     for network in networks:
         network.to(device).eval().requires_grad_(False)
     recommended_file = folder / RECOMMENDED_FILE
     return Backbone(
         name=name,
         revision=revision,
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        tokenizer=pipeline.tokenizer,
-        text_encoder=pipeline.text_encoder,
-        alphas_cumprod=pipeline.scheduler.alphas_cumprod.float().to(device),
+        unet=parts.unet,
+        vae=parts.vae,
+        tokenizer=parts.tokenizer,
+        text_encoder=parts.text_encoder,
+        alphas_cumprod=parts.alphas_cumprod.float().to(device),
         device=device,
         dtype=dtype,
         recommended=json.loads(recommended_file.read_text()) if recommended_file.exists() else {},
@@ -195,7 +195,8 @@ def _download(name: str, origin: Origin) -> tuple[Path, str]:
         )
     except RepositoryNotFoundError as error:
         raise StyleEngineError(
-            f"The hub has no model “{origin.location}” that you may read. Check its name, or log in with `hf auth login`."
+            f"The hub has no model “{origin.location}” that you may read. "
+            "Check its name, or log in with `hf auth login`."
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise StyleEngineError(
@@ -218,39 +219,43 @@ def _folder_revision(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _read(name: str, folder: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
-    if not (folder / "model_index.json").is_file():
+@dataclass
+class _Parts:
+    unet: UNet2DConditionModel
+    vae: Any
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    alphas_cumprod: torch.Tensor
+
+
+def _read(name: str, folder: Path, dtype: torch.dtype) -> _Parts:
+    """The five parts of a Stable Diffusion 1 folder, each by its own loader, safetensors only."""
+    index = folder / "model_index.json"
+    if not index.is_file():
         raise StyleEngineError(
             f"The folder {folder} holds no diffusers model (model_index.json is missing). "
             "Give a folder written by save_pretrained."
         )
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
+    weights: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:
-        return StableDiffusionPipeline.from_pretrained(
-            folder,
-            torch_dtype=dtype,
-            use_safetensors=True,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
-            local_files_only=True,
+        vae_class = VAE_CLASSES[json.loads(index.read_text())["vae"][1]]
+        scheduler: Any = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        parts = _Parts(
+            unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=dtype, **weights),
+            vae=vae_class.from_pretrained(folder, subfolder="vae", dtype=dtype, **weights),
+            tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
+            text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **weights),
+            alphas_cumprod=scheduler.alphas_cumprod,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StyleEngineError(
-            f"The model “{name}” could not be loaded: {reason} "
+            f"The model “{name}” could not be loaded ({reason}). "
             "It must be a Stable Diffusion 1 model in diffusers' format with safetensors weights."
         ) from error
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-
-
-def _check_kind(name: str, pipeline: StableDiffusionPipeline) -> None:
-    kind = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    if kind != "epsilon":
+    if scheduler.config.prediction_type != "epsilon":
         raise StyleEngineError(
-            f"The model “{name}” predicts “{kind}”; StyleEngine works with models that predict the noise (epsilon), "
-            "such as Stable Diffusion 1.x."
+            f"The model “{name}” predicts “{scheduler.config.prediction_type}”; StyleEngine works with models "
+            "that predict the noise (epsilon), such as Stable Diffusion 1.x."
         )
+    return parts

@@ -125,10 +125,10 @@ class StyleEngine:
 def _memory_in_words(size: int) -> Iterator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            if "allocate memory" not in str(error):
-                raise
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not known and "allocate memory" not in str(error):  # the CPU allocator raises a plain RuntimeError
+            raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise StyleEngineError(

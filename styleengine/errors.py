@@ -5,5 +5,5 @@ class StyleEngineError(ValueError):
     """Something a person can put right. The message says what was wrong and what to do."""
 
 
-class Cancelled(Exception):
+class Cancelled(Exception):  # noqa: N818 - nothing went wrong
     """Raised inside `on_step` to stop a run; everything is restored and nothing is written."""

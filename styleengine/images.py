@@ -95,17 +95,23 @@ def content_hash(image: Image.Image) -> str:
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> Path:
     """Writes a PNG with text metadata; the file appears whole or not at all."""
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise StyleEngineError(f"Results are saved as PNG: name the file {path.stem}.png, not {path.name}.")
-    if not path.parent.is_dir():
-        raise StyleEngineError(f"There is no folder {path.parent}: make it first, or save elsewhere.")
+    path = check_output(path)
     text = PngImagePlugin.PngInfo()
     for key, value in metadata.items():
         text.add_itxt(key, value)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=text)
     write_whole(path, buffer.getvalue())
+    return path
+
+
+def check_output(path: str | os.PathLike[str]) -> Path:
+    """The path, if a result can be saved there; StyleEngineError for another suffix or no folder."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise StyleEngineError(f"Results are saved as PNG: name the file {path.stem}.png, not {path.name}.")
+    if not path.parent.is_dir():
+        raise StyleEngineError(f"There is no folder {path.parent}: make it first, or save elsewhere.")
     return path
 
 

@@ -5,6 +5,7 @@ Tensors are (batch, 3, height, width) in [−1, 1]; larger PSNR and SSIM are bet
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderTiny
 from torch import nn
 
 HISTOGRAM_BINS = 8
@@ -49,7 +50,7 @@ def color_distance(image: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def encoder_features(vae: nn.Module, picture: torch.Tensor) -> list[torch.Tensor]:
+def encoder_features(vae: AutoencoderTiny, picture: torch.Tensor) -> list[torch.Tensor]:
     """The outputs of an AutoencoderTiny encoder after each change of resolution, finest first.
 
     Stands in for VGG19's φ_1 … φ_5, whose weights the embedded model cannot bring along; figures

@@ -5,7 +5,6 @@ paper, bounds and a one-line description. Controls, command-line flags, API docs
 in result files are all derived from that declaration.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_origin
 
@@ -31,7 +30,7 @@ class Knob:
 
 def knob(default: Any, description: str, *, title: str = "", rare: bool = False, **bounds: Any) -> Any:
     """A settings field. `rare` ones are folded away in the app; `bounds` are pydantic's ge, le …"""
-    extra = {"rare": rare}
+    extra: dict[str, Any] = {"rare": rare}
     return Field(default, title=title or None, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -51,12 +50,7 @@ class Settings(BaseModel):
 
     def replace(self, **values: Any) -> Self:
         """A checked copy with some values changed."""
-        return type(self)(**{**self.model_dump(), **values})
-
-    @classmethod
-    def recommended(cls, values: Mapping[str, Any]) -> Self:
-        """The defaults, with a backbone's recommended values laid over them."""
-        return cls(**values)
+        return type(self)(**{**self.model_dump(exclude_unset=True), **values})
 
     @classmethod
     def knobs(cls) -> list[Knob]:

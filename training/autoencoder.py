@@ -16,39 +16,34 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from crop_store import as_tensor, load_crops, training_views
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderTiny
 from PIL import Image
 from warm_start import LATENT_STD, warm_start
 
 LATENT_CHANNELS = 16
-SHAPES = {
-    "tiny": lambda: AutoencoderTiny(
+
+
+def make_autoencoder() -> AutoencoderTiny:
+    """8×, a million parameters: residual blocks where pixels are few, none at full resolution."""
+    return AutoencoderTiny(
         encoder_block_out_channels=(48, 48, 48, 48),
         decoder_block_out_channels=(48, 48, 48, 48),
         num_encoder_blocks=(0, 0, 2, 5),
         num_decoder_blocks=(5, 2, 1, 0),
         latent_channels=LATENT_CHANNELS,
         scaling_factor=1 / LATENT_STD,
-    ),
-}
+    )
 
 
 def encode(model, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents, and the penalty that keeps them near unit variance.
-
-    The posterior of AutoencoderKL is used by its mean alone: a fixed small noise on the latents
-    (added by the training step) does what a learnt variance would.
-    """
-    if isinstance(model, AutoencoderTiny):
-        latents = model.encoder(pixels)
-    else:
-        latents = model.encode(pixels).latent_dist.mean
+    """Latents, and the penalty that keeps each channel's mean at 0 and deviation at LATENT_STD."""
+    latents = model.encoder(pixels)
     mean, std = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
     return latents, mean.square().mean() + (std / LATENT_STD - 1).square().mean()
 
 
 def decode(model, latents: torch.Tensor) -> torch.Tensor:
-    return model.decoder(latents) if isinstance(model, AutoencoderTiny) else model.decode(latents).sample
+    return model.decoder(latents)
 
 
 def picture_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -86,8 +81,6 @@ def held_out_quality(model, crops: np.ndarray, grid: Path | None) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="tiny")
-    parser.add_argument("--name", default="autoencoder")
     parser.add_argument("--minutes", type=float, default=30, help="length of the schedule from its start to its end")
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
@@ -102,13 +95,13 @@ def main() -> None:
     torch.manual_seed(0)
     train, held_out = (load_crops(arguments.work, name) for name in ("train", "held-out"))
     judged = held_out[:: max(1, len(held_out) // 64)][:64]
-    folder = arguments.work / arguments.name
+    folder = arguments.work / "autoencoder"
     folder.mkdir(exist_ok=True)
-    model = SHAPES[arguments.shape]()
+    model = make_autoencoder()
     warm_start(model, as_tensor(train[:: max(1, len(train) // 96)]))
     step, spent = 0, 0.0
     if arguments.resume and (folder / "model").exists():
-        model = type(model).from_pretrained(folder / "model")
+        model = AutoencoderTiny.from_pretrained(folder / "model")
         state = json.loads((folder / "state.json").read_text())
         step = state["step"]
     on_cuda = accelerator.device.type == "cuda"
@@ -116,7 +109,9 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), arguments.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     plain = accelerator.unwrap_model(model)
-    print(f"{sum(p.numel() for p in plain.parameters()) / 1e6:.2f} M parameters, {len(train)} crops, {accelerator.device}")
+    print(
+        f"{sum(p.numel() for p in plain.parameters()) / 1e6:.2f} M parameters, {len(train)} crops, {accelerator.device}"
+    )
 
     average, began, reported = 0.0, time.time(), time.time()
     first_step = step
@@ -143,7 +138,12 @@ def main() -> None:
         if time.time() - reported > 60 or spent >= 1:
             reported = time.time()
             psnr = held_out_quality(plain, judged if on_cuda or spent >= 1 else judged[:16], folder / "grid.png")
-            line = {"step": step, "minutes": round((reported - began) / 60, 1), "loss": round(average, 4), "psnr": round(psnr, 2)}
+            line = {
+                "step": step,
+                "minutes": round((reported - began) / 60, 1),
+                "loss": round(average, 4),
+                "psnr": round(psnr, 2),
+            }
             print(line, flush=True)
             with open(folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")

@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 from sources import PACKAGES, SKIPPED_WORDS
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+MANIFEST = "pictures.jsonl"
 SMALLEST_SIDE = 112
 HELD_OUT_SHARE = 20  # one picture in twenty is never trained on
 Image.MAX_IMAGE_PIXELS = 400_000_000
@@ -86,9 +87,9 @@ def unpack(package: str, debs: Path, pictures: Path) -> None:
     for file in scratch.rglob("*"):
         if file.is_symlink() or not file.is_file():
             continue
-        if file.suffix.lower() not in SUFFIXES and file.name not in {"copyright"}:
-            if not (file.suffix == ".txt" and package == "tuxpaint-stamps-default"):
-                file.unlink()
+        description = file.suffix == ".txt" and package == "tuxpaint-stamps-default"
+        if not (file.suffix.lower() in SUFFIXES or file.name == "copyright" or description):
+            file.unlink()
     scratch.rename(target)
 
 
@@ -142,6 +143,12 @@ def licence_lines(package: str, pictures: Path) -> str:
     return f"- `{package}`: {'; '.join(ordered[:12]) or 'see its copyright file'}"
 
 
+def read_manifest(work: Path) -> list[dict]:
+    """The rows that this stage wrote."""
+    with open(work / MANIFEST, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
@@ -170,7 +177,7 @@ def main() -> None:
         digest = int(str(row.pop("fingerprint")), 16)
         row["held_out"] = digest % HELD_OUT_SHARE == 0
 
-    with open(arguments.work / "pictures.jsonl", "w", encoding="utf-8") as file:
+    with open(arguments.work / MANIFEST, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     (arguments.work / "licences.md").write_text(
         "\n".join(licence_lines(package, pictures) for package in PACKAGES) + "\n"

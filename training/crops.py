@@ -9,13 +9,13 @@ backgrounds. The same seed gives the same crops.
 
 import argparse
 import io
-import json
 import random
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from collect import read_manifest
 from PIL import Image, ImageOps
 from sources import CROPS_OTHERWISE, CROPS_PER_PICTURE
 
@@ -106,7 +106,7 @@ class Shards:
     def add(self, jpeg: bytes, caption: str) -> None:
         if self.tar is None or self.written + len(jpeg) > SHARD_BYTES:
             self.close()
-            self.tar = tarfile.open(self.folder / f"{self.name}-{self.shard:03d}.tar", "w")
+            self.tar = tarfile.open(self.folder / f"{self.name}-{self.shard:03d}.tar", "w")  # noqa: SIM115 - kept open
             self.shard, self.written = self.shard + 1, 0
         for suffix, content in (("jpg", jpeg), ("txt", caption.encode())):
             entry = tarfile.TarInfo(f"{self.count:06d}.{suffix}")
@@ -127,14 +127,12 @@ def main() -> None:
     pictures, folder = arguments.work / "pictures", arguments.work / "crops"
     folder.mkdir(exist_ok=True)
 
-    rows = [json.loads(line) for line in open(arguments.work / "pictures.jsonl", encoding="utf-8")]
+    rows = read_manifest(arguments.work)
     random.Random(0).shuffle(rows)
     photographs = [
         pictures / row["path"]
         for row in rows
-        if CROPS_PER_PICTURE.get(row["package"], 0) >= 24
-        and row["path"].endswith(".jpg")
-        and not row["held_out"]
+        if CROPS_PER_PICTURE.get(row["package"], 0) >= 24 and row["path"].endswith(".jpg") and not row["held_out"]
     ]
     shards = {False: Shards(folder, "train"), True: Shards(folder, "held-out")}
     with ProcessPoolExecutor() as pool:

@@ -1,6 +1,6 @@
 """Stage 6: put the parts together as a diffusers folder, in half precision and shards below 10 MB.
 
-    python training/export.py --work training/work --to styleengine/models/mini
+python training/export.py --work training/work --to styleengine/models/mini
 """
 
 import argparse

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import torch
+from collect import read_manifest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -48,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in open(arguments.work / "pictures.jsonl", encoding="utf-8")]
+    rows = read_manifest(arguments.work)
     tokenizer = make_tokenizer([row["caption"] for row in rows if not row["held_out"]])
     torch.manual_seed(0)
     encoder = CLIPTextModel(

@@ -272,7 +272,7 @@ class StyleInjection:
         self.latent_size = (size[0] // multiple, size[1] // multiple)
         self.keys_values: list[dict[int, tuple[torch.Tensor, torch.Tensor]]] = []
         # A style whose mask is black everywhere takes no part at all: the arithmetic stays plain.
-        self.visible_styles = [mask is None or mask.getextrema()[1] > 0 for mask in masks]
+        self.visible_styles = [mask is None or mask.getextrema() != (0, 0) for mask in masks]
         self._biases: dict[tuple[int, int], torch.Tensor] = {}
 
     @property

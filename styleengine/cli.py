@@ -1,0 +1,187 @@
+"""The command line: one command per method, its flags derived from the method's settings.
+
+python -m styleengine zstar photo.jpg painting.jpg -o out.png --strength 1.4
+python -m styleengine rerun out.png
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils import logging as diffusers_logging
+from PIL import ImageChops
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from styleengine import StyleEngine, StyleEngineError, ZStarSettings, __version__
+from styleengine.images import check_output, content_hash, open_image, open_mask
+from styleengine.methods.zstar import Style
+from styleengine.settings import Settings
+from styleengine.stylization import OnStep, StepEvent, Stylization, read_record
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. 0: done; 2: something to put right, said in a sentence on stderr."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", module="diffusers|transformers")
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        chosen.run(chosen)
+    except StyleEngineError as error:
+        print(f"styleengine: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("styleengine: stopped; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="styleengine", description="Style transfer by diffusion.")
+    parser.add_argument("--version", action="version", version=f"styleengine {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    zstar = _command(commands, "zstar", _zstar, "redraw a picture in the style of one or more others (Z-STAR+)")
+    zstar.add_argument("content", metavar="CONTENT", help="the picture to redraw")
+    zstar.add_argument("styles", metavar="STYLE", nargs="+", help="the pictures whose style it takes")
+    zstar.add_argument(
+        "--mask",
+        action="append",
+        default=[],
+        help="where the style applies (white); with two styles white = second, black = first; or once per style",
+    )
+    zstar.add_argument("--weight", action="append", default=[], type=float, help="once per style; 1 is usual")
+    _add_output(zstar, "where to write the PNG")
+    _add_settings(zstar, ZStarSettings)
+
+    rerun = _command(commands, "rerun", _rerun, "make a saved result again from the record inside it")
+    rerun.add_argument("result", metavar="OUT.png", help="a PNG that styleengine has saved")
+    rerun.add_argument("--content", help="the content image, if it has moved")
+    rerun.add_argument("--style", action="append", default=[], help="the style images in order, if they have moved")
+    rerun.add_argument("--mask", action="append", default=[], help="the masks in order, if they have moved")
+    _add_output(rerun, "where to write the new PNG (default: OUT-again.png beside it)", required=False)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_output(command: argparse.ArgumentParser, text: str, required: bool = True) -> None:
+    command.add_argument("-o", "--output", metavar="PNG", required=required, help=text)
+    command.add_argument("--model", help="mini, sd15, a local diffusers folder or a hub id (default: what fits)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
+
+
+def _add_settings(command: argparse.ArgumentParser, settings: type[Settings]) -> None:
+    group = command.add_argument_group("settings")
+    for knob in settings.knobs():
+        flag = f"--{knob.name.replace('_', '-')}"
+        bounds = f", {knob.low:g} to {knob.high:g}" if knob.low is not None and knob.high is not None else ""
+        shown = f"{knob.default:.3g}" if isinstance(knob.default, float) else knob.default
+        text = f"{knob.description} (default {shown}{bounds})".replace("%", "%%")
+        options: dict[str, Any] = {"dest": knob.name, "default": None, "help": text}
+        if knob.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif knob.choices:
+            options["choices"] = knob.choices
+        else:
+            options |= {"type": knob.type, "metavar": knob.type.__name__.upper()}
+        group.add_argument(flag, **options)
+
+
+def _given(chosen: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
+    """The settings named on the command line; all others are left to the backbone and the defaults."""
+    values = {name: getattr(chosen, name) for name in settings.model_fields}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _zstar(chosen: argparse.Namespace) -> None:
+    settings = ZStarSettings(**_given(chosen, ZStarSettings))
+    shared_mask, masks = None, chosen.mask
+    if len(masks) == 1:
+        shared_mask, masks = masks[0], []
+    for flag, values in (("--mask", masks), ("--weight", chosen.weight)):
+        if values and len(values) != len(chosen.styles):
+            raise StyleEngineError(f"{flag} was given {len(values)} times for {len(chosen.styles)} styles.")
+    styles = [
+        Style.open(style, chosen.weight[i] if chosen.weight else 1.0, masks[i] if masks else None)
+        for i, style in enumerate(chosen.styles)
+    ]
+    open_image(chosen.content, "content image")
+    check_output(chosen.output)  # at once, not after minutes of work
+    engine = StyleEngine(chosen.model, chosen.device)
+    with _progress_bar() as on_step:
+        result = engine.zstar(chosen.content, styles, settings, mask=shared_mask, on_step=on_step)
+    _save(result, chosen.output)
+
+
+def _rerun(chosen: argparse.Namespace) -> None:
+    record = read_record(chosen.result)
+    if record["method"] != "zstar":
+        raise StyleEngineError(f"This version cannot repeat the method “{record['method']}”.")
+    output = chosen.output or str(Path(chosen.result).with_name(f"{Path(chosen.result).stem}-again.png"))
+    check_output(output)
+    moved = {"content": [chosen.content] if chosen.content else [], "style": chosen.style, "mask": chosen.mask}
+    content, styles = "", list[Style]()
+    counts = dict.fromkeys(moved, 0)
+    for entry in record["inputs"]:
+        role, given = entry["role"], moved[entry["role"]]
+        source = given[counts[role]] if counts[role] < len(given) else entry["source"]
+        counts[role] += 1
+        if not source or not Path(source).is_file():
+            raise StyleEngineError(
+                f"The {role} image {source or '(given without a file)'} is not there any more. "
+                f"Say where it is with --{role}."
+            )
+        opened = open_mask(source) if role == "mask" else open_image(source, f"{role} image")
+        if content_hash(opened) != entry["sha256"]:
+            raise StyleEngineError(
+                f"{source} is not the {role} image of this result: its pixels differ. Name the right one with --{role}."
+            )
+        if role == "content":
+            content = source
+        elif role == "style":
+            styles.append(Style.open(source, entry["weight"]))
+        else:
+            last = styles.pop()
+            styles.append(Style(last.image, last.weight, opened, last.source, source))
+    settings = ZStarSettings(**record["settings"])
+    engine = StyleEngine(chosen.model or record["backbone"], chosen.device)
+    if engine.backbone.revision != record["revision"]:
+        print(f"Note: the model has changed since ({record['revision']} then, {engine.backbone.revision} now).")
+    with _progress_bar() as on_step:
+        result = engine.zstar(content, styles, settings, on_step=on_step)
+    before = open_image(chosen.result)
+    same = before.size == result.image.size and ImageChops.difference(before, result.image).getbbox() is None
+    _save(result, output)
+    print("Every pixel is as it was." if same else "The pixels differ from the saved ones.")
+
+
+def _save(result: Stylization, path: str) -> None:
+    result.save(path)
+    details = ", ".join(f"{name.replace('_', ' ')} {value:.1f} dB" for name, value in result.details.items())
+    print(
+        f"{path}: {result.image.width}×{result.image.height}, {result.seconds:.1f} s on {result.backbone} ({details})"
+    )
+
+
+@contextmanager
+def _progress_bar() -> Iterator[OnStep]:
+    with tqdm(unit="step", bar_format="{desc:<16} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]") as bar:
+
+        def on_step(event: StepEvent) -> None:
+            bar.total = event.total
+            bar.set_description_str(event.phase, refresh=False)
+            bar.update(event.step - bar.n)
+
+        yield on_step
