@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -152,7 +153,6 @@ def load_backbone(
     networks: tuple[Any, ...] = (parts.unet, parts.vae, parts.text_encoder)
     for network in networks:
         network.to(device).eval().requires_grad_(False)
-    recommended_file = folder / RECOMMENDED_FILE
     return Backbone(
         name=name,
         revision=revision,
@@ -163,7 +163,7 @@ def load_backbone(
         alphas_cumprod=parts.alphas_cumprod.float().to(device),
         device=device,
         dtype=dtype,
-        recommended=json.loads(recommended_file.read_text()) if recommended_file.exists() else {},
+        recommended=_recommended(folder / RECOMMENDED_FILE),
     )
 
 
@@ -193,7 +193,7 @@ def _download(name: str, origin: Origin) -> tuple[Path, str]:
         folder = snapshot_download(
             origin.location, revision=origin.revision, allow_patterns=patterns, ignore_patterns=unused
         )
-    except RepositoryNotFoundError as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise StyleEngineError(
             f"The hub has no model “{origin.location}” that you may read. "
             "Check its name, or log in with `hf auth login`."
@@ -207,15 +207,15 @@ def _download(name: str, origin: Origin) -> tuple[Path, str]:
 
 
 def _folder_revision(folder: Path) -> str:
-    """A short fingerprint of a local folder: of its configurations, and its weights' names and sizes."""
+    """A short fingerprint of a local folder: its configurations' and weights' names and contents.
+
+    Whole files are read: the first 64 KiB of a large network's weights hold nothing but a header.
+    """
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.suffix == ".json":
-            digest.update(file.read_bytes())
-        elif file.suffix == ".safetensors":
-            with open(file, "rb") as weights:
-                digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}".encode())
-                digest.update(weights.read(1 << 16))
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json"), *folder.glob("*/*.safetensors")]):
+        with open(file, "rb") as content:
+            digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:12]
 
 
@@ -228,6 +228,13 @@ class _Parts:
     alphas_cumprod: torch.Tensor
 
 
+def _recommended(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise StyleEngineError(f"The file {file} is not valid JSON ({error}): mend or delete it.") from error
+
+
 def _read(name: str, folder: Path, dtype: torch.dtype) -> _Parts:
     """The five parts of a Stable Diffusion 1 folder, each by its own loader, safetensors only."""
     index = folder / "model_index.json"
@@ -238,6 +245,8 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> _Parts:
         )
     weights: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:
+        if not any((folder / "tokenizer" / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+            raise OSError("the tokenizer's vocabulary is missing")  # transformers would make up an empty one
         vae_class = VAE_CLASSES[json.loads(index.read_text())["vae"][1]]
         scheduler: Any = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
         parts = _Parts(
@@ -247,7 +256,7 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> _Parts:
             text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **weights),
             alphas_cumprod=scheduler.alphas_cumprod,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StyleEngineError(
             f"The model “{name}” could not be loaded ({reason}). "

@@ -2,7 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 
@@ -24,7 +25,7 @@ class ByteCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._entries: OrderedDict[Hashable, Sized] = OrderedDict()
-        self._making: dict[Hashable, threading.Lock] = {}
+        self._making: dict[Hashable, tuple[threading.Lock, int]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -38,32 +39,43 @@ class ByteCache:
     def get_or_make(self, key: Hashable, make: Callable[[], Entry]) -> Entry:
         """The entry under `key`, made if missing. An error in `make` leaves the cache as it was."""
         with self._lock:
-            making = self._making.setdefault(key, threading.Lock())
-        with making:
-            with self._lock:
-                if key in self._entries:
-                    self._entries.move_to_end(key)
-                    return self._entries[key]  # type: ignore[return-value]
-            try:
-                entry = make()
-            finally:
+            making, waiting = self._making.get(key, (threading.Lock(), 0))
+            self._making[key] = (making, waiting + 1)
+        try:
+            with making:
                 with self._lock:
-                    self._making.pop(key, None)
+                    if key in self._entries:
+                        self._entries.move_to_end(key)
+                        return self._entries[key]  # type: ignore[return-value]
+                entry = make()
+                with self._lock:
+                    self._entries[key] = entry
+        finally:
             with self._lock:
-                self._entries[key] = entry
-            self.trim()
-            return entry
+                making, waiting = self._making.pop(key)
+                if waiting > 1:  # the last one out takes the lock away
+                    self._making[key] = (making, waiting - 1)
+        self.trim()
+        return entry
 
     def trim(self) -> None:
-        """Drops the longest unused entries until the rest fits."""
+        """Drops entries too large on their own, then the longest unused until the rest fits."""
         with self._lock:
             sizes = {key: entry.nbytes for key, entry in self._entries.items()}
             total = sum(sizes.values())
-            for key in list(self._entries):
+            for key in sorted(sizes, key=lambda key: sizes[key] <= self.capacity):  # stable: oldest first
                 if total <= self.capacity:
                     break
                 total -= sizes[key]
                 del self._entries[key]
+
+    @contextmanager
+    def trimming(self) -> Iterator[None]:
+        """Trims on every exit, exceptions included, since entries in use may have grown."""
+        try:
+            yield
+        finally:
+            self.trim()
 
     def clear(self) -> None:
         with self._lock:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
-from PIL import ImageChops
+from PIL import ImageChops, ImageOps
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -144,6 +144,8 @@ def _rerun(chosen: argparse.Namespace) -> None:
                 f"Say where it is with --{role}."
             )
         opened = open_mask(source) if role == "mask" else open_image(source, f"{role} image")
+        if role == "mask" and content_hash(ImageOps.invert(opened)) == entry["sha256"]:
+            opened = ImageOps.invert(opened)  # of two styles that share a mask, the first has it inverted
         if content_hash(opened) != entry["sha256"]:
             raise StyleEngineError(
                 f"{source} is not the {role} image of this result: its pixels differ. Name the right one with --{role}."

@@ -95,7 +95,7 @@ class StyleEngine:
             groups[working_size(image, settings.size, self.backbone.multiple)].append(index)
 
         results: dict[int, Stylization] = {}
-        with self._lock, _memory_in_words(settings.size):
+        with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
             for (width, height), members in groups.items():
                 batch = self._batch_size(width * height)
                 for start in range(0, len(members), batch):

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from styleengine.errors import StyleEngineError
 
@@ -46,7 +46,7 @@ def open_image(source: ImageSource, what: str = "image") -> Image.Image:
             white = Image.new("RGBA", rgba.size, "white")
             image = Image.alpha_composite(white, rgba)
         return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # damaged files make decoders raise anything, RuntimeError included
         raise StyleEngineError(
             f"The {what} could not be decoded ({error}): it may be cut off. Save it again as PNG or JPEG."
         ) from error
@@ -101,7 +101,10 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping
         text.add_itxt(key, value)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=text)
-    write_whole(path, buffer.getvalue())
+    try:
+        write_whole(path, buffer.getvalue())
+    except OSError as error:
+        raise StyleEngineError(f"{path} could not be written ({error.strerror}): save elsewhere.") from error
     return path
 
 
@@ -152,7 +155,7 @@ def _opened(source: ImageSource, what: str) -> Image.Image:
         raise StyleEngineError(
             f"{name} has far more than {MOST_PIXELS / 1e6:.0f} megapixels. Scale it down first."
         ) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # as in open_image
         raise StyleEngineError(f"{name} is not a picture that can be read. Choose a PNG, JPEG or WebP file.") from error
 
 

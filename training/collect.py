@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from sources import PACKAGES, SKIPPED_WORDS
+from sources import HELD_OUT_WORDS, PACKAGES, SKIPPED_WORDS
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 MANIFEST = "pictures.jsonl"
@@ -175,7 +175,8 @@ def main() -> None:
     rows = sorted(largest.values(), key=lambda row: str(row["path"]))
     for row in rows:
         digest = int(str(row.pop("fingerprint")), 16)
-        row["held_out"] = digest % HELD_OUT_SHARE == 0
+        named = any(word in str(row["path"]).lower() for word in HELD_OUT_WORDS)
+        row["held_out"] = named or digest % HELD_OUT_SHARE == 0
 
     with open(arguments.work / MANIFEST, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -55,3 +55,9 @@ SKIPPED_WORDS = (
     "screen", "icon", "/html/", "/tribes/", "thumb", "preview", "minimap", "captures", "/grub/",
     "normal", "_nm.", "gloss", "font", "/nebulae/", "/flags/", "/teamlogos/", "elev.png",
 )  # fmt: skip
+
+# The paintings shown as examples, never trained on, whatever the share of held-out pictures.
+HELD_OUT_WORDS = (
+    "greatwave", "gogh", "kandinky", "hokusaipoppies", "hiroshigeinokashirasnow", "pieterbruegel",
+    "renoir-moulin", "degas", "painting-colors", "hokusaibridge", "monalisa", "cassat",
+)  # fmt: skip

@@ -179,7 +179,7 @@ def stylize_all(
     size = working_size(contents[0], settings.size, backbone.multiple)
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
     null = backbone.condition([""])
-    cache = cache or ByteCache(0)
+    cache = cache if cache is not None else ByteCache(0)
 
     def predict_noise(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
         return backbone.predict_noise(x_t, timestep, null)
@@ -207,12 +207,11 @@ def stylize_all(
     ]
 
     x_T = torch.cat([trajectory.latents[-1] for trajectory in inverted])  # noqa: N806
-    start = align_colors(x_T, [path.latents[-1] for path in paths], styles, settings.color)
-    if settings.variation > 0:
-        start = vary(start, settings.variation, settings.seed)
-
     masks = [region(style.mask, size, settings.feather) for style in styles]
     tap = StyleInjection(settings, styles, masks, size, backbone.multiple)
+    start = align_colors(x_T, [path.latents[-1] for path in paths], tap.shares(x_T), settings.color)
+    if settings.variation > 0:
+        start = vary(start, settings.variation, settings.seed)
 
     def styled_noise(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
         level = schedule.timesteps.index(timestep)
@@ -239,8 +238,6 @@ def stylize_all(
         copies = backbone.decode(ddim.sample(x_T, schedule, predict_noise, after_step=after)).cpu()
         for i, target in enumerate(targets):
             details[i]["reconstruction_psnr"] = psnr(copies[i : i + 1], target)
-    cache.trim()
-
     seconds = time.perf_counter() - began
     return [
         Stylization(
@@ -317,6 +314,17 @@ class StyleInjection:
         pixels = to_tensor(mask)[:, :1].add(1).div(2)
         return F.interpolate(pixels, (height, width), mode="area").flatten()
 
+    def shares(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """Each style's part at each place of the latents (height, width): weight × mask, shared out.
+
+        Where the masks together leave something open, the parts sum to what they cover, not to 1.
+        """
+        height, width = latents.shape[2:]
+        masks = torch.stack([self.mask_at(i, height * width) for i in range(len(self.styles))])
+        weighted = masks * torch.tensor([style.weight for style in self.styles])[:, None]
+        parts = weighted / weighted.sum(0).clamp(min=1e-6) * masks.sum(0).clamp(max=1)
+        return list(parts.view(-1, height, width).to(latents))
+
     def coverage(self, q: torch.Tensor) -> torch.Tensor | None:
         """How far any style reaches each query, as (tokens, 1), for the modes without content keys."""
         shown = [i for i, visible in enumerate(self.visible_styles) if visible]
@@ -329,7 +337,7 @@ class StyleInjection:
 def align_colors(
     x_T: torch.Tensor,  # noqa: N803 - the paper's symbol
     style_noises: Sequence[torch.Tensor],
-    styles: Sequence[Style],
+    shares: Sequence[torch.Tensor | float],
     mode: str,
 ) -> torch.Tensor:
     """SAIN (Eq. 15–17): the content's noise with its channel means drawn towards the styles'.
@@ -337,17 +345,17 @@ def align_colors(
     x̂ = x_c − w·μ_c + w·μ_s. The paper prints w = exp(KL) and says that the weight is smaller the
     larger the difference; only w = exp(−KL) ∈ (0, 1] does that, so this is what is computed, per
     channel, KL(style‖content) between the histograms of values. Mode "mean" takes w = 1, "none"
-    leaves x_T alone. With several styles each draws by its share of the weights.
+    leaves x_T alone. `shares` says how much each style draws: a number, or with masks one number
+    per place, so that colours change only where the style applies.
     """
     if mode == "none":
         return x_T
-    total = sum(style.weight for style in styles)
     aligned = x_T.clone()
     content_mean = x_T.mean((2, 3), keepdim=True)
-    for noise, style in zip(style_noises, styles, strict=True):
+    for noise, share in zip(style_noises, shares, strict=True):
         style_mean = noise.mean((2, 3), keepdim=True)
         weight = sain_weight(x_T, noise) if mode == "sain" else 1.0
-        aligned += style.weight / total * weight * (style_mean - content_mean)
+        aligned += share * weight * (style_mean - content_mean)
     return aligned
 
 
@@ -412,14 +420,17 @@ def _keys_values(
 def _check(backbone: Backbone, styles: Sequence[Style], settings: ZStarSettings) -> None:
     if not styles:
         raise StyleEngineError("No style image was given. Choose at least one.")
-    if any(style.weight < 0 for style in styles) or all(style.weight == 0 for style in styles):
-        raise StyleEngineError("Style weights must not be negative, and at least one must be above 0.")
+    if not all(0 <= style.weight < math.inf for style in styles) or not any(style.weight for style in styles):
+        raise StyleEngineError("Style weights must be numbers from 0 up, and at least one must be above 0.")
     if settings.first_layer > settings.last_layer:
         raise StyleEngineError(
             f"The first layer ({settings.first_layer}) comes after the last ({settings.last_layer}): swap them."
         )
-    if settings.start > settings.end:
-        raise StyleEngineError(f"The styles would leave ({settings.end:g}) before they come in ({settings.start:g}).")
+    if not settings.styled_steps():
+        raise StyleEngineError(
+            f"None of the {settings.steps} steps lies between where the styles come in (start {settings.start:g}) "
+            f"and where they leave (end {settings.end:g}): move the two apart."
+        )
     if len(self_attention_layers(backbone.unet)) != LAYERS:
         raise StyleEngineError(
             f"The model “{backbone.name}” has not the {LAYERS} self-attention layers of a Stable Diffusion 1 U-Net."

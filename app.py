@@ -1,0 +1,14 @@
+"""The app: `python app.py` here, and the entry point of a Hugging Face Space."""
+
+import sys
+
+from styleengine import StyleEngine, StyleEngineError, ui
+
+try:
+    demo = ui.build(StyleEngine())
+except StyleEngineError as error:  # no such model, no network: the page says so
+    print(error, file=sys.stderr)
+    demo = ui.build_apology(str(error))
+
+if __name__ == "__main__":
+    demo.launch(**ui.launch_options())

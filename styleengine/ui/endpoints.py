@@ -1,0 +1,145 @@
+"""From a tab's inputs to its events: the live run of the page, Cancel, and the plain API endpoint.
+
+Inputs come as the page or the client sent them (`preprocess=False`): the engine checks all of them,
+so that whatever is wrong is said in its words.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from gradio.helpers import Examples
+
+from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.stylization import Stylization
+from styleengine.ui.result import ResultPanel, Updates, progress_words, save
+from styleengine.ui.runs import Job, Report, Runner
+
+ENGINE_QUEUE = {"concurrency_id": "engine", "concurrency_limit": 1}
+CANCELLED = "Cancelled."
+
+Prepare = Callable[[Mapping[str, Any]], Job]
+
+
+def connect_page(
+    name: str,
+    runner: Runner,
+    panel: ResultPanel,
+    prepare: Prepare,
+    inputs: Mapping[str, Component],
+    examples: Examples | None = None,
+) -> None:
+    """Lets Run, and a click on an example, do what `prepare` makes of the inputs; Cancel stops it."""
+
+    def live(request: gr.Request, *values: Any) -> Iterator[Updates]:
+        try:
+            job = prepare(dict(zip(inputs, values, strict=True)))
+            for outcome in runner.run(job, request, previews=True):
+                if isinstance(outcome, Stylization):
+                    path = save(outcome, panel.slider.GRADIO_CACHE)
+                    yield panel.finished(outcome, job.content, path)
+                else:
+                    yield panel.working(outcome, job.content)
+        except StyleEngineError as error:
+            yield panel.stopped(str(error))
+            raise _shown(error) from None
+        except Cancelled:
+            yield panel.stopped(CANCELLED)
+        except Exception:
+            yield panel.stopped("Something went wrong that should not have.")
+            raise
+
+    def cancel(request: gr.Request) -> Updates:
+        runner.withdraw(request)
+        return panel.stopped(CANCELLED)
+
+    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+    def start_on(trigger: Callable, api_name: str) -> Any:
+        return trigger(panel.waiting, outputs=panel.outputs, **quiet).then(
+            live,
+            inputs=list(inputs.values()),
+            outputs=panel.outputs,
+            preprocess=False,
+            api_name=api_name,
+            api_visibility="undocumented",
+            show_progress="hidden",
+            **ENGINE_QUEUE,
+        )
+
+    runs = [start_on(panel.run.click, f"{name}_live")]
+    if examples:
+        runs.append(start_on(examples.load_input_event.then, f"{name}_example"))
+    panel.cancel.click(
+        cancel,
+        outputs=[panel.run, panel.cancel, panel.status],
+        cancels=runs,
+        queue=False,
+        show_progress="hidden",
+        api_name=f"{name}_cancel",
+        api_visibility="undocumented",
+    )
+
+
+def add_api(
+    name: str,
+    runner: Runner,
+    prepare: Prepare,
+    inputs: Mapping[str, Component],
+    *,
+    required: Collection[str],
+    summary: str,
+    descriptions: Mapping[str, str],
+) -> None:
+    """The endpoint and MCP tool `/name`: the inputs by name in, the PNG and its record out.
+
+    What is not `required` may be left out; it is then what the page starts with.
+    """
+
+    def endpoint(request: gr.Request, *values: Any) -> tuple[str, dict[str, Any]]:
+        *given, progress = values
+        try:
+            job = prepare(dict(zip(inputs, given, strict=True)))
+            for outcome in runner.run(job, request, previews=False):
+                if isinstance(outcome, Report):
+                    progress((outcome.step, outcome.total), desc=progress_words(outcome))
+                else:
+                    return str(save(outcome, picture.GRADIO_CACHE)), outcome.record()
+            raise RuntimeError("a run ends with a result or an error")
+        except StyleEngineError as error:
+            raise _shown(error) from None
+        except Cancelled:
+            raise gr.Error(CANCELLED, print_exception=False) from None
+
+    endpoint.__name__ = name  # the name of the MCP tool
+    endpoint.__signature__ = _signature(inputs, required)  # type: ignore[attr-defined]
+    endpoint.__annotations__ = {"request": gr.Request}
+    lines = [f"    {field}: {descriptions[field]}" for field in inputs]
+    endpoint.__doc__ = "\n".join([summary, "", "Args:", *lines])
+    picture = gr.Image(label="Result", visible=False)
+    record = gr.JSON(label="Record", visible=False)
+    gr.on(
+        [],
+        endpoint,
+        inputs=list(inputs.values()),
+        outputs=[picture, record],
+        preprocess=False,
+        api_name=name,
+        **ENGINE_QUEUE,
+    )
+
+
+def _signature(names: Iterable[str], required: Collection[str]) -> inspect.Signature:
+    """What Gradio reads the parameters' names from; their defaults it takes from the components."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    empty = inspect.Parameter.empty
+    named = [inspect.Parameter(name, kind, default=empty if name in required else None) for name in names]
+    progress = inspect.Parameter("progress", kind, default=gr.Progress())
+    request = inspect.Parameter("request", kind, annotation=gr.Request)
+    return inspect.Signature([request, *named, progress])
+
+
+def _shown(error: StyleEngineError) -> gr.Error:
+    return gr.Error(str(error), print_exception=False)

@@ -1,0 +1,28 @@
+"""Examples for the foot of a tab, from the pictures in `examples/`."""
+
+from collections.abc import Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import gradio as gr
+from gradio.components import Component
+from gradio.helpers import Examples
+
+FOLDER = Path(__file__).parents[2] / "examples"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+MOST = 6
+
+
+def pictures(kind: str) -> list[str]:
+    """The files of `examples/<kind>`; none where the package was installed without them."""
+    return sorted(str(path) for path in (FOLDER / kind).glob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def content_style_examples(inputs: Sequence[Component]) -> Examples | None:
+    """Pairs of content and style, each picture used once before any is used again."""
+    contents, styles = pictures("content"), pictures("style")
+    if not contents or not styles:
+        return None
+    count = min(MOST, max(len(contents), len(styles)))
+    pairs = [list(pair) for pair in islice(zip(cycle(contents), cycle(styles), strict=False), count)]
+    return gr.Examples(pairs, list(inputs), label="Examples: a click runs one", elem_id="examples", preload=False)

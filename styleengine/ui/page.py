@@ -1,0 +1,88 @@
+"""How the page looks: theme, style sheet, header and footer, and the options of `launch`."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from styleengine.backbone import BACKBONES, Backbone
+
+ACCENT = "#b4472e"
+SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
+MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+VERMILION = gr.themes.Color(
+    name="vermilion",
+    c50="#fdf4f1",
+    c100="#fae5de",
+    c200="#f3c9bc",
+    c300="#e9a58f",
+    c400="#d97a5d",
+    c500="#c75b3e",
+    c600=ACCENT,
+    c700="#933824",
+    c800="#762e20",
+    c900="#5c261c",
+    c950="#35130d",
+)
+
+
+def launch_options() -> dict[str, Any]:
+    """What Gradio 6 takes at `launch`: looks, errors as sentences, and the MCP server."""
+    theme = gr.themes.Base(
+        primary_hue=VERMILION,
+        secondary_hue=VERMILION,
+        neutral_hue="stone",
+        radius_size="md",
+        font=SYSTEM_FONTS,
+        font_mono=MONO_FONTS,
+    ).set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
+    return {
+        "theme": theme,
+        "css": CSS,
+        "show_error": True,
+        "mcp_server": True,
+        "footer_links": ["api"],
+    }
+
+
+def header(title: str) -> None:
+    gr.HTML(
+        f"<h1>{escape(title)}</h1><p>Redraws a picture in the style of another one, with a diffusion model "
+        "and without training.</p>",
+        elem_classes="masthead",
+    )
+
+
+def footer(backbone: Backbone) -> None:
+    gr.HTML(f"<p>{escape(model_words(backbone))}</p>", elem_classes="colophon")
+
+
+def model_words(backbone: Backbone) -> str:
+    """Which model runs where, for people."""
+    known = BACKBONES.get(backbone.name)
+    title = known.title if known else f"“{Path(backbone.name).name}”"
+    machine = "the GPU" if backbone.device.type == "cuda" else "the CPU"
+    return f"Model: {title}, on {machine}."
+
+
+CSS = """
+.gradio-container > main { max-width: 1280px; margin: 0 auto; }
+.masthead h1 { font-size: 1.75rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
+.masthead p, .colophon p { color: var(--body-text-color-subdued); margin: 0.15rem 0 0; }
+.colophon { font-size: 0.85rem; }
+.masthead .html-container, .colophon .html-container, .status .html-container { padding: 0; }
+.status { min-height: 2.2rem; }
+.status p { margin: 0 0 6px; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
+.bar { height: 6px; border-radius: 3px; overflow: hidden; background: var(--border-color-primary); }
+.bar div { height: 100%; background: var(--color-accent); transition: width 0.2s linear; }
+.dice { align-self: end !important; height: 44px; font-size: 1.5rem; line-height: 1; padding: 0 !important; }
+#examples :is(.table-wrap, table, tr, td, td .container) { margin: 0; padding: 0; border: 0; background: none; }
+#examples thead { display: none; }
+#examples tbody { display: flex; flex-wrap: wrap; gap: 12px; }
+#examples tr { display: flex; gap: 2px; cursor: pointer; }
+#examples tr:hover { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+#examples td .container, #examples td img { width: 68px; height: 68px; border-radius: 4px; object-fit: cover; }
+@media (max-width: 640px) { .result { height: 380px !important; } }
+"""

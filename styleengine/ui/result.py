@@ -1,0 +1,94 @@
+"""The result's side of a tab: Run and Cancel, the progress bar, before and after, the download."""
+
+import tempfile
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from styleengine.images import fit
+from styleengine.stylization import Stylization
+from styleengine.ui.runs import Report
+
+Updates = dict[Any, Any]
+
+DETAIL_WORDS = {
+    "autoencoder_psnr": "the model redraws the content at {:.1f} dB PSNR",
+    "reconstruction_psnr": "unstyled reconstruction {:.1f} dB PSNR",
+}
+
+
+class ResultPanel:
+    """Made where it is called; its methods are the states of a run, as Gradio updates."""
+
+    def __init__(self, action: str) -> None:
+        with gr.Row():
+            self.run = gr.Button(action, variant="primary", scale=3, elem_classes="run")
+            self.cancel = gr.Button("Cancel", variant="secondary", scale=1, min_width=96, interactive=False)
+        self.status = gr.HTML(_line("Choose a content and a style image, or an example below."), elem_classes="status")
+        self.slider = gr.ImageSlider(
+            label="Before and after",
+            interactive=False,
+            height=560,
+            max_height=560,
+            buttons=["fullscreen"],
+            elem_classes="result",
+        )
+        self.download = gr.DownloadButton("Download PNG", interactive=False)
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.run, self.cancel, self.status, self.slider, self.download]
+
+    def waiting(self) -> Updates:
+        return {**self._busy(True), self.status: _line("Waiting for its turn …"), self.download: gr.skip()}
+
+    def working(self, report: Report, content: Image.Image) -> Updates:
+        updates: Updates = {self.status: progress_bar(report)}
+        if report.preview:
+            updates[self.slider] = (fit(content, report.preview.size), report.preview)
+        return updates
+
+    def finished(self, result: Stylization, content: Image.Image, path: Path) -> Updates:
+        return {
+            **self._busy(False),
+            self.status: _line(summary(result)),
+            self.slider: (fit(content, result.image.size), str(path)),
+            self.download: gr.DownloadButton(value=str(path), interactive=True),
+        }
+
+    def stopped(self, sentence: str) -> Updates:
+        return {**self._busy(False), self.status: _line(sentence)}
+
+    def _busy(self, busy: bool) -> Updates:
+        return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
+
+
+def save(result: Stylization, folder: str) -> Path:
+    """The result as a PNG with its record, in Gradio's own folder, which is swept."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return result.save(Path(tempfile.mkdtemp(dir=folder)) / f"styleengine-{result.method}.png")
+
+
+def summary(result: Stylization) -> str:
+    """Size, time and quality in one plain line."""
+    width, height = result.image.size
+    details = [words.format(result.details[name]) for name, words in DETAIL_WORDS.items() if name in result.details]
+    return "; ".join([f"{width}×{height} pixels in {result.seconds:.1f} s", *details]) + "."
+
+
+def progress_words(report: Report) -> str:
+    inverting = report.phase[-1:].isdigit()  # "content 1", "style 2"
+    phase = f"Inverting {report.phase}" if inverting else report.phase.capitalize()
+    return f"{phase}: step {report.step} of {report.total}"
+
+
+def progress_bar(report: Report) -> str:
+    percent = 100 * report.step / report.total
+    return f'{_line(progress_words(report))}<div class="bar"><div style="width: {percent:.1f}%"></div></div>'
+
+
+def _line(text: str) -> str:
+    return f"<p>{escape(text)}</p>"

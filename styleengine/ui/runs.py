@@ -1,0 +1,131 @@
+"""Running the engine beside the page: progress and previews come out, Cancel goes in."""
+
+import hashlib
+import queue
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from styleengine.engine import StyleEngine
+from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.stylization import StepEvent, Stylization
+from styleengine.ui.gpu import on_gpu
+
+REPORT_PAUSE = 0.2  # seconds between two moves of the progress bar, at least
+PREVIEW_PAUSE = 1.0  # seconds between two previews, at least
+PREVIEW_SHARE = 0.1  # of a run's time may go into previews
+PREVIEWED_PHASE = "stylizing"  # the phases before it only look at the inputs
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of an engine's method, as plain data: on ZeroGPU it travels to another process."""
+
+    method: str
+    content: Image.Image
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far a run has come; `preview` is there from time to time."""
+
+    phase: str
+    step: int
+    total: int
+    preview: Image.Image | None = None
+
+
+class Runner:
+    """Runs jobs on one engine for many browser sessions.
+
+    Each run holds a ticket and stops at the next step once it is withdrawn. Tickets are files, not
+    events, so that a run in another process sees them too.
+    """
+
+    def __init__(self, engine: StyleEngine) -> None:
+        self.engine = engine
+        self._tickets = tempfile.TemporaryDirectory(prefix="styleengine-runs-")
+
+        @on_gpu
+        def outcomes(job: Job, ticket: Path, previews: bool) -> Iterator[Report | Stylization | Exception]:
+            return (yield from _outcomes(engine, job, ticket, previews))
+
+        self._outcomes = outcomes
+
+    def run(self, job: Job, request: gr.Request, *, previews: bool) -> Iterator[Report | Stylization]:
+        """Reports, and the result last. Raises StyleEngineError, or Cancelled after `withdraw`."""
+        ticket = self._issue(request)
+        try:
+            for outcome in self._outcomes(job, ticket, previews):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield outcome
+        finally:
+            ticket.unlink(missing_ok=True)
+
+    def withdraw(self, request: gr.Request) -> None:
+        """Stops what the session has running."""
+        for ticket in Path(self._tickets.name).glob(f"{_session(request)}-*"):
+            ticket.unlink(missing_ok=True)
+
+    def _issue(self, request: gr.Request) -> Path:
+        with tempfile.NamedTemporaryFile(dir=self._tickets.name, prefix=f"{_session(request)}-", delete=False) as file:
+            return Path(file.name)
+
+
+def _session(request: gr.Request) -> str:
+    return hashlib.sha256(str(request.session_hash).encode()).hexdigest()[:16]
+
+
+def _outcomes(
+    engine: StyleEngine, job: Job, ticket: Path, previews: bool
+) -> Iterator[Report | Stylization | StyleEngineError | Cancelled]:
+    """Runs the job in a thread; what it raises for a person to read comes out as the last item."""
+    reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        on_step = _Reporter(ticket, reports, previews)
+        run = thread.submit(getattr(engine, job.method), job.content, **job.arguments, on_step=on_step)
+        run.add_done_callback(lambda _: reports.put(None))
+        try:
+            while (report := reports.get()) is not None:
+                yield report
+        finally:  # also when the reader goes away: the thread then stops at its next step
+            ticket.unlink(missing_ok=True)
+        try:
+            yield run.result()
+        except (StyleEngineError, Cancelled) as error:
+            yield error
+
+
+class _Reporter:
+    """The engine's `on_step`: looks at the ticket each time, reports and previews only so often."""
+
+    def __init__(self, ticket: Path, reports: queue.SimpleQueue, previews: bool) -> None:
+        self.ticket, self.reports, self.previews = ticket, reports, previews
+        self.next_report = self.next_preview = 0.0
+
+    def __call__(self, event: StepEvent) -> None:
+        if not self.ticket.exists():
+            raise Cancelled
+        if time.monotonic() < self.next_report:
+            return
+        preview = self._preview(event) if self.previews else None
+        self.reports.put(Report(event.phase, event.step, event.total, preview))
+        self.next_report = time.monotonic() + REPORT_PAUSE
+
+    def _preview(self, event: StepEvent) -> Image.Image | None:
+        began = time.monotonic()
+        if event.phase != PREVIEWED_PHASE or began < self.next_preview:
+            return None
+        preview = event.preview()
+        ended = time.monotonic()
+        self.next_preview = ended + max(PREVIEW_PAUSE, (ended - began) / PREVIEW_SHARE)
+        return preview

@@ -1,0 +1,88 @@
+"""What the tests share: a small random model, a backbone and engines on it, and real pictures."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.utils import logging as diffusers_logging
+from models import write_random_model
+from PIL import Image
+from skimage import data
+from transformers.utils import logging as transformers_logging
+
+from styleengine import StyleEngine, ZStarSettings
+from styleengine.backbone import Backbone
+
+diffusers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_model(tmp_path_factory.mktemp("model") / "random")
+
+
+@pytest.fixture(scope="session")
+def shared_engine(model_folder: Path) -> StyleEngine:
+    return StyleEngine(str(model_folder), device="cpu")
+
+
+@pytest.fixture
+def engine(shared_engine: StyleEngine) -> StyleEngine:
+    """An engine whose cache is empty; the networks are the session's."""
+    shared_engine.cache.clear()
+    return shared_engine
+
+
+@pytest.fixture(scope="session")
+def backbone(shared_engine: StyleEngine) -> Backbone:
+    return shared_engine.backbone
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> Image.Image:
+    return Image.fromarray(data.astronaut()).resize((128, 128))
+
+
+@pytest.fixture(scope="session")
+def coffee() -> Image.Image:
+    return Image.fromarray(data.coffee()).resize((150, 100))
+
+
+@pytest.fixture(scope="session")
+def cat() -> Image.Image:
+    return Image.fromarray(data.chelsea()).resize((113, 75))
+
+
+@pytest.fixture(scope="session")
+def rocket() -> Image.Image:
+    return Image.fromarray(data.rocket()).resize((96, 64))
+
+
+@pytest.fixture(scope="session")
+def quick() -> ZStarSettings:
+    """Settings for a run of well under a second."""
+    return ZStarSettings(size=64, steps=4)
+
+
+@contextmanager
+def counted_evaluations(backbone: Backbone) -> Iterator[list[int]]:
+    """Within the context, the batch size of every evaluation of the U-Net is noted in the list."""
+    batches: list[int] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+        batches.append(len(inputs[0]))
+
+    hook = backbone.unet.register_forward_hook(note)
+    try:
+        yield batches
+    finally:
+        hook.remove()

@@ -1,0 +1,287 @@
+"""The app as its users meet it: over the API, over MCP's schema, and in a browser."""
+
+import os
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import runpy
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.client import Job
+from gradio_client.exceptions import AppError
+from PIL import Image
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+
+from styleengine import StyleEngine, ZStarSettings, ui
+from styleengine.stylization import read_record
+from styleengine.ui.pictures import painted_mask
+
+QUICK: dict[str, Any] = {"size": 64, "steps": 4}
+LONG: dict[str, Any] = {"size": 64, "steps": 200}
+PATIENCE = 60_000  # milliseconds
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+APP = Path(__file__).parents[1] / "app.py"
+
+
+@pytest.fixture(scope="module")
+def address(shared_engine: StyleEngine) -> Iterator[str]:
+    demo = ui.build(shared_engine)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **ui.launch_options())
+    yield url
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def client(address: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    return Client(address, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, coffee: Image.Image, cat: Image.Image) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    mask = Image.new("L", coffee.size)
+    mask.paste(255, (0, 0, coffee.width // 2, coffee.height))
+    pictures = {"content": coffee, "style": cat, "mask": mask}
+    for name, picture in pictures.items():
+        picture.save(folder / f"{name}.png")
+    (folder / "broken.png").write_bytes(b"not a picture")
+    return {name: folder / f"{name}.png" for name in (*pictures, "broken")}
+
+
+@pytest.fixture
+def zstar(client: Client, files: dict[str, Path]) -> Callable[..., Job]:
+    """Submits a run; names of `files` given for pictures become uploads."""
+
+    def submit(**inputs: Any) -> Job:
+        given = {"content": "content", "style": "style", **QUICK, **inputs}
+        uploads = {name: handle_file(files[value]) for name, value in given.items() if value in files}
+        return client.submit(**{**given, **uploads}, api_name="/zstar")
+
+    return submit
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        except Error as error:
+            give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+            give_up(f"Chromium could not be started: {error.message.splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """The app in a fresh tab, with quick settings; errors in the page and requests elsewhere fail the test."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda request: None if is_local(request.url, address) else troubles.append(request.url))
+    page.goto(address)
+    expect(page.locator("button.run")).to_be_enabled(timeout=PATIENCE)
+    fill(page, **QUICK)
+    yield page
+    page.close()
+    assert troubles == []
+
+
+def is_local(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", "blob:"))
+
+
+def fill(page: Page, **numbers: int) -> None:
+    for name, number in numbers.items():
+        box = page.get_by_label(f"number input for {name.capitalize()}")
+        box.fill(str(number))
+        box.press("Tab")
+
+
+def upload(page: Page, label: str, file: Path) -> None:
+    block = page.locator(".block").filter(has=page.get_by_text(label, exact=True))
+    block.locator("input[type=file]").first.set_input_files(file)
+    expect(block.locator("img").first).to_be_visible(timeout=PATIENCE)
+
+
+def roles(record: dict[str, Any]) -> list[str]:
+    return [entry["role"] for entry in record["inputs"]]
+
+
+def expect_status(page: Page, text: str) -> None:
+    expect(page.locator(".status").first).to_contain_text(text, timeout=PATIENCE)
+
+
+def run(page: Page) -> None:
+    page.locator("button.run").click()
+
+
+def test_the_api_gives_a_png_with_the_contents_shape_and_the_record(zstar: Callable[..., Job]) -> None:
+    path, record = zstar(strength=1.5, seed=7).result()
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.size == (96, 64)  # 150×100, the shorter side at 64
+    assert read_record(path) == record
+    assert record["settings"]["strength"] == 1.5
+    assert record["settings"]["seed"] == 7
+
+
+def test_what_a_client_leaves_out_stays_at_the_default(zstar: Callable[..., Job]) -> None:
+    _, record = zstar().result()
+    assert record["settings"] == ZStarSettings(**QUICK).model_dump()
+
+
+def test_records_do_not_tell_where_the_server_keeps_files(zstar: Callable[..., Job]) -> None:
+    _, record = zstar(mask="mask").result()
+    assert {entry["source"] for entry in record["inputs"]} == {""}
+
+
+def test_an_uploaded_mask_is_used(zstar: Callable[..., Job]) -> None:
+    _, record = zstar(mask="mask").result()
+    assert roles(record) == ["content", "style", "mask"]
+
+
+def test_several_styles_come_with_their_weights(zstar: Callable[..., Job]) -> None:
+    _, record = zstar(style_2="content", weight_2=0.5).result()
+    assert [entry["weight"] for entry in record["inputs"] if entry["role"] == "style"] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"content": "broken"}, "is not a picture that can be read"),
+        ({"style": None}, "No style image was given"),
+        ({"strength": 9}, "“strength” is 9"),
+        ({"weight": "heavy"}, "weight is 'heavy': it must be a number"),
+        ({"mode": "cubism"}, "“mode” is 'cubism'"),
+        ({"style_2": "style", "style_3": "style", "mask": "mask"}, "One mask serves one or two styles"),
+    ],
+)
+def test_bad_input_gets_the_engines_sentence(zstar: Callable[..., Job], inputs: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(AppError, match=sentence):
+        zstar(**inputs).result()
+
+
+def test_a_client_can_cancel_and_run_again(client: Client, zstar: Callable[..., Job]) -> None:
+    job = zstar(**LONG)
+    while not job.status().progress_data:
+        assert not job.done()
+        time.sleep(0.1)
+    client.predict(api_name="/zstar_cancel")
+    with pytest.raises(AppError, match="Cancelled"):
+        job.result(timeout=15)
+    assert zstar().result()
+
+
+def test_each_setting_is_described_to_mcp_clients(address: str) -> None:
+    tools = httpx.get(f"{address}gradio_api/mcp/schema").json()
+    (tool,) = [tool for tool in tools if tool["name"] == "zstar"]
+    described = tool["inputSchema"]["properties"]
+    for knob in ZStarSettings.knobs():
+        assert knob.description in described[knob.name]["description"]
+
+
+def test_controls_start_from_what_the_backbone_recommends(
+    shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_engine.backbone, "recommended", {"zstar": {"strength": 2.0}})
+    sliders = [block for block in ui.build(shared_engine).blocks.values() if isinstance(block, gr.Slider)]
+    assert next(slider.value for slider in sliders if slider.label == "Strength λ") == 2.0
+
+
+def test_an_untouched_canvas_is_no_mask() -> None:
+    with gr.Blocks():
+        canvas = gr.ImageMask(type="pil")
+    assert painted_mask(canvas, None) is None
+    assert painted_mask(canvas, {"background": None, "layers": [], "composite": None}) is None
+
+
+def test_a_model_that_cannot_be_loaded_is_explained_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STYLEENGINE_MODEL", "nosuchmodel")
+    demo = runpy.run_path(str(APP))["demo"]
+    assert "There is no model “nosuchmodel”" in str(demo.get_config_file()["components"])
+
+
+def test_a_run_in_the_browser_shows_progress_and_then_the_picture(page: Page, files: dict[str, Path]) -> None:
+    upload(page, "Content", files["content"])
+    upload(page, "Style", files["style"])
+    fill(page, steps=40)
+    run(page)
+    expect_status(page, "of 120")
+    expect_status(page, "96×64 pixels in")
+    expect(page.locator(".result img")).to_have_count(2)
+    with page.expect_download() as download:
+        page.get_by_text("Download PNG").click()
+    assert read_record(download.value.path())["settings"]["steps"] == 40
+
+
+def test_cancel_in_the_browser_stops_and_the_next_run_works(page: Page, files: dict[str, Path]) -> None:
+    upload(page, "Content", files["content"])
+    upload(page, "Style", files["style"])
+    fill(page, steps=LONG["steps"])
+    run(page)
+    expect_status(page, "of 600")
+    page.get_by_role("button", name="Cancel").click()
+    expect_status(page, "Cancelled.")
+    expect(page.locator("button.run")).to_be_enabled()
+    fill(page, steps=QUICK["steps"])
+    run(page)
+    expect_status(page, "pixels in")
+
+
+def test_a_click_on_an_example_fills_the_inputs_and_runs(page: Page) -> None:
+    page.locator("#examples td").first.click()
+    expect_status(page, "pixels in")
+    expect(page.locator(".result img")).to_have_count(2)
+
+
+def test_the_dice_picks_a_seed(page: Page) -> None:
+    page.locator("button.dice").click()
+    expect(page.get_by_label("Seed")).not_to_have_value("0")
+
+
+def test_a_bad_picture_shows_the_engines_sentence(page: Page, files: dict[str, Path]) -> None:
+    upload(page, "Content", files["broken"])
+    upload(page, "Style", files["style"])
+    run(page)
+    expect_status(page, "is not a picture that can be read")
+    assert "Traceback" not in page.inner_text("body")
+
+
+def test_a_painted_mask_is_used(page: Page, files: dict[str, Path]) -> None:
+    upload(page, "Content", files["content"])
+    upload(page, "Style", files["style"])
+    page.get_by_role("button", name="Mask").click()
+    canvas = page.locator(".painter canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)  # the canvas takes the content's picture and shape
+    paint(page, canvas.bounding_box() or {})
+    run(page)
+    expect_status(page, "pixels in")
+    with page.expect_download() as download:
+        page.get_by_text("Download PNG").click()
+    assert roles(read_record(download.value.path())) == ["content", "style", "mask"]
+
+
+def paint(page: Page, box: Any) -> None:
+    """A diagonal stroke in the middle of the canvas."""
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.4 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.6 * box["height"], steps=8)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390

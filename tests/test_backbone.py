@@ -1,0 +1,289 @@
+"""Backbones: what loads, what is refused and with which words."""
+
+import os
+import pickle
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from models import write_random_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from styleengine import StyleEngineError
+from styleengine import backbone as backbone_module
+from styleengine.backbone import BACKBONES, Backbone, default_model, load_backbone, reconstruct
+from styleengine.images import fit, to_tensor
+
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def model_copy(model_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+def test_the_folder_a_pipeline_saves_loads_with_the_same_weights(model_folder: Path, backbone: Backbone) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None, local_files_only=True)
+    x_t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    condition = backbone.condition([""])
+    expected = pipeline.unet(x_t, 321, encoder_hidden_states=condition.expand(2, -1, -1)).sample
+    torch.testing.assert_close(backbone.predict_noise(x_t, 321, condition), expected, atol=1e-6, rtol=0)
+    their_condition = pipeline.encode_prompt("", "cpu", 1, False)[0]
+    torch.testing.assert_close(condition, their_condition, atol=1e-6, rtol=0)
+    torch.testing.assert_close(backbone.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
+
+
+def test_encoding_takes_the_mean_and_decoding_undoes_the_scale(backbone: Backbone, astronaut: Image.Image) -> None:
+    pixels = to_tensor(fit(astronaut, (64, 48)))
+    latents = backbone.encode(pixels)
+    assert latents.shape == (1, 4, 48 // backbone.multiple, 64 // backbone.multiple)
+    assert latents.dtype == torch.float32
+    factor = backbone.vae.config.scaling_factor
+    with torch.no_grad():
+        torch.testing.assert_close(latents, backbone.vae.encode(pixels).latent_dist.mean * factor)
+        torch.testing.assert_close(backbone.decode(latents), backbone.vae.decode(latents / factor).sample)
+    assert torch.equal(backbone.encode(pixels), latents)
+
+
+def test_reconstruct_gives_a_picture_of_the_same_size(backbone: Backbone, astronaut: Image.Image) -> None:
+    assert reconstruct(backbone, fit(astronaut, (64, 48))).size == (64, 48)
+
+
+def test_a_tiny_autoencoder_serves_too(backbone: Backbone, astronaut: Image.Image) -> None:
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    )
+    with_tiny = Backbone(**{**vars(backbone), "vae": tiny})
+    latents = with_tiny.encode(to_tensor(fit(astronaut, (64, 64))))
+    assert latents.shape == (1, 4, 64 // with_tiny.multiple, 64 // with_tiny.multiple)
+    assert with_tiny.decode(latents).shape == (1, 3, 64, 64)
+
+
+def test_networks_are_ready_to_be_asked_and_not_to_be_trained(backbone: Backbone) -> None:
+    for network in (backbone.unet, backbone.vae, backbone.text_encoder):
+        assert not network.training
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_one_condition_serves_the_whole_batch(backbone: Backbone) -> None:
+    x_t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    null = backbone.condition([""])
+    together = backbone.predict_noise(x_t, 500, null)
+    apart = torch.cat([backbone.predict_noise(x[None], 500, null) for x in x_t])
+    torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
+
+
+def test_half_precision_is_asked_for_by_name(model_folder: Path, astronaut: Image.Image) -> None:
+    loaded = load_backbone(str(model_folder), "cpu", torch.bfloat16)
+    assert loaded.unet.dtype == torch.bfloat16
+    assert loaded.identity.endswith("/bfloat16")
+    latents = loaded.encode(to_tensor(fit(astronaut, (64, 64))))
+    noise = loaded.predict_noise(latents, 500, loaded.condition([""]))
+    assert latents.dtype == noise.dtype == loaded.decode(latents).dtype == torch.float32
+
+
+# What is refused
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(StyleEngineError, match=r"no model “foo”. Name one of “mini”, “sd15”, a local diffusers folder"):
+        load_backbone("foo")
+
+
+@pytest.mark.parametrize("name", ["./gone/model", "/gone/model", "~/model", "a/b/c"])
+def test_a_missing_folder_is_not_taken_for_a_hub_id(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone_module, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    with pytest.raises(StyleEngineError, match="There is no model"):
+        load_backbone(name)
+
+
+def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StyleEngineError, match=r"model_index\.json is missing.*save_pretrained"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_pickled_weights_are_refused_and_not_unpickled(model_copy: Path, part: str) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(model_copy / "unpickled"),))
+
+    for weights in (model_copy / part).glob("*.safetensors"):
+        weights.unlink()
+    for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
+        (model_copy / part / name).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(StyleEngineError, match=r"could not be loaded.*safetensors"):
+        load_backbone(str(model_copy))
+    assert not (model_copy / "unpickled").exists()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "unet/config.json",
+        "vae/config.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        UNET_WEIGHTS,
+    ],
+)
+@pytest.mark.parametrize("damage", ["gone", "garbage"])
+def test_an_incomplete_or_damaged_folder_is_refused(model_copy: Path, file: str, damage: str) -> None:
+    if damage == "gone":
+        (model_copy / file).unlink()
+    else:
+        (model_copy / file).write_text("not what it should be")
+    with pytest.raises(StyleEngineError, match="could not be loaded"):
+        load_backbone(str(model_copy))
+
+
+def test_a_model_that_predicts_v_is_refused(tmp_path: Path) -> None:
+    folder = write_random_model(tmp_path / "v", prediction_type="v_prediction")
+    with pytest.raises(StyleEngineError, match=r"predicts “v_prediction”; StyleEngine works with .* the noise"):
+        load_backbone(str(folder))
+
+
+# The hub
+
+
+def failing_download(error: Exception):
+    def snapshot_download(*arguments: object, **options: object) -> str:
+        raise error
+
+    return snapshot_download
+
+
+def response(status: int) -> SimpleNamespace:
+    return SimpleNamespace(status_code=status, headers={}, request=None)
+
+
+@pytest.mark.parametrize("name", ["owner/name", "owner/name@main", "sd15"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        LocalEntryNotFoundError("offline"),
+        HfHubHTTPError("502", response=response(502)),  # type: ignore[arg-type]
+        ConnectionError("refused"),
+        TimeoutError("slow"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_without_a_network_the_embedded_model_is_suggested(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
+) -> None:
+    monkeypatch.setattr(backbone_module, "snapshot_download", failing_download(error))
+    with pytest.raises(
+        StyleEngineError, match=f"“{name}” is not on this machine and the hub cannot be reached.*“mini”"
+    ):
+        load_backbone(name)
+
+
+def test_offline_a_hub_id_fails_fast() -> None:
+    """With the library's own offline switch and nothing patched."""
+    began = time.perf_counter()
+    with pytest.raises(StyleEngineError, match="hub cannot be reached"):
+        load_backbone("owner-that-is-not/name-that-is-not")
+    assert time.perf_counter() - began < 5
+
+
+def test_a_repository_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RepositoryNotFoundError("404", response=response(404))  # type: ignore[arg-type]
+    monkeypatch.setattr(backbone_module, "snapshot_download", failing_download(error))
+    with pytest.raises(StyleEngineError, match="The hub has no model “owner/name” that you may read"):
+        load_backbone("owner/name@v1")
+
+
+def test_a_name_that_no_repository_can_have_is_refused() -> None:
+    with pytest.raises(StyleEngineError, match="The hub has no model “a b/c d”"):
+        load_backbone("a b/c d")
+
+
+def test_only_safetensors_are_downloaded_at_the_pinned_revision(
+    monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path
+) -> None:
+    asked: dict[str, object] = {}
+    commit = tmp_path / "0123456789abcdef"
+    shutil.copytree(model_folder, commit)
+
+    def snapshot_download(location: str, **options: object) -> str:
+        asked.update(options, location=location)
+        return str(commit)
+
+    monkeypatch.setattr(backbone_module, "snapshot_download", snapshot_download)
+    loaded = load_backbone("owner/name@v1.0")
+    assert (asked["location"], asked["revision"]) == ("owner/name", "v1.0")
+    assert asked["allow_patterns"] == ["*.json", "*.txt", "*.safetensors"]
+    assert loaded.revision == commit.name
+    load_backbone("sd15")
+    assert asked["location"] == BACKBONES["sd15"].location
+    assert len(str(asked["revision"])) == 40
+
+
+# Choice and identity
+
+
+def test_the_model_is_chosen_by_argument_then_variable_then_machine(
+    monkeypatch: pytest.MonkeyPatch, model_folder: Path
+) -> None:
+    monkeypatch.delenv("STYLEENGINE_MODEL", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert default_model() == "mini"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_model() == "sd15"
+    monkeypatch.setenv("STYLEENGINE_MODEL", str(model_folder))
+    assert default_model() == str(model_folder)
+    assert load_backbone(device="cpu", dtype=torch.float32).name == str(model_folder)
+    with pytest.raises(StyleEngineError, match="no model “other”"):
+        load_backbone("other")
+
+
+def revision(folder: Path) -> str:
+    return backbone_module._folder_revision(folder)
+
+
+def test_the_revision_follows_the_weights_wherever_they_change(model_copy: Path) -> None:
+    before = revision(model_copy)
+    file = model_copy / UNET_WEIGHTS
+    assert file.stat().st_size > 1 << 17
+    weights = load_file(file)
+    for name in (min(weights), max(weights)):
+        changed = {**weights, name: weights[name] + 1}
+        save_file(changed, file, {"format": "pt"})
+        assert revision(model_copy) != before
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    seen = revision(model_copy)
+    file.write_bytes(content)
+    assert revision(model_copy) != seen
+
+
+def test_the_revision_is_of_the_content_and_not_of_the_place(model_copy: Path, model_folder: Path) -> None:
+    assert revision(model_copy) == revision(model_folder)
+    (model_copy / "README.md").write_text("A note.")
+    assert revision(model_copy) == revision(model_folder)
+    (model_copy / "recommended.json").write_text('{"zstar": {"strength": 2.0}}')
+    assert revision(model_copy) != revision(model_folder)
+
+
+def test_the_identity_names_weights_and_precision(backbone: Backbone, model_folder: Path) -> None:
+    assert backbone.identity == f"{model_folder}@{revision(model_folder)}/float32"
+
+
+def test_loading_a_folder_touches_no_network(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        pytest.fail("asked the network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    assert load_backbone(str(model_folder)).name == str(model_folder)

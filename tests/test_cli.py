@@ -1,0 +1,106 @@
+"""The command line, run in-process on the small random model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from styleengine.cli import main
+from styleengine.stylization import read_record
+
+FAST = ["--size", "64", "--steps", "4"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    noise = np.random.default_rng(0)
+    paths = {}
+    for name, size in {"content": (120, 90), "style": (80, 100), "other": (90, 90)}.items():
+        paths[name] = folder / f"{name}.png"
+        blocks = noise.integers(0, 256, (6, 6, 3), np.uint8)
+        Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC).save(paths[name])
+    return paths
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def saved(pictures: dict[str, Path], model_folder: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "out.png"
+    code = run("zstar", pictures["content"], pictures["style"], "-o", out, "--model", model_folder, *FAST)
+    assert code == 0
+    return out
+
+
+def test_zstar_writes_a_picture_of_the_contents_shape_with_its_record(saved: Path) -> None:
+    with Image.open(saved) as image:
+        assert image.size == (84, 64)
+    record = read_record(saved)
+    assert record["settings"]["steps"] == 4
+    assert [entry["role"] for entry in record["inputs"]] == ["content", "style"]
+
+
+def test_rerun_repeats_every_pixel(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("rerun", saved) == 0
+    again = saved.with_name("out-again.png")
+    assert np.array_equal(np.asarray(Image.open(saved)), np.asarray(Image.open(again)))
+    assert "Every pixel is as it was" in capsys.readouterr().out
+
+
+def test_rerun_repeats_masks_weights_and_two_styles(
+    pictures: dict[str, Path], model_folder: Path, tmp_path: Path
+) -> None:
+    mask, out = tmp_path / "mask.png", tmp_path / "two.png"
+    Image.linear_gradient("L").save(mask)
+    styles = [pictures["style"], pictures["other"]]
+    options = ["--weight", 1, "--weight", 0.5, "--mask", mask, "--mask", mask]
+    assert run("zstar", pictures["content"], *styles, "-o", out, "--model", model_folder, *options, *FAST) == 0
+    assert run("rerun", out, "-o", tmp_path / "again.png") == 0
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(Image.open(tmp_path / "again.png")))
+
+
+def test_rerun_with_a_shared_mask_repeats_both_halves(
+    pictures: dict[str, Path], model_folder: Path, tmp_path: Path
+) -> None:
+    mask, out = tmp_path / "mask.png", tmp_path / "two.png"
+    Image.linear_gradient("L").save(mask)
+    styles = [pictures["style"], pictures["other"]]
+    assert run("zstar", pictures["content"], *styles, "-o", out, "--model", model_folder, "--mask", mask, *FAST) == 0
+    assert run("rerun", out, "-o", tmp_path / "again.png") == 0
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(Image.open(tmp_path / "again.png")))
+
+
+def test_rerun_refuses_an_input_that_has_changed(
+    saved: Path, pictures: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("rerun", saved, "--style", pictures["other"]) == 2
+    assert "its pixels differ" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["zstar", "missing.jpg", "STYLE", "-o", "OUT"], "does not exist"),
+        (["zstar", "CONTENT", "STYLE", "-o", "out.jpg"], "saved as PNG"),
+        (["zstar", "CONTENT", "STYLE", "-o", "nowhere/out.png"], "no folder nowhere"),
+        (["zstar", "CONTENT", "STYLE", "-o", "OUT", "--strength", "99"], "less than or equal to 4"),
+        (["zstar", "CONTENT", "STYLE", "-o", "OUT", "--weight", "1", "--weight", "1"], "given 2 times for 1"),
+        (["zstar", "CONTENT", "STYLE", "-o", "OUT", "--model", "no-such-model"], "no model “no-such-model”"),
+        (["rerun", "CONTENT"], "carries no StyleEngine record"),
+    ],
+)
+def test_what_can_be_put_right_is_said_in_a_sentence_and_exits_2(
+    arguments: list[str],
+    sentence: str,
+    pictures: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    named = {"CONTENT": pictures["content"], "STYLE": pictures["style"], "OUT": tmp_path / "out.png"}
+    assert run(*(named.get(argument, argument) for argument in arguments)) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

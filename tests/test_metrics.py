@@ -1,0 +1,131 @@
+"""Measures against scikit-image's and against cases whose answer is known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from styleengine.images import to_tensor
+from styleengine.metrics import color_distance, content_loss, encoder_features, psnr, ssim, style_loss
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def unit(picture: torch.Tensor) -> np.ndarray:
+    """(1, 3, height, width) in [−1, 1] → (height, width, 3) in [0, 1]."""
+    return picture[0].permute(1, 2, 0).numpy() / 2 + 0.5
+
+
+def disturbed(picture: torch.Tensor, kind: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "noisy": (picture + 0.2 * torch.randn(picture.shape, generator=generator)).clamp(-1, 1),
+        "darker": (picture * 0.6 - 0.2).clamp(-1, 1),
+        "blurred": torch.nn.functional.avg_pool2d(picture, 5, 1, 2),
+        "inverted": -picture,
+    }[kind]
+
+
+KINDS = ["noisy", "darker", "blurred", "inverted"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ssim_equals_scikit_images(astronaut: Image.Image, kind: str) -> None:
+    picture = to_tensor(astronaut)
+    other = disturbed(picture, kind)
+    compared: Any = structural_similarity(
+        unit(picture) @ LUMA,
+        unit(other) @ LUMA,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1,
+        full=True,
+    )
+    scores = compared[1]
+    assert ssim(picture, other) == pytest.approx(float(scores[5:-5, 5:-5].mean()), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_psnr_equals_scikit_images(astronaut: Image.Image, kind: str) -> None:
+    picture = to_tensor(astronaut)
+    other = disturbed(picture, kind)
+    expected = peak_signal_noise_ratio(unit(picture), unit(other), data_range=1)
+    assert psnr(picture, other) == pytest.approx(expected, abs=1e-3)
+
+
+def test_psnr_clips_to_what_can_be_shown_and_stays_finite(astronaut: Image.Image) -> None:
+    white = torch.ones(1, 3, 20, 20)
+    assert psnr(3 * white, white) == pytest.approx(100)
+    assert psnr(-white, white) == pytest.approx(0)
+
+
+def test_ssim_is_one_for_equals_and_symmetric(astronaut: Image.Image, coffee: Image.Image) -> None:
+    one, other = to_tensor(astronaut), to_tensor(coffee.resize(astronaut.size))
+    assert ssim(one, one) == pytest.approx(1, abs=1e-5)
+    assert ssim(one, other) == pytest.approx(ssim(other, one), abs=1e-5)
+    assert ssim(one, other) < 0.5
+
+
+def test_color_distance_is_zero_for_the_same_colours_and_one_for_none_shared(astronaut: Image.Image) -> None:
+    picture = to_tensor(astronaut)
+    assert color_distance(picture, picture) == 0
+    shuffled = picture.flatten(2)[..., torch.randperm(128 * 128)].view_as(picture)
+    assert color_distance(picture, shuffled) == pytest.approx(0, abs=1e-6)
+    assert color_distance(torch.ones(1, 3, 9, 9), -torch.ones(1, 3, 20, 20)) == pytest.approx(1)
+    half = torch.cat([torch.ones(1, 3, 5, 5), -torch.ones(1, 3, 5, 5)], 3)
+    assert color_distance(half, torch.ones(1, 3, 9, 9)) == pytest.approx(0.5)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> AutoencoderTiny:
+    torch.manual_seed(0)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+    ).eval()
+
+
+def test_encoder_features_go_from_fine_to_coarse(tiny: AutoencoderTiny, astronaut: Image.Image) -> None:
+    features = encoder_features(tiny, to_tensor(astronaut))
+    assert [feature.shape[-1] for feature in features] == [128, 64, 32, 16]
+    assert not features[-1].requires_grad
+    encoded: Any = tiny.encode(to_tensor(astronaut))
+    torch.testing.assert_close(features[-1], encoded.latents.detach())
+
+
+def test_losses_are_zero_for_equals_and_not_for_others(
+    tiny: AutoencoderTiny, astronaut: Image.Image, coffee: Image.Image
+) -> None:
+    one = encoder_features(tiny, to_tensor(astronaut))
+    other = encoder_features(tiny, to_tensor(coffee))
+    assert content_loss(one, one) == 0
+    assert style_loss(one, one) == 0
+    assert style_loss(one, other) > 0.01
+    with pytest.raises(ValueError, match="zip"):
+        style_loss(one, other[:-1])
+
+
+def test_style_loss_does_not_see_where_things_are_and_content_loss_does() -> None:
+    features = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))]
+    moved = [features[0].flip(3)]
+    assert style_loss(moved, features) == pytest.approx(0, abs=1e-6)
+    assert content_loss(moved, features) > 0.5
+
+
+def test_losses_equal_their_formulas() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = ([torch.randn(1, 4, 6, 6, generator=generator) * 2] for _ in range(2))
+    a, b = one[0].numpy(), other[0].numpy()
+    assert content_loss(one, other) == pytest.approx(float(np.sqrt(((a - b) ** 2).mean())), rel=1e-5)
+    spread = b.std(ddof=1)
+    means = (a.mean((2, 3)) - b.mean((2, 3))) / spread
+    deviations = (a.std((2, 3), ddof=1) - b.std((2, 3), ddof=1)) / spread
+    expected = np.sqrt((means**2).mean()) + np.sqrt((deviations**2).mean())
+    assert style_loss(one, other) == pytest.approx(float(expected), rel=1e-5)

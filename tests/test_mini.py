@@ -1,0 +1,93 @@
+"""The embedded model: that it is whole, and that the method works on it, in pictures' numbers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from styleengine import StyleEngine, ZStarSettings
+from styleengine.attention import self_attention_layers
+from styleengine.backbone import BACKBONES
+from styleengine.images import fit, open_image, to_tensor
+from styleengine.metrics import color_distance, content_loss, encoder_features, ssim, style_loss
+
+FOLDER = Path(BACKBONES["mini"].location)
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SIZE = 128
+
+
+@pytest.fixture(scope="module")
+def mini() -> StyleEngine:
+    return StyleEngine("mini", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def content() -> Image.Image:
+    return open_image(EXAMPLES / "content" / "temple.jpg")
+
+
+@pytest.fixture(scope="module")
+def style() -> Image.Image:
+    return open_image(EXAMPLES / "style" / "auvers.jpg")
+
+
+def test_the_folder_is_small_enough_for_a_space_repository() -> None:
+    sizes = [file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()]
+    assert max(sizes) < 10_000_000
+    assert sum(sizes) < 80_000_000
+
+
+def test_the_stock_pipeline_loads_the_folder_and_draws() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("", num_inference_steps=2, guidance_scale=1.0, height=64, width=64).images[0]
+    assert image.size == (64, 64)
+    assert pipeline.tokenizer.model_max_length <= 77
+
+
+def test_it_has_stable_diffusions_sixteen_self_attention_layers(mini: StyleEngine) -> None:
+    assert len(self_attention_layers(mini.backbone.unet)) == 16
+
+
+def test_its_latents_have_about_unit_variance(mini: StyleEngine) -> None:
+    pictures = [open_image(path) for path in sorted((EXAMPLES / "content").glob("*.jpg"))]
+    latents = torch.cat([mini.backbone.encode(to_tensor(fit(picture, (256, 256)))) for picture in pictures])
+    assert latents.mean().abs() < 0.25
+    assert 0.7 < latents.std() < 1.3
+
+
+def test_inversion_and_sampling_come_back_within_one_decibel(
+    mini: StyleEngine, content: Image.Image, style: Image.Image
+) -> None:
+    settings = ZStarSettings(size=SIZE, measure_reconstruction=True, inversion_iterations=2)
+    details = mini.zstar(content, [style], settings).details
+    assert details["autoencoder_psnr"] > 24
+    assert details["reconstruction_psnr"] > details["autoencoder_psnr"] - 1
+
+
+def test_the_result_is_nearer_to_the_style_and_still_the_content(
+    mini: StyleEngine, content: Image.Image, style: Image.Image
+) -> None:
+    result = mini.zstar(content, [style], ZStarSettings(size=SIZE)).image
+    x, c, s = (to_tensor(fit(picture, result.size)) for picture in (result, content, style))
+    of_x, of_c, of_s = (encoder_features(mini.backbone.vae, picture) for picture in (x, c, s))
+    assert style_loss(of_x, of_s) < 0.85 * style_loss(of_c, of_s)
+    assert color_distance(x, s) < color_distance(c, s)
+    assert content_loss(of_x, of_c) < 0.8 * content_loss(of_s, of_c)
+    assert ssim(x, c) > 2 * abs(ssim(s, c))
+
+
+def test_more_strength_means_more_style_and_less_content(
+    mini: StyleEngine, content: Image.Image, style: Image.Image
+) -> None:
+    target, origin = (encoder_features(mini.backbone.vae, to_tensor(fit(p, (192, 128)))) for p in (style, content))
+    style_losses, content_losses = [], []
+    for strength in (1.0, 1.4, 1.8):
+        result = mini.zstar(content, [style], ZStarSettings(size=SIZE, strength=strength)).image
+        features = encoder_features(mini.backbone.vae, to_tensor(fit(result, (192, 128))))
+        style_losses.append(style_loss(features, target))
+        content_losses.append(content_loss(features, origin))
+    assert style_losses[0] > style_losses[1] > style_losses[2]
+    assert content_losses[0] < content_losses[1] < content_losses[2]

@@ -1,0 +1,155 @@
+"""The project's own rules: checkers pass, floors hold, nothing heavy or unsafe comes in."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "styleengine"
+LARGEST_FILE = 10_000_000
+
+# Which floor a module stands on; a module imports from its own floor or from below, never from above.
+FLOORS = [
+    {"errors"},
+    {"images", "settings", "cache"},
+    {"stylization"},
+    {"backbone", "metrics"},
+    {"ddim", "attention", "perceptual", "video"},
+    {"methods"},
+    {"engine"},
+    {"ui", "cli", "__main__"},
+]
+FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+BUILDS_ON = {"zstar_video": {"zstar"}}  # the one method that is made of another's pieces
+
+
+def python_files() -> list[Path]:
+    """Every Python file that belongs to the project, whether committed yet or not."""
+    if shutil.which("git") and (ROOT / ".git").exists():
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.py"]
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
+        files = [ROOT / name for name in listed.split("\0") if name]
+    else:
+        files = [file for file in ROOT.rglob("*.py") if not any(part.startswith(".") for part in file.parts)]
+    return [file for file in files if file.exists()]
+
+
+def package_files() -> list[Path]:
+    return [file for file in python_files() if PACKAGE in file.parents]
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Full names of what a file imports, wherever in it: `from a.b import c` gives a.b.c."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def roots(file: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(file)}
+
+
+def own_imports(file: Path) -> Iterator[list[str]]:
+    """The package's modules that a file imports, as paths within the package."""
+    for name in imports(file):
+        parts = name.split(".")
+        if parts[0] == "styleengine":
+            yield parts[1:]
+
+
+def run(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff_finds_nothing() -> None:
+    run("ruff", "check", ".")
+
+
+def test_everything_is_formatted() -> None:
+    run("ruff", "format", "--check", ".")
+
+
+def test_pyright_finds_nothing() -> None:
+    run("pyright")
+
+
+def test_files_to_check_are_found() -> None:
+    names = {file.relative_to(ROOT).as_posix() for file in python_files()}
+    assert {"styleengine/engine.py", "styleengine/methods/zstar.py", "tests/test_project.py"} <= names
+
+
+def test_no_module_imports_from_a_floor_above() -> None:
+    wrong = []
+    for file in package_files():
+        module = file.relative_to(PACKAGE).with_suffix("").parts
+        if module == ("__init__",):
+            continue
+        assert module[0] in FLOOR, f"{module[0]} stands on no floor yet: give it one"
+        for target in own_imports(file):
+            if target == ["__version__"]:
+                continue
+            floor = FLOOR.get(target[0], FLOOR["engine"])  # from the package itself: what the engine offers
+            if floor > FLOOR[module[0]]:
+                wrong.append(f"{'.'.join(module)} imports {'.'.join(target)}")
+    assert not wrong
+
+
+def test_methods_do_not_import_each_other() -> None:
+    methods = {file.stem for file in (PACKAGE / "methods").glob("*.py")} - {"__init__"}
+    for method in methods:
+        imported = {target[1] for target in own_imports(PACKAGE / "methods" / f"{method}.py") if target[0] == "methods"}
+        assert imported <= BUILDS_ON.get(method, set()), f"{method} imports {imported}"
+
+
+def test_only_the_user_interface_imports_gradio() -> None:
+    with_gradio = {file.relative_to(ROOT).parts for file in python_files() if roots(file) & {"gradio", "spaces"}}
+    allowed = {parts for parts in with_gradio if parts[:2] == ("styleengine", "ui") or parts == ("app.py",)}
+    assert with_gradio - {parts for parts in with_gradio if parts[0] == "tests"} <= allowed
+
+
+def test_only_attention_knows_the_kernels_and_only_backbone_the_hub() -> None:
+    for file in package_files():
+        if file.name != "attention.py":
+            assert "xformers" not in roots(file), file
+            assert "scaled_dot_product_attention" not in file.read_text(), file
+        if file.name != "backbone.py":
+            assert "huggingface_hub" not in roots(file), file
+            assert ".from_pretrained(" not in file.read_text(), file
+
+
+def test_torchvision_is_imported_nowhere() -> None:
+    assert not [file for file in python_files() if "torchvision" in roots(file)]
+
+
+def test_the_package_unpickles_nothing() -> None:
+    for file in package_files():
+        assert not roots(file) & {"pickle", "dill", "joblib", "shelve", "marshal"}, file
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute):
+                assert ast.unparse(node) not in {"torch.load", "np.load", "numpy.load", "torch.hub"}, file
+
+
+def test_torch_is_pinned() -> None:
+    requirements = (ROOT / "requirements.txt").read_text().splitlines()
+    assert "torch==2.13.0" in requirements
+    assert not [line for line in requirements if line.startswith("torchvision")]
+    stated = [line for line in requirements if line and not line.startswith(("#", "-"))]
+    assert all("==" in line for line in stated)
+
+
+def test_no_tracked_file_is_too_large_for_a_space() -> None:
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    files = [ROOT / name for name in listed.split("\0") if name]
+    assert files
+    assert not [file for file in files if file.is_file() and file.stat().st_size >= LARGEST_FILE]
