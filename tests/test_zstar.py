@@ -274,12 +274,14 @@ def random_layer(height: int, width: int, styles: int = 1) -> tuple:
 def injection(
     settings: ZStarSettings,
     styles: list[Style],
-    masks: list[Image.Image | None],
+    masks: Sequence[Image.Image | None],
     tokens: Sequence[Any] = (),
     size: tuple[int, int] = (32, 32),
 ) -> StyleInjection:
     tap = StyleInjection(settings, styles, masks, size, multiple=4)
-    tap.keys_values = [dict.fromkeys(range(16), pair) for pair in tokens]
+    for pair in tokens:
+        everywhere: dict[int, Any] = dict.fromkeys(range(16), pair)
+        tap.keys_values.append(everywhere)
     return tap
 
 
