@@ -2,7 +2,7 @@
 
 The paper's rows at the paper's settings, not at those that the model recommends.
 
-    python benchmarks/ablation.py --pairs 12
+    PYTHONPATH=. python benchmarks/ablation.py --pairs 12
 """
 
 import argparse

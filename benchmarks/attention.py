@@ -3,7 +3,7 @@
 Stable Diffusion 1.5's largest layer at 512×512: 8 heads of 40, 64×64 tokens, one masked style.
 Each runs in a process of its own, so that its peak memory can be told.
 
-    python benchmarks/attention.py
+    PYTHONPATH=. python benchmarks/attention.py
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Z-STAR+ on pairs never trained on: how well inversion comes back, and where the result lies.
 
-python benchmarks/quality.py --pairs 24
+    PYTHONPATH=. python benchmarks/quality.py --pairs 24
 """
 
 import argparse
@@ -15,7 +15,6 @@ from styleengine import StyleEngine, ZStarSettings, ddim
 from styleengine.backbone import Backbone
 from styleengine.images import fit, to_tensor
 from styleengine.metrics import psnr
-
 
 STEPS = 30
 

@@ -3,7 +3,7 @@
 The picture means nothing; the cost is the real one. Writes the model once (about 4 GB in float32)
 into --folder.
 
-    python benchmarks/sd15_shape.py --folder sd15-shape --steps 30
+    PYTHONPATH=. python benchmarks/sd15_shape.py --folder sd15-shape --steps 30
 """
 
 import argparse
