@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
@@ -197,6 +203,10 @@ def _download(name: str, origin: Origin) -> tuple[Path, str]:
         raise StyleEngineError(
             f"The hub has no model “{origin.location}” that you may read. "
             "Check its name, or log in with `hf auth login`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise StyleEngineError(
+            f"The model “{origin.location}” has no revision “{origin.revision}”. Name a branch, a tag or a commit."
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise StyleEngineError(

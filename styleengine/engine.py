@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from styleengine.images import ImageSource, open_image, open_mask, working_size
 from styleengine.methods import zstar
 from styleengine.methods.zstar import Style, ZStarSettings
 from styleengine.settings import Settings
-from styleengine.stylization import OnStep, Stylization, source_name
+from styleengine.stylization import OnStep, StepEvent, Stylization, source_name
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -94,22 +95,24 @@ class StyleEngine:
         for index, image in enumerate(opened):
             groups[working_size(image, settings.size, self.backbone.multiple)].append(index)
 
+        batches = [
+            members[start : start + self._batch_size(width * height)]
+            for (width, height), members in groups.items()
+            for start in range(0, len(members), self._batch_size(width * height))
+        ]
         results: dict[int, Stylization] = {}
         with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
-            for (width, height), members in groups.items():
-                batch = self._batch_size(width * height)
-                for start in range(0, len(members), batch):
-                    chosen = members[start : start + batch]
-                    done = zstar.stylize_all(
-                        self.backbone,
-                        [opened[i] for i in chosen],
-                        ready,
-                        settings,
-                        on_step=on_step,
-                        cache=self.cache,
-                        sources=[source_name(contents[i]) for i in chosen],
-                    )
-                    results.update(zip(chosen, done, strict=True))
+            for number, batch in enumerate(batches):
+                done = zstar.stylize_all(
+                    self.backbone,
+                    [opened[i] for i in batch],
+                    ready,
+                    settings,
+                    on_step=_part(on_step, number, len(batches)),
+                    cache=self.cache,
+                    sources=[source_name(contents[i]) for i in batch],
+                )
+                results.update(zip(batch, done, strict=True))
         return [results[i] for i in range(len(contents))]
 
     def _batch_size(self, pixels: int) -> int:
@@ -119,6 +122,17 @@ class StyleEngine:
         else:
             room = BATCH_PIXELS_ON_CPU
         return max(1, room // pixels)
+
+
+def _part(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
+    """Makes the steps of one of several batches count towards them all."""
+    if on_step is None or count == 1:
+        return on_step
+
+    def on_part(event: StepEvent) -> None:
+        on_step(replace(event, step=number * event.total + event.step, total=count * event.total))
+
+    return on_part
 
 
 @contextlib.contextmanager

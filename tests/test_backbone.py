@@ -10,7 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from models import write_random_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -201,6 +206,13 @@ def test_a_repository_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPat
     error = RepositoryNotFoundError("404", response=response(404))  # type: ignore[arg-type]
     monkeypatch.setattr(backbone_module, "snapshot_download", failing_download(error))
     with pytest.raises(StyleEngineError, match="The hub has no model “owner/name” that you may read"):
+        load_backbone("owner/name@v1")
+
+
+def test_a_revision_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RevisionNotFoundError("404", response=response(404))  # type: ignore[arg-type]
+    monkeypatch.setattr(backbone_module, "snapshot_download", failing_download(error))
+    with pytest.raises(StyleEngineError, match="has no revision “v1”"):
         load_backbone("owner/name@v1")
 
 

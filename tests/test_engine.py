@@ -203,6 +203,17 @@ def test_progress_counts_up_to_the_total_and_previews_are_pictures(
         assert last.size == (64, 64)
 
 
+def test_the_progress_of_several_batches_is_one_count(
+    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, cat: Image.Image, quick: ZStarSettings
+) -> None:
+    events: list[StepEvent] = []
+    engine.zstar_all([astronaut, cat], [coffee], quick, on_step=events.append)  # two shapes, so two batches
+    shares = [event.step / event.total for event in events]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert shares.count(1) == 1
+
+
 def test_watching_changes_nothing(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings
 ) -> None:
