@@ -16,6 +16,7 @@ from styleengine.metrics import color_distance, content_loss, encoder_features, 
 FOLDER = Path(BACKBONES["mini"].location)
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SIZE = 128
+STEPS = 15
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_its_latents_have_about_unit_variance(mini: StyleEngine) -> None:
 def test_inversion_and_sampling_come_back_within_one_decibel(
     mini: StyleEngine, content: Image.Image, style: Image.Image
 ) -> None:
-    settings = ZStarSettings(size=SIZE, measure_reconstruction=True, inversion_iterations=2)
+    settings = ZStarSettings(size=SIZE, steps=STEPS, measure_reconstruction=True, inversion_iterations=2)
     details = mini.zstar(content, [style], settings).details
     assert details["autoencoder_psnr"] > 24
     assert details["reconstruction_psnr"] > details["autoencoder_psnr"] - 1
@@ -70,7 +71,7 @@ def test_inversion_and_sampling_come_back_within_one_decibel(
 def test_the_result_is_nearer_to_the_style_and_still_the_content(
     mini: StyleEngine, content: Image.Image, style: Image.Image
 ) -> None:
-    result = mini.zstar(content, [style], ZStarSettings(size=SIZE)).image
+    result = mini.zstar(content, [style], ZStarSettings(size=SIZE, steps=STEPS)).image
     x, c, s = (to_tensor(fit(picture, result.size)) for picture in (result, content, style))
     of_x, of_c, of_s = (encoder_features(mini.backbone.vae, picture) for picture in (x, c, s))
     assert style_loss(of_x, of_s) < 0.85 * style_loss(of_c, of_s)
@@ -79,15 +80,12 @@ def test_the_result_is_nearer_to_the_style_and_still_the_content(
     assert ssim(x, c) > 2 * abs(ssim(s, c))
 
 
-def test_more_strength_means_more_style_and_less_content(
+def test_more_strength_moves_further_from_the_content(
     mini: StyleEngine, content: Image.Image, style: Image.Image
 ) -> None:
-    target, origin = (encoder_features(mini.backbone.vae, to_tensor(fit(p, (192, 128)))) for p in (style, content))
-    style_losses, content_losses = [], []
-    for strength in (1.0, 1.4, 1.8):
-        result = mini.zstar(content, [style], ZStarSettings(size=SIZE, strength=strength)).image
-        features = encoder_features(mini.backbone.vae, to_tensor(fit(result, (192, 128))))
-        style_losses.append(style_loss(features, target))
-        content_losses.append(content_loss(features, origin))
-    assert style_losses[0] > style_losses[1] > style_losses[2]
-    assert content_losses[0] < content_losses[1] < content_losses[2]
+    losses = []
+    for strength in (0.8, 1.4, 2.0):
+        result = mini.zstar(content, [style], ZStarSettings(size=SIZE, steps=STEPS, strength=strength)).image
+        x, c = (encoder_features(mini.backbone.vae, to_tensor(fit(p, result.size))) for p in (result, content))
+        losses.append(content_loss(x, c))
+    assert losses[0] < losses[1] < losses[2]

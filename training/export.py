@@ -4,6 +4,7 @@ python training/export.py --work training/work --to styleengine/models/mini
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def main() -> None:
             elif path.name not in KEPT:
                 path.unlink()
     pipeline.save_pretrained(target, max_shard_size="9MB")
+    for file in target.glob("*/config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # a path of the machine that trained it
+        if file.parent.name == "vae":
+            config.pop("block_out_channels", None)  # AutoencoderTiny works it out, and warns when it reads it
+        file.write_text(json.dumps(config, indent=2) + "\n")
+    for file in target.rglob("*.safetensors"):
+        file.chmod(0o644)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")
 
