@@ -1,6 +1,6 @@
 """The pictures in the README, made anew: a grid of contents and styles, and one of masks and strengths.
 
-    PYTHONPATH=. python benchmarks/gallery.py
+PYTHONPATH=. python benchmarks/gallery.py
 """
 
 import argparse

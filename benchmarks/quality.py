@@ -1,6 +1,6 @@
 """Z-STAR+ on pairs never trained on: how well inversion comes back, and where the result lies.
 
-    PYTHONPATH=. python benchmarks/quality.py --pairs 24
+PYTHONPATH=. python benchmarks/quality.py --pairs 24
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How long Z-STAR+ takes on this machine: the first picture, and a second content in the same style.
 
-    PYTHONPATH=. python benchmarks/speed.py
+PYTHONPATH=. python benchmarks/speed.py
 """
 
 import argparse
