@@ -10,7 +10,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # pyright: ignore[reportMissingImports] - benchmarks/requirements.txt brings it
 from PIL import Image
 
 from styleengine.backbone import Backbone

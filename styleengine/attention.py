@@ -40,7 +40,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | Non
     if xformers_works(q.device.type, q.dtype, q.shape[-1]):
         from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
-        out = memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=scale)
+        out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
         return out.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
