@@ -1,4 +1,4 @@
-"""The pictures that the benchmarks use: all from examples/, none of them ever trained on."""
+"""The pictures that the benchmarks use: all from examples/ (SOURCES.md there says which were trained on)."""
 
 from pathlib import Path
 

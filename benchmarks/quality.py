@@ -1,4 +1,4 @@
-"""Z-STAR+ on pairs never trained on: how well inversion comes back, and where the result lies.
+"""Z-STAR+ on pairs that its U-Net was never trained on: how well inversion comes back, and where the result lies.
 
 PYTHONPATH=. python benchmarks/quality.py --pairs 24
 """

@@ -56,7 +56,7 @@ SKIPPED_WORDS = (
     "normal", "_nm.", "gloss", "font", "/nebulae/", "/flags/", "/teamlogos/", "elev.png",
 )  # fmt: skip
 
-# The paintings shown as examples, never trained on, whatever the share of held-out pictures.
+# The paintings shown as examples, held out whatever the share of held-out pictures.
 HELD_OUT_WORDS = (
     "greatwave", "gogh", "kandinky", "hokusaipoppies", "hiroshigeinokashirasnow", "pieterbruegel",
     "renoir-moulin", "degas", "painting-colors", "hokusaibridge", "monalisa", "cassat",
