@@ -229,12 +229,32 @@ def test_cancel_in_the_browser_stops_and_the_next_run_works(page: Page, files: d
     upload(page, "Content", files["content"])
     upload(page, "Style", files["style"])
     fill(page, steps=LONG["steps"])
+    for _ in range(3):  # again and again, as fast as the page allows: no run may end another
+        run(page)
+        expect_status(page, "of 600")
+        page.get_by_role("button", name="Cancel").click()
+        expect_status(page, "Cancelled.")
+    fill(page, steps=QUICK["steps"])
     run(page)
-    expect_status(page, "of 600")
+    expect_status(page, "pixels in")
+
+
+def test_a_run_that_is_cancelled_while_it_waits_never_begins(
+    page: Page, files: dict[str, Path], client: Client, zstar: Callable[..., Job]
+) -> None:
+    upload(page, "Content", files["content"])
+    upload(page, "Style", files["style"])
+    first = zstar(**LONG)
+    while not first.status().progress_data:
+        time.sleep(0.05)
+    run(page)
+    expect_status(page, "Waiting for its turn")
     page.get_by_role("button", name="Cancel").click()
     expect_status(page, "Cancelled.")
-    expect(page.locator("button.run")).to_be_enabled()
-    fill(page, steps=QUICK["steps"])
+    client.predict(api_name="/zstar_cancel")
+    page.wait_for_timeout(2000)  # its turn comes, and passes
+    expect_status(page, "Cancelled.")
+    expect(page.locator(".result img")).to_have_count(0)
     run(page)
     expect_status(page, "pixels in")
 

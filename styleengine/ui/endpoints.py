@@ -33,10 +33,17 @@ def connect_page(
 ) -> None:
     """Lets Run, and a click on an example, do what `prepare` makes of the inputs; Cancel stops it."""
 
-    def live(request: gr.Request, *values: Any) -> Iterator[Updates]:
+    # Gradio's own `cancels` ends whatever runs under the same name when the request arrives, even a
+    # run started since. So a run is stopped by its ticket, which the page carries from click to run.
+    carried = gr.Textbox(visible=False)
+
+    def wait(request: gr.Request) -> Updates:
+        return {**panel.waiting(), carried: runner.admit(request)}
+
+    def live(request: gr.Request, ticket: str, *values: Any) -> Iterator[Updates]:
         try:
             job = prepare(dict(zip(inputs, values, strict=True)))
-            for outcome in runner.run(job, request, previews=True):
+            for outcome in runner.run(job, ticket, previews=True):
                 if isinstance(outcome, Stylization):
                     path = save(outcome, panel.slider.GRADIO_CACHE)
                     yield panel.finished(outcome, job.content, path)
@@ -46,10 +53,13 @@ def connect_page(
             yield panel.stopped(str(error))
             raise _shown(error) from None
         except Cancelled:
-            yield panel.stopped(CANCELLED)
+            if not runner.has_admitted(request):  # else the panel is the next run's already
+                yield panel.stopped(CANCELLED)
         except Exception:
             yield panel.stopped("Something went wrong that should not have.")
             raise
+        finally:
+            runner.release(ticket)
 
     def cancel(request: gr.Request) -> Updates:
         runner.withdraw(request)
@@ -57,25 +67,25 @@ def connect_page(
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
-    def start_on(trigger: Callable, api_name: str) -> Any:
-        return trigger(panel.waiting, outputs=panel.outputs, **quiet).then(
+    def start_on(trigger: Callable, api_name: str) -> None:
+        trigger(wait, outputs=[*panel.outputs, carried], **quiet).then(
             live,
-            inputs=list(inputs.values()),
+            inputs=[carried, *inputs.values()],
             outputs=panel.outputs,
             preprocess=False,
             api_name=api_name,
             api_visibility="undocumented",
             show_progress="hidden",
+            trigger_mode="multiple",  # "once" would swallow a run while a cancelled one is at its last step
             **ENGINE_QUEUE,
         )
 
-    runs = [start_on(panel.run.click, f"{name}_live")]
+    start_on(panel.run.click, f"{name}_live")
     if examples:
-        runs.append(start_on(examples.load_input_event.then, f"{name}_example"))
+        start_on(examples.load_input_event.then, f"{name}_example")
     panel.cancel.click(
         cancel,
         outputs=[panel.run, panel.cancel, panel.status],
-        cancels=runs,
         queue=False,
         show_progress="hidden",
         api_name=f"{name}_cancel",
@@ -100,9 +110,10 @@ def add_api(
 
     def endpoint(request: gr.Request, *values: Any) -> tuple[str, dict[str, Any]]:
         *given, progress = values
+        ticket = runner.admit(request)
         try:
             job = prepare(dict(zip(inputs, given, strict=True)))
-            for outcome in runner.run(job, request, previews=False):
+            for outcome in runner.run(job, ticket, previews=False):
                 if isinstance(outcome, Report):
                     progress((outcome.step, outcome.total), desc=progress_words(outcome))
                 else:
@@ -112,6 +123,8 @@ def add_api(
             raise _shown(error) from None
         except Cancelled:
             raise gr.Error(CANCELLED, print_exception=False) from None
+        finally:
+            runner.release(ticket)
 
     endpoint.__name__ = name  # the name of the MCP tool
     endpoint.__signature__ = _signature(inputs, required)  # type: ignore[attr-defined]

@@ -46,8 +46,8 @@ class Report:
 class Runner:
     """Runs jobs on one engine for many browser sessions.
 
-    Each run holds a ticket and stops at the next step once it is withdrawn. Tickets are files, not
-    events, so that a run in another process sees them too.
+    Each run holds a ticket, got before it queues, and stops at the next step once the ticket is
+    withdrawn. Tickets are files, not events, so that a run in another process sees them too.
     """
 
     def __init__(self, engine: StyleEngine) -> None:
@@ -60,25 +60,40 @@ class Runner:
 
         self._outcomes = outcomes
 
-    def run(self, job: Job, request: gr.Request, *, previews: bool) -> Iterator[Report | Stylization]:
-        """Reports, and the result last. Raises StyleEngineError, or Cancelled after `withdraw`."""
-        ticket = self._issue(request)
-        try:
-            for outcome in self._outcomes(job, ticket, previews):
-                if isinstance(outcome, Exception):
-                    raise outcome
-                yield outcome
-        finally:
-            ticket.unlink(missing_ok=True)
+    def admit(self, request: gr.Request) -> str:
+        """A ticket for the session's next run."""
+        prefix = f"{_session(request)}-"
+        with tempfile.NamedTemporaryFile(dir=self._tickets.name, prefix=prefix, delete=False) as file:
+            return Path(file.name).name
+
+    def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Report | Stylization]:
+        """Reports, and the result last. Raises StyleEngineError, or Cancelled once the ticket is withdrawn."""
+        path = self._path(ticket)
+        if not path.is_file():
+            raise Cancelled
+        for outcome in self._outcomes(job, path, previews):
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
+
+    def release(self, ticket: str) -> None:
+        """Takes back the ticket of a run that has ended."""
+        self._path(ticket).unlink(missing_ok=True)
 
     def withdraw(self, request: gr.Request) -> None:
-        """Stops what the session has running."""
-        for ticket in Path(self._tickets.name).glob(f"{_session(request)}-*"):
+        """Stops what the session has running, and what it has waiting as soon as its turn comes."""
+        for ticket in self._tickets_of(request):
             ticket.unlink(missing_ok=True)
 
-    def _issue(self, request: gr.Request) -> Path:
-        with tempfile.NamedTemporaryFile(dir=self._tickets.name, prefix=f"{_session(request)}-", delete=False) as file:
-            return Path(file.name)
+    def has_admitted(self, request: gr.Request) -> bool:
+        """Whether the session has anything running or waiting that is not withdrawn."""
+        return any(self._tickets_of(request))
+
+    def _path(self, ticket: str) -> Path:
+        return Path(self._tickets.name) / (Path(ticket).name or "none")
+
+    def _tickets_of(self, request: gr.Request) -> Iterator[Path]:
+        return Path(self._tickets.name).glob(f"{_session(request)}-*")
 
 
 def _session(request: gr.Request) -> str:
