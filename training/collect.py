@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from captions import caption_of, group_of
 from PIL import Image, UnidentifiedImageError
 from sources import HELD_OUT_WORDS, PACKAGES, SKIPPED_WORDS
 
@@ -93,19 +94,6 @@ def unpack(package: str, debs: Path, pictures: Path) -> None:
     scratch.rename(target)
 
 
-def caption_of(path: Path, package: str) -> str:
-    """Plain words for a picture: its description file's first line, else its name and folder."""
-    description = path.with_suffix(".txt")
-    if package == "tuxpaint-stamps-default" and description.exists():
-        first = description.read_text(encoding="utf-8", errors="replace").splitlines()
-        if first and first[0].strip():
-            return first[0].strip().rstrip(".").lower()
-    words = re.sub(r"[^A-Za-z]+", " ", f"{path.stem} {path.parent.name}").lower().split()
-    dropped = {"contents", "images", "img", "image", "png", "base", "x", "backgrounds", "data"}
-    kept = [word for word in words if len(word) > 2 and word not in dropped]
-    return " ".join(dict.fromkeys(kept))
-
-
 def describe(task: tuple[Path, str, Path]) -> dict[str, object] | None:
     """One manifest line, or None for what cannot be read, is too small or is nearly flat."""
     path, package, root = task
@@ -130,6 +118,7 @@ def describe(task: tuple[Path, str, Path]) -> dict[str, object] | None:
         "width": width,
         "height": height,
         "caption": caption_of(path, package),
+        "group": group_of(path),
         "fingerprint": hashlib.sha1(fingerprint + coarse).hexdigest(),
     }
 
@@ -173,10 +162,13 @@ def main() -> None:
     for row in sorted(described, key=lambda row: -int(str(row["width"])) * int(str(row["height"]))):
         largest.setdefault(row["fingerprint"], row)
     rows = sorted(largest.values(), key=lambda row: str(row["path"]))
+    held_groups = set()
     for row in rows:
         digest = int(str(row.pop("fingerprint")), 16)
-        named = any(word in str(row["path"]).lower() for word in HELD_OUT_WORDS)
-        row["held_out"] = named or digest % HELD_OUT_SHARE == 0
+        if digest % HELD_OUT_SHARE == 0 or any(word in str(row["path"]).lower() for word in HELD_OUT_WORDS):
+            held_groups.add(row["group"])
+    for row in rows:  # another view of a held-out picture is held out, too
+        row["held_out"] = row.pop("group") in held_groups
 
     with open(arguments.work / MANIFEST, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -1,7 +1,10 @@
-"""The cut crops as one memory-mapped array, decoded once."""
+"""The cut crops as memory-mapped arrays, decoded once, and the words that belong to them."""
 
 import io
+import json
 import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +13,38 @@ from crops import SIDE
 from PIL import Image
 
 
-def load_crops(work: Path, name: str) -> np.ndarray:
-    """All crops of the set `name` ("train" or "held-out"): uint8 (count, 256, 256, 3), read-only."""
-    cache = work / f"{name}.npy"
+def _members(work: Path, name: str, suffix: str) -> Iterator[bytes]:
+    for shard in sorted((work / "crops").glob(f"{name}-*.tar")):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.name.endswith(suffix) else None
+                if file:
+                    yield file.read()
+
+
+def _decoded(task: tuple[bytes, int]) -> np.ndarray:
+    jpeg, side = task
+    with Image.open(io.BytesIO(jpeg)) as image:
+        image = image.convert("RGB")
+        return np.asarray(image if side == SIDE else image.resize((side, side), Image.Resampling.BOX))
+
+
+def load_words(work: Path, name: str) -> list[dict[str, str]]:
+    """The caption and the procedural style ("" for none) of each crop, in the order of `load_crops`."""
+    return [json.loads(line) for line in _members(work, name, "json")]
+
+
+def load_crops(work: Path, name: str, side: int = SIDE) -> np.ndarray:
+    """All crops of the set `name` ("train" or "held-out"): uint8 (count, side, side, 3), read-only."""
+    cache = work / f"{name}-{side}.npy"
     if not cache.exists():
-        jpegs = []
-        for shard in sorted((work / "crops").glob(f"{name}-*.tar")):
-            with tarfile.open(shard) as tar:
-                members = (tar.extractfile(member) for member in tar if member.name.endswith("jpg"))
-                jpegs += [member.read() for member in members if member]
+        jpegs = list(_members(work, name, "jpg"))
         partial = cache.with_suffix(".partial.npy")
-        shape = (len(jpegs), SIDE, SIDE, 3)
-        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        for index, jpeg in enumerate(jpegs):
-            array[index] = np.asarray(Image.open(io.BytesIO(jpeg)))
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(jpegs), side, side, 3))
+        with ProcessPoolExecutor() as pool:
+            tasks = ((jpeg, side) for jpeg in jpegs)
+            for index, pixels in enumerate(pool.map(_decoded, tasks, chunksize=64)):
+                array[index] = pixels
         array.flush()
         partial.rename(cache)
     return np.load(cache, mmap_mode="r")

@@ -1,14 +1,16 @@
-"""Stage 2: cut the pictures into 256-pixel crops at many scales.
+"""Stage 2: cut the pictures into 256-pixel crops at many scales, and redraw each in one style.
 
-Writes tar shards of JPEGs under WORK/crops (each below 60 MB, small enough to send anywhere), one
-set to train on and one held out. Clip art with transparency is laid on plain or photographic
-backgrounds. The same seed gives the same crops.
+Writes tar shards under WORK/crops (each below 60 MB, small enough to send anywhere), one set to
+train on and one held out: JPEGs, and beside each a line of JSON with its caption and the name of
+its procedural style ("" for the crop as it is). Clip art with transparency is laid on plain or
+photographic backgrounds. The same seed gives the same crops.
 
     python training/crops.py --work training/work
 """
 
 import argparse
 import io
+import json
 import random
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +20,7 @@ import numpy as np
 from collect import read_manifest
 from PIL import Image, ImageOps
 from sources import CROPS_OTHERWISE, CROPS_PER_PICTURE
+from styles import STYLES, apply
 
 SIDE = 256
 SHARD_BYTES = 58_000_000
@@ -76,8 +79,19 @@ def crops_of(image: Image.Image, count: int, rng: random.Random) -> list[Image.I
     return crops
 
 
-def cut(task: tuple[dict, Path, list[Path]]) -> list[tuple[bytes, str, bool]]:
-    """(JPEG bytes, caption, held out) of each crop of one picture."""
+def subject_of(caption: str) -> str:
+    """ "photo of a frog" → "a frog"."""
+    return caption.partition(" of ")[2] or caption
+
+
+def encoded(picture: Image.Image | np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(picture)).save(buffer, "JPEG", quality=94, subsampling=0)
+    return buffer.getvalue()
+
+
+def cut(task: tuple[dict, Path, list[Path]]) -> list[tuple[bytes, dict[str, str], bool]]:
+    """(JPEG bytes, caption and style, held out) of each crop of one picture, as it is and redrawn."""
     row, pictures, photographs = task
     rng = random.Random(row["path"])
     count = CROPS_PER_PICTURE.get(row["package"], CROPS_OTHERWISE)
@@ -87,28 +101,30 @@ def cut(task: tuple[dict, Path, list[Path]]) -> list[tuple[bytes, str, bool]]:
         image = opened(pictures / row["path"], photographs, rng)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return []
-    encoded = []
+    samples = []
     for crop in crops_of(image, count, rng):
-        buffer = io.BytesIO()
-        crop.save(buffer, "JPEG", quality=94, subsampling=0)
-        encoded.append((buffer.getvalue(), row["caption"], row["held_out"]))
-    return encoded
+        samples.append((encoded(crop), {"caption": row["caption"], "style": ""}, row["held_out"]))
+        style = STYLES[rng.choice(list(STYLES))]
+        redrawn = apply(style.name, np.asarray(crop), np.random.default_rng(rng.getrandbits(32)))
+        words = {"caption": style.words(subject_of(row["caption"])), "style": style.name}
+        samples.append((encoded(redrawn), words, row["held_out"]))
+    return samples
 
 
 class Shards:
-    """Writes (JPEG, caption) pairs to numbered tar files of bounded size."""
+    """Writes JPEGs and their words to numbered tar files of bounded size."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self.count = self.shard = self.written = 0
         self.tar: tarfile.TarFile | None = None
 
-    def add(self, jpeg: bytes, caption: str) -> None:
+    def add(self, jpeg: bytes, words: dict[str, str]) -> None:
         if self.tar is None or self.written + len(jpeg) > SHARD_BYTES:
             self.close()
             self.tar = tarfile.open(self.folder / f"{self.name}-{self.shard:03d}.tar", "w")  # noqa: SIM115 - kept open
             self.shard, self.written = self.shard + 1, 0
-        for suffix, content in (("jpg", jpeg), ("txt", caption.encode())):
+        for suffix, content in (("jpg", jpeg), ("json", json.dumps(words).encode())):
             entry = tarfile.TarInfo(f"{self.count:06d}.{suffix}")
             entry.size = len(content)
             self.tar.addfile(entry, io.BytesIO(content))
@@ -126,6 +142,8 @@ def main() -> None:
     arguments = parser.parse_args()
     pictures, folder = arguments.work / "pictures", arguments.work / "crops"
     folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.tar"):
+        old.unlink()
 
     rows = read_manifest(arguments.work)
     random.Random(0).shuffle(rows)
@@ -137,9 +155,9 @@ def main() -> None:
     shards = {False: Shards(folder, "train"), True: Shards(folder, "held-out")}
     with ProcessPoolExecutor() as pool:
         tasks = [(row, pictures, photographs) for row in rows]
-        for encoded in pool.map(cut, tasks, chunksize=8):
-            for jpeg, caption, held_out in encoded:
-                shards[held_out].add(jpeg, caption)
+        for samples in pool.map(cut, tasks, chunksize=8):
+            for jpeg, words, held_out in samples:
+                shards[held_out].add(jpeg, words)
     for shard in shards.values():
         shard.close()
     print(f"{shards[False].count} crops to train on, {shards[True].count} held out")

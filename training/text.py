@@ -1,7 +1,4 @@
-"""Stage 4: a tokenizer made from the captions, and an (as yet untrained) text encoder.
-
-The first version of the model is trained on the empty prompt alone. The parts that text will need
-have their places and shapes, so that training them later changes no other file.
+"""Stage 4: a tokenizer made from the captions, in CLIP's byte-pair scheme.
 
     python training/text.py --work training/work
 """
@@ -10,14 +7,12 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-from collect import read_manifest
+from crop_store import load_words
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-VOCABULARY = 2048
+VOCABULARY = 4096
 LENGTH = 32
-WIDTH = 192
 
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
@@ -49,26 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     arguments = parser.parse_args()
-    rows = read_manifest(arguments.work)
-    tokenizer = make_tokenizer([row["caption"] for row in rows if not row["held_out"]])
-    torch.manual_seed(0)
-    encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            projection_dim=WIDTH,
-            num_hidden_layers=4,
-            num_attention_heads=6,
-            max_position_embeddings=LENGTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    tokenizer = make_tokenizer([words["caption"] for words in load_words(arguments.work, "train")])
     tokenizer.save_pretrained(arguments.work / "tokenizer")
-    encoder.save_pretrained(arguments.work / "text_encoder")
-    print(f"{len(tokenizer)} tokens; for example {tokenizer.tokenize('a red boat on the lake')}")
+    print(f"{len(tokenizer)} tokens; for example {tokenizer.tokenize('a watercolor painting of a boat on the lake')}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Stage 5: train the U-Net on the autoencoder's latents.
+"""Stage 7: train the U-Net on the latents, conditioned on the captions.
 
 Stable Diffusion's blocks, order and schedule at a twentieth of its size. Most of the time is spent
-on 128-pixel views (16×16 latents), the last part on whole 256-pixel crops. The weights that are
-kept are their exponential moving average.
+on 16×16 latents (whole crops at 128 pixels, windows of crops at 256), the last part on 32×32. The
+weights that are kept are their exponential moving average.
 
     accelerate launch training/unet.py --work training/work --minutes 60
 """
@@ -10,19 +10,29 @@ kept are their exponential moving average.
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from autoencoder import encode
-from crop_store import as_tensor, load_crops, training_views
+from clip import WIDTH
+from crop_store import load_words
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
-from text import WIDTH
 from transformers import CLIPTextModel, CLIPTokenizer
+
+SNR_CAP = 5.0  # min-SNR weighting (Hang et al. 2023): γ
+EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
+WINDOW_SHARE = 0.3  # of the small views are windows of crops at full size
+GUIDANCE = 3.0
+PROMPTS = (
+    "photo of a red flower", "photo of a green meadow under a blue sky", "photo of a cat", "photo of mountains",
+    "a pencil sketch of a tree", "a watercolor painting of a boat", "a mosaic of a bird", "painting of a woman",
+    "a stained glass window of a flower", "clip art of a house", "photo of a city at night", "a woodcut of a dog",
+)  # fmt: skip
 
 
 def make_unet(latent_channels: int) -> UNet2DConditionModel:
@@ -48,122 +58,183 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
+@dataclass
+class Captions:
+    """The text encoder's states for every caption, computed once; row 0 is the empty one."""
+
+    states: torch.Tensor  # (texts, tokens, width), half precision
+    of_crop: np.ndarray  # which row belongs to each crop
+
+    @classmethod
+    def encoded(cls, work: Path, name: str, device: torch.device) -> "Captions":
+        captions = [words["caption"] for words in load_words(work, name)]
+        texts = ["", *sorted(set(captions) - {""})]
+        rows = {text: row for row, text in enumerate(texts)}
+        return cls(text_states(work, texts, device), np.array([rows[caption] for caption in captions]))
+
+    def batch(self, crops: np.ndarray, rng: np.random.Generator, empty_share: float, device) -> torch.Tensor:
+        rows = np.where(rng.random(len(crops)) < empty_share, 0, self.of_crop[crops])
+        return self.states[rows].to(device).float()
+
+
 @torch.no_grad()
-def empty_prompt(work: Path) -> torch.Tensor:
-    """The text encoder's states (1, tokens, width) for the empty prompt."""
+def text_states(work: Path, texts: list[str], device: torch.device) -> torch.Tensor:
+    """The text encoder's last states (texts, tokens, width) in half precision, on the CPU."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    tokens = tokenizer([""], padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
-    return CLIPTextModel.from_pretrained(work / "text_encoder")(tokens.input_ids)[0]
+    encoder = CLIPTextModel.from_pretrained(work / "text_encoder").to(device).eval()
+    parts = []
+    for start in range(0, len(texts), 256):
+        tokens = tokenizer(texts[start : start + 256], padding="max_length", truncation=True, return_tensors="pt")
+        parts.append(encoder(tokens.input_ids.to(device))[0].half().cpu())
+    return torch.cat(parts)
+
+
+class Latents:
+    """Batches of latents and the numbers of the crops they show."""
+
+    def __init__(self, work: Path, name: str) -> None:
+        folder = work / "latents"
+        self.whole = np.load(folder / f"{name}-128.npy", mmap_mode="r")
+        self.full = np.load(folder / f"{name}-256.npy", mmap_mode="r")
+        self.full_crops = np.load(folder / f"{name}-256-crops.npy")
+
+    def small(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
+        """16×16: whole crops, and windows of crops at full size."""
+        windows = rng.binomial(count, WINDOW_SHARE)
+        crops = rng.integers(0, len(self.whole), count - windows)
+        parts = [self.whole[crop] for crop in crops]
+        side, numbers = self.whole.shape[-1], rng.integers(0, len(self.full), windows)
+        for number in numbers:
+            top, left = rng.integers(0, self.full.shape[-1] - side + 1, 2)
+            parts.append(self.full[number, :, top : top + side, left : left + side])
+        return torch.from_numpy(np.stack(parts)).float(), np.concatenate([crops, self.full_crops[numbers]])
+
+    def large(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
+        """32×32."""
+        numbers = rng.integers(0, len(self.full), count)
+        return torch.from_numpy(np.stack([self.full[i] for i in numbers])).float(), self.full_crops[numbers]
 
 
 @torch.no_grad()
-def held_out_loss(unet, vae, scheduler, null: torch.Tensor, crops: np.ndarray) -> float:
-    """Noise-prediction error on fixed crops, noises and timesteps."""
-    generator = torch.Generator().manual_seed(0)
-    device, losses = null.device, []
-    for start in range(0, len(crops), 8):
-        pixels = as_tensor(crops[start : start + 8, 64:192, 64:192]).to(device)
-        latents = encode(vae, pixels)[0] * vae.config.scaling_factor
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        timesteps = torch.linspace(20, 980, len(latents)).long().to(device)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        predicted = unet(noisy, timesteps, null.expand(len(latents), -1, -1)).sample
-        losses.append(F.mse_loss(predicted.float(), noise).item())
+def held_out_loss(unet, scheduler, latents: Latents, captions: Captions, empty_share: float, device) -> float:
+    """Noise-prediction error on fixed crops, noises and timesteps: with captions, or with none (share 1)."""
+    generator, losses = torch.Generator().manual_seed(0), []
+    count, batch = min(256, len(latents.whole)), 16
+    chosen = np.linspace(0, len(latents.whole) - 1, count).astype(int)
+    for start in range(0, count, batch):
+        crops = chosen[start : start + batch]
+        x_0 = torch.from_numpy(np.stack([latents.whole[i] for i in crops])).float().to(device)
+        noise = torch.randn(x_0.shape, generator=generator).to(device)
+        timesteps = torch.linspace(20, 980, len(x_0)).long().to(device)
+        condition = captions.batch(crops, np.random.default_rng(0), empty_share, device)
+        predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps, condition).sample
+        losses.append(torch.nn.functional.mse_loss(predicted.float(), noise).item())
     return float(np.mean(losses))
 
 
 @torch.no_grad()
-def sample_grid(unet, vae, scheduler, null: torch.Tensor, path: Path, side: int, count: int = 8) -> None:
-    """Unconditional samples with fixed noise, 25 DDIM steps, written as one row."""
+def sample_grid(unet, vae, scheduler, states: torch.Tensor, path: Path, side: int) -> None:
+    """A row for the prompts (guided) over a row without any: fixed noise, 25 DDIM steps."""
+    device, count = vae.device, len(states) - 1
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(count, vae.config.latent_channels, side, side, generator=generator).to(null.device)
-    scheduler.set_timesteps(25)
-    for t in scheduler.timesteps:
-        noise = unet(x, t, null.expand(count, -1, -1)).sample.float()
-        x = scheduler.step(noise, t, x).prev_sample
-    pictures = vae.decode(x / vae.config.scaling_factor).sample.clamp(-1, 1)
-    row = torch.cat(list(pictures), 2).add(1).mul(127.5).round().byte().permute(1, 2, 0)
-    Image.fromarray(row.cpu().numpy()).save(path)
+    start = torch.randn(count, vae.config.latent_channels, side, side, generator=generator).to(device)
+    null, prompts = states[:1].float().to(device).expand(count, -1, -1), states[1:].float().to(device)
+    rows = []
+    for guidance in (GUIDANCE, 0.0):
+        x = start
+        scheduler.set_timesteps(25)
+        for t in scheduler.timesteps:
+            noise = unet(x, t, null).sample.float()
+            if guidance:
+                noise = noise + guidance * (unet(x, t, prompts).sample.float() - noise)
+            x = scheduler.step(noise, t, x).prev_sample
+        pictures = vae.decode(x / vae.config.scaling_factor).sample.float().clamp(-1, 1)
+        rows.append(torch.cat(list(pictures), 2))
+    grid = torch.cat(rows, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0)
+    Image.fromarray(grid.cpu().numpy()).save(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--minutes", type=float, default=60, help="length of the schedule from its start to its end")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--large-share", type=float, default=0.3, help="share of the time on whole 256-pixel crops")
-    parser.add_argument("--ema", type=float, default=0.998)
-    parser.add_argument("--report-minutes", type=float, default=4)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--decay-share", type=float, default=0.3, help="share of the time in which the rate falls")
+    parser.add_argument("--large-share", type=float, default=0.25, help="share of the time on 32×32 latents")
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--report-minutes", type=float, default=6)
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision="bf16")
     device = accelerator.device
     torch.manual_seed(0)
-    train, held_out = (load_crops(arguments.work, name) for name in ("train", "held-out"))
-    judged = held_out[:: max(1, len(held_out) // 64)][:64]
-    vae = AutoencoderTiny.from_pretrained(arguments.work / "autoencoder" / "model").to(device).requires_grad_(False)
-    scheduler = make_scheduler()
-    null = empty_prompt(arguments.work).to(device)
     folder = arguments.work / "unet"
     folder.mkdir(exist_ok=True)
+    latents, held_out = Latents(arguments.work, "train"), Latents(arguments.work, "held-out")
+    captions, held_out_captions = (Captions.encoded(arguments.work, name, device) for name in ("train", "held-out"))
+    prompt_states = text_states(arguments.work, ["", *PROMPTS], device)
+    vae = AutoencoderTiny.from_pretrained(arguments.work / "autoencoder" / "model").to(device).requires_grad_(False)
+    scheduler = make_scheduler()
 
     step = 0
     unet = make_unet(vae.config.latent_channels)
     if arguments.resume and (folder / "state.json").exists():
         unet = UNet2DConditionModel.from_pretrained(folder / "model")
         step = json.loads((folder / "state.json").read_text())["step"]
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # so few tokens: written out it is faster than fused, by a quarter
     ema = EMAModel(unet.parameters(), arguments.ema, use_ema_warmup=True, power=0.75)
-    unet.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(unet.parameters(), arguments.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema.to(device)
     plain = accelerator.unwrap_model(unet)
-    predict = torch.compile(unet, dynamic=False) if arguments.compile else unet
-    print(f"{sum(p.numel() for p in plain.parameters()) / 1e6:.1f} M parameters, {len(train)} crops, {device}")
+    size = sum(p.numel() for p in plain.parameters()) / 1e6
+    print(f"{size:.1f} M parameters, {len(latents.whole)} crops, {len(captions.states)} captions, {device}", flush=True)
 
     average, spent, first_step = 0.0, 0.0, step
     began = reported = time.time()
     while spent < 1:
+        warm = min(1.0, (step - first_step + 1) / 200)
+        decay = min(1.0, max(0.02, (1 - spent) / arguments.decay_share))
         for group in optimizer.param_groups:
-            warm = min(1.0, (step - first_step + 1) / 300)
-            group["lr"] = arguments.rate * warm * (0.03 + 0.97 * (1 + np.cos(np.pi * spent)) / 2)
+            group["lr"] = arguments.rate * warm * decay
+        rng = np.random.default_rng(step)
         large = spent > 1 - arguments.large_share
-        count, side = (max(1, arguments.batch // 4), 256) if large else (arguments.batch, 128)
-        indices = np.random.default_rng(step).integers(0, len(train), count)
-        pixels = training_views(train, indices, side, step).to(device)
-        with torch.no_grad(), accelerator.autocast():
-            latents = encode(vae, pixels)[0].float() * vae.config.scaling_factor
-        noise = torch.randn_like(latents)
+        x_0, crops = latents.large(arguments.batch // 4, rng) if large else latents.small(arguments.batch, rng)
+        x_0, count = x_0.to(device), len(crops)
+        condition = captions.batch(crops, rng, EMPTY_SHARE, device)
+        noise = torch.randn_like(x_0)
         # stratified: each batch covers the whole range of timesteps
         timesteps = ((torch.arange(count) + torch.rand(count)) * 1000 / count).long().to(device)
-        noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
-            predicted = predict(noisy, timesteps, null.expand(count, -1, -1)).sample
-        loss = F.mse_loss(predicted.float(), noise)
+            predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps, condition).sample
+        snr = compute_snr(scheduler, timesteps)
+        weight = snr.clamp(max=SNR_CAP) / snr
+        errors = (predicted.float() - noise).square().mean((1, 2, 3))
+        loss = (weight * errors).mean() / weight.mean()
         optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         ema.step(plain.parameters())
         step += 1
-        average = 0.99 * average + 0.01 * loss.item() if step - first_step > 1 else loss.item()
+        average = 0.99 * average + 0.01 * errors.mean().item() if step - first_step > 1 else errors.mean().item()
         spent = (time.time() - began) / (60 * arguments.minutes)
         if time.time() - reported > 60 * arguments.report_minutes or spent >= 1:
+            plain.save_pretrained(folder / "model")
             ema.store(plain.parameters())
             ema.copy_to(plain.parameters())
-            with accelerator.autocast():
-                judged_loss = held_out_loss(plain, vae, scheduler, null, judged)
-                sample_grid(plain, vae, scheduler, null, folder / f"samples-{step:06d}.png", 32 if large else 16)
             plain.save_pretrained(folder / "ema")
-            ema.restore(plain.parameters())
-            plain.save_pretrained(folder / "model")
             (folder / "state.json").write_text(json.dumps({"step": step}))
+            with accelerator.autocast():
+                judged = [held_out_loss(plain, scheduler, held_out, held_out_captions, share, device) for share in (0, 1)]
+                sample_grid(plain, vae, scheduler, prompt_states, folder / f"samples-{step:06d}.png", 32 if large else 16)
+            ema.restore(plain.parameters())
             reported = time.time()
             line = {"step": step, "minutes": round((reported - began) / 60, 1), "loss": round(average, 4)}
-            line |= {"held_out": round(judged_loss, 4)}
+            line |= {"held_out": round(judged[0], 4), "held_out_uncaptioned": round(judged[1], 4)}
             print(line, flush=True)
             with open(folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")

@@ -1,0 +1,56 @@
+"""Stage 6: encode the crops once, so that the U-Net's training need not.
+
+Writes, under WORK/latents, scaled latents in half precision: NAME-128.npy, every crop whole, as a
+128-pixel view (count, channels, 16, 16), every second one mirrored; NAME-256.npy, a spread of
+--large crops at full size (large, channels, 32, 32), and NAME-256-crops.npy, which crops those are.
+
+    accelerate launch training/latents.py --work training/work
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from crop_store import as_tensor, load_crops
+from diffusers import AutoencoderTiny
+
+BATCH = 32
+
+
+@torch.no_grad()
+def encode_all(accelerator: Accelerator, vae: AutoencoderTiny, crops: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Scaled latents of the chosen crops, odd ones mirrored: float16 (count, channels, side / 8, side / 8)."""
+    parts = []
+    for start in range(0, len(chosen), BATCH):
+        numbers = chosen[start : start + BATCH]
+        pixels = as_tensor(np.stack([crops[i][:, ::-1] if i % 2 else crops[i] for i in numbers]))
+        pixels = pixels.to(accelerator.device, memory_format=torch.channels_last)
+        with accelerator.autocast():
+            latents = vae.encode(pixels).latents
+        parts.append((latents.float() * vae.config.scaling_factor).cpu().numpy().astype(np.float16))
+    return np.concatenate(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("training/work"))
+    parser.add_argument("--large", type=int, default=10_000, help="how many crops at full size")
+    arguments = parser.parse_args()
+    accelerator = Accelerator(mixed_precision="bf16")
+    vae = AutoencoderTiny.from_pretrained(arguments.work / "autoencoder" / "model").to(accelerator.device)
+    vae = vae.to(memory_format=torch.channels_last).requires_grad_(False)
+    folder = arguments.work / "latents"
+    folder.mkdir(exist_ok=True)
+    for name in ("held-out", "train"):
+        whole, full = load_crops(arguments.work, name, 128), load_crops(arguments.work, name)
+        np.save(folder / f"{name}-128.npy", encode_all(accelerator, vae, whole, np.arange(len(whole))))
+        large = np.linspace(0, len(full) - 1, min(arguments.large, len(full))).astype(int)
+        np.save(folder / f"{name}-256-crops.npy", large)
+        np.save(folder / f"{name}-256.npy", encode_all(accelerator, vae, full, large))
+        print(f"{name}: {len(whole)} whole, {len(large)} at full size", flush=True)
+
+
+if __name__ == "__main__":
+    main()
