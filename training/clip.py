@@ -38,7 +38,9 @@ def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "image_size": SIDE, "patch_size": 16, "projection_dim": 256,
     }  # fmt: skip
     # softmax(qk)v written out is faster than the fused kernel for so few tokens on a CPU
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=256, attn_implementation="eager"))
+    return CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=256, attn_implementation="eager")
+    )
 
 
 def image_processor() -> CLIPImageProcessorPil:
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--report-minutes", type=float, default=4)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--freeze-text", action="store_true", help="leave the text side as a trained U-Net knows it")
     arguments = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision="bf16")
@@ -132,8 +135,10 @@ def main() -> None:
     if arguments.resume and (folder / "state.json").exists():
         model = CLIPModel.from_pretrained(folder / "model", attn_implementation="eager")
         step = json.loads((folder / "state.json").read_text())["step"]
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    model.text_model.requires_grad_(not arguments.freeze_text)
+    model.text_projection.requires_grad_(not arguments.freeze_text)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, arguments.rate, betas=(0.9, 0.98), fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -178,7 +183,7 @@ def main() -> None:
             (folder / "state.json").write_text(json.dumps({"step": step}))
             with open(folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
-    plain.text_model.save_pretrained(arguments.work / "text_encoder")
+            plain.text_model.save_pretrained(arguments.work / "text_encoder")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 6: put the parts together as a diffusers folder, in half precision and shards below 10 MB.
+"""Stage 8: put the parts together as a diffusers folder, in half precision and shards below 10 MB.
 
 python training/export.py --work training/work --to styleengine/models/mini
 """
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 from unet import make_scheduler
 
+SHARD = "9MB"
 KEPT = ("README.md", "recommended.json")
 
 
@@ -38,7 +39,11 @@ def main() -> None:
                 shutil.rmtree(path)
             elif path.name not in KEPT:
                 path.unlink()
-    pipeline.save_pretrained(target, max_shard_size="9MB")
+    pipeline.save_pretrained(target, max_shard_size=SHARD)
+    clip = work / "clip" / "model"
+    CLIPModel.from_pretrained(clip).half().save_pretrained(target / "clip", max_shard_size=SHARD)
+    CLIPTokenizer.from_pretrained(clip).save_pretrained(target / "clip")
+    CLIPImageProcessorPil.from_pretrained(clip).save_pretrained(target / "clip")
     for file in target.glob("*/config.json"):
         config = json.loads(file.read_text())
         config.pop("_name_or_path", None)  # a path of the machine that trained it

@@ -4,6 +4,7 @@ They teach the model what style words mean. Each takes a picture and a random ge
 picture: float32 arrays (height, width, 3) in [0, 1].
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +37,8 @@ class ProceduralStyle:
     def words(self, subject: str = "") -> str:
         """ "a mosaic of a frog", or without a subject "a mosaic"; likewise "a picture at night"."""
         if subject:
-            return " ".join(self.phrase.format(subject).split())
+            bare = self.phrase.startswith("a ") and " of {}" not in self.phrase  # "a golden {}"
+            return self.phrase.format(re.sub(r"^(a|an|the) ", "", subject) if bare else subject)
         if " of {}" in self.phrase:
             return self.phrase.replace(" of {}", "")
         return self.phrase.replace("{}", "picture" if self.phrase.startswith("a ") else "a picture")
@@ -281,7 +283,9 @@ def blueprint(picture: Array, rng: Generator) -> Array:
 def watercolor(picture: Array, rng: Generator) -> Array:
     wash = kuwahara(kuwahara(median(picture, 5), 6), 6)
     rims = np.clip(edges(wash, 1.5) - 0.2, 0, 1)[..., None]
-    pigment = 1 + 0.07 * grain(picture.shape[:2], 6, rng)[..., None] + 0.03 * grain(picture.shape[:2], 0.8, rng)[..., None]
+    pigment = (
+        1 + 0.07 * grain(picture.shape[:2], 6, rng)[..., None] + 0.03 * grain(picture.shape[:2], 0.8, rng)[..., None]
+    )
     light = 1 - (1 - saturate(wash, 1.25)) * 0.78 * pigment
     return np.clip(light, 0, 1) * (1 - 0.35 * rims * (1 - light))
 
@@ -605,9 +609,7 @@ def frosted_glass(picture: Array, rng: Generator) -> Array:
     height, width = picture.shape[:2]
     y, x = np.mgrid[:height, :width]
     shifts = rng.uniform(-7, 7, (2, height, width))
-    moved = picture[
-        np.clip(y + shifts[0], 0, height - 1).astype(int), np.clip(x + shifts[1], 0, width - 1).astype(int)
-    ]
+    moved = picture[np.clip(y + shifts[0], 0, height - 1).astype(int), np.clip(x + shifts[1], 0, width - 1).astype(int)]
     return blur(moved, 0.6)
 
 

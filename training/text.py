@@ -1,6 +1,6 @@
 """Stage 4: a tokenizer made from the captions, in CLIP's byte-pair scheme.
 
-    python training/text.py --work training/work
+python training/text.py --work training/work
 """
 
 import argparse

@@ -229,8 +229,12 @@ def main() -> None:
             plain.save_pretrained(folder / "ema")
             (folder / "state.json").write_text(json.dumps({"step": step}))
             with accelerator.autocast():
-                judged = [held_out_loss(plain, scheduler, held_out, held_out_captions, share, device) for share in (0, 1)]
-                sample_grid(plain, vae, scheduler, prompt_states, folder / f"samples-{step:06d}.png", 32 if large else 16)
+                judged = [
+                    held_out_loss(plain, scheduler, held_out, held_out_captions, share, device) for share in (0, 1)
+                ]
+                sample_grid(
+                    plain, vae, scheduler, prompt_states, folder / f"samples-{step:06d}.png", 32 if large else 16
+                )
             ema.restore(plain.parameters())
             reported = time.time()
             line = {"step": step, "minutes": round((reported - began) / 60, 1), "loss": round(average, 4)}

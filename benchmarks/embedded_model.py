@@ -1,0 +1,133 @@
+"""What the embedded model can do, on pictures it was never trained on: the figures of its model card.
+
+Needs the held-out crops of training/ (`collect.py` and `crops.py` make them).
+
+PYTHONPATH=.:training python benchmarks/embedded_model.py --work training/work --to WHERE/THE/GRIDS/GO
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from clip import quality
+from crop_store import as_tensor, load_crops, load_words
+from machine import machine
+from PIL import Image
+from transformers import CLIPModel, CLIPTokenizer
+
+from styleengine import ddim
+from styleengine.backbone import MODELS, Backbone, load_backbone
+from styleengine.images import to_images
+from styleengine.metrics import psnr
+
+STEPS, GUIDANCE = 30, 4.0
+LINE_STYLES = ("line drawing", "pencil sketch", "ink", "crosshatch")
+UNGUIDED = 8
+PROMPTS = (
+    "photo of a blue sky with clouds", "photo of a sunset over a lake", "photo of a red flower",
+    "photo of a green tree", "photo of a bird", "photo of a dog", "painting of a woman", "painting of a village street",
+    "drawing of a fish", "clip art of a house", "photo of mountains", "photo of stones",
+)  # fmt: skip
+STYLED_SUBJECT = "a flower"
+STYLE_WORDS = (
+    "photo of {}", "a pencil sketch of {}", "a watercolor painting of {}", "a mosaic of {}",
+    "a stained glass window of {}", "a neon picture of {}", "a woodcut of {}", "{} at night",
+    "a gouache painting of {}", "a sepia photo of {}", "a blueprint of {}", "a low-poly picture of {}",
+)  # fmt: skip
+
+
+def spread(numbers: list[int], count: int) -> list[int]:
+    """`count` of them, evenly."""
+    return [numbers[i] for i in np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int)]
+
+
+def copies(backbone: Backbone, crops: np.ndarray, chosen: list[int]) -> tuple[list[float], list[torch.Tensor]]:
+    """PSNR of each crop through the autoencoder, and picture above copy."""
+    values, columns = [], []
+    for i in chosen:
+        pixels = as_tensor(crops[i : i + 1])
+        copy = backbone.decode(backbone.encode(pixels)).cpu()
+        values.append(psnr(copy, pixels))
+        columns.append(torch.cat([pixels, copy], 2))
+    return values, columns
+
+
+def inversion_gaps(backbone: Backbone, crops: np.ndarray, chosen: list[int], iterations: int) -> list[float]:
+    """How many dB a picture loses by inversion and sampling back, against the autoencoder alone."""
+    schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, STEPS)
+    null, gaps = backbone.condition([""]), []
+
+    def predict(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+        return backbone.predict_noise(x_t, timestep, null)
+
+    for i in chosen:
+        pixels = as_tensor(crops[i : i + 1])
+        latents = backbone.encode(pixels)
+        noise = ddim.invert(latents, schedule, predict, iterations)[-1]
+        again = backbone.decode(ddim.sample(noise, schedule, predict)).cpu()
+        gaps.append(psnr(backbone.decode(latents).cpu(), pixels) - psnr(again, pixels))
+    return gaps
+
+
+def samples(backbone: Backbone, prompts: tuple[str, ...], side: int, guidance: float, seed: int) -> list[torch.Tensor]:
+    """One picture for each prompt, from noise, by DDIM with classifier-free guidance (0: none)."""
+    schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, STEPS)
+    condition, null = backbone.condition(prompts), backbone.condition([""])
+    channels, latent = backbone.vae.config.latent_channels, side // backbone.multiple
+    x_T = torch.randn(len(prompts), channels, latent, latent, generator=torch.Generator().manual_seed(seed))  # noqa: N806
+
+    def predict(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+        plain = backbone.predict_noise(x_t, timestep, null)
+        return plain + guidance * (backbone.predict_noise(x_t, timestep, condition) - plain) if guidance else plain
+
+    return list(backbone.decode(ddim.sample(x_T, schedule, predict)).cpu()[:, None])
+
+
+def save_grid(columns: list[torch.Tensor], per_row: int, path: Path) -> None:
+    rows = [torch.cat(columns[i : i + per_row], 3) for i in range(0, len(columns), per_row)]
+    widest = max(row.shape[3] for row in rows)
+    filled = [torch.nn.functional.pad(row, (0, widest - row.shape[3]), value=1.0) for row in rows]
+    image: Image.Image = to_images(torch.cat(filled, 2))[0]
+    image.save(path, quality=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--work", type=Path, default=Path("training/work"))
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--to", type=Path, default=Path())
+    parser.add_argument("--side", type=int, default=160, help="of the samples, in pixels")
+    arguments = parser.parse_args()
+    backbone = load_backbone(arguments.model)
+    crops, words = load_crops(arguments.work, "held-out"), load_words(arguments.work, "held-out")
+    small = load_crops(arguments.work, "held-out", 128)
+    print(f"{machine()}; {backbone.identity}; {len(crops)} held-out crops\n")
+
+    def plain(*media: str) -> list[int]:
+        return [i for i, entry in enumerate(words) if not entry["style"] and entry["caption"].startswith(media)]
+
+    pictures = spread(plain("photo", "black and white photo"), 20) + spread(plain("painting"), 20)
+    drawings = spread([i for i, entry in enumerate(words) if entry["style"] in LINE_STYLES], 40)
+    for name, chosen in (("photographs and paintings", pictures), ("line drawings", drawings)):
+        values, columns = copies(backbone, crops, chosen)
+        print(f"Autoencoder, {len(values)} {name} at 256 px: {np.mean(values):.2f} dB PSNR (worst {min(values):.2f})")
+        save_grid(columns[::5], 8, arguments.to / f"autoencoder-{name.replace(' ', '-')}.jpg")
+    for iterations in (1, 2):
+        gaps = inversion_gaps(backbone, crops, pictures[::4], iterations)
+        print(
+            f"Inverted and sampled back, {STEPS} steps, {iterations} iteration(s), {len(gaps)} pictures: "
+            f"{np.mean(gaps):.2f} dB below the autoencoder (worst {max(gaps):.2f})"
+        )
+    folder = Path(MODELS / arguments.model if arguments.model == "mini" else arguments.model) / "clip"
+    clip, tokenizer = CLIPModel.from_pretrained(folder).float().eval(), CLIPTokenizer.from_pretrained(folder)
+    print(f"CLIP: {quality(clip, tokenizer, small, words)}")
+    side = arguments.side
+    save_grid(samples(backbone, ("",) * UNGUIDED, side, 0.0, 0), UNGUIDED, arguments.to / "samples-unconditional.jpg")
+    save_grid(samples(backbone, PROMPTS, side, GUIDANCE, 1), 6, arguments.to / "samples-captions.jpg")
+    styled = tuple(phrase.format(STYLED_SUBJECT) for phrase in STYLE_WORDS)
+    save_grid(samples(backbone, styled, side, GUIDANCE, 2), 6, arguments.to / "samples-styles.jpg")
+
+
+if __name__ == "__main__":
+    main()

