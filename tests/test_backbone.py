@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from styleengine import StyleEngineError
 from styleengine import backbone as backbone_module
-from styleengine.backbone import BACKBONES, Backbone, default_model, load_backbone, reconstruct
+from styleengine.backbone import BACKBONES, Backbone, LatentBackbone, default_model, load_backbone, reconstruct
 from styleengine.images import fit, to_tensor
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -67,7 +67,7 @@ def test_a_tiny_autoencoder_serves_too(backbone: Backbone, astronaut: Image.Imag
         num_encoder_blocks=(1, 1, 1),
         num_decoder_blocks=(1, 1, 1),
     )
-    with_tiny = Backbone(**{**vars(backbone), "vae": tiny})
+    with_tiny = LatentBackbone(**{**vars(backbone), "vae": tiny})
     latents = with_tiny.encode(to_tensor(fit(astronaut, (64, 64))))
     assert latents.shape == (1, 4, 64 // with_tiny.multiple, 64 // with_tiny.multiple)
     assert with_tiny.decode(latents).shape == (1, 3, 64, 64)

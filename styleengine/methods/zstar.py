@@ -413,7 +413,8 @@ def _check(backbone: Backbone, styles: Sequence[Style], settings: ZStarSettings)
         )
     if len(self_attention_layers(backbone.unet)) != LAYERS:
         raise StyleEngineError(
-            f"The model “{backbone.name}” has not the {LAYERS} self-attention layers of a Stable Diffusion 1 U-Net."
+            f"The model “{backbone.name}” has not the {LAYERS} self-attention layers of a Stable Diffusion 1 U-Net, "
+            "which Z-STAR+ works in. Choose a latent model, such as “mini” or “sd15”."
         )
 
 
