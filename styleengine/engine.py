@@ -23,7 +23,7 @@ from styleengine.stylization import OnStep, StepEvent, Stylization, source_name
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 CACHE_BYTES = 2 << 30
-BACKBONE_BYTES = 6 << 30  # of weights kept ready beside the engine's own backbone
+BACKBONE_BYTES = 6 << 30  # of weights kept ready
 BATCH_PIXELS_ON_CPU = 4 * 256 * 256
 PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -50,6 +50,7 @@ class StyleEngine:
         self.backbone: Backbone = load_backbone(model, device, dtype)
         self.cache = ByteCache(cache_bytes)
         self._backbones = ByteCache(BACKBONE_BYTES)
+        self._backbones.get_or_make(self.backbone.name, lambda: self.backbone)
         self._lock = threading.Lock()  # a tap on the U-Net is seen by every thread: one run at a time
 
     def with_model(self, model: str | None) -> Self:
