@@ -240,7 +240,7 @@ def load_backbone(
     else:
         revision = _folder_revision(folder)
     parts = _read(name, folder, dtype)
-    common = {
+    common: dict[str, Any] = {
         "name": name,
         "revision": revision,
         "alphas_cumprod": parts.pop("alphas_cumprod").float().to(device),

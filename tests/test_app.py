@@ -366,7 +366,7 @@ def test_a_strip_in_the_browser_shows_six_pictures_on_the_chosen_model(
     open_tab(page, "h-space")
     upload(page, "Content", files["content"])
     upload(page, "Style", files["style"])
-    page.get_by_label("Model").locator("visible=true").click()
+    page.get_by_label("Model", exact=True).locator("visible=true").click()
     page.get_by_role("option", name=beside.capitalize()).click()
     size = page.get_by_label("number input for Size").locator("visible=true")
     expect(size).to_have_value("64", timeout=PATIENCE)  # what this model was trained at
