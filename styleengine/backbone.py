@@ -183,7 +183,7 @@ class PixelBackbone(Backbone):
         return 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.to(self.device, torch.float32)
+        return pixels.to(self.device, torch.float32).contiguous()  # kernels round by memory layout
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return latents
