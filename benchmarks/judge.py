@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime  # pyright: ignore[reportMissingImports] - benchmarks/requirements.txt brings it
 from PIL import Image
 
-from styleengine.backbone import Backbone
+from styleengine.backbone import Backbone, LatentBackbone
 from styleengine.images import fit, to_tensor
 from styleengine.metrics import color_distance, content_loss, encoder_features, psnr, ssim, style_loss
 
@@ -50,7 +50,12 @@ class OutsideJudge:
 def measure(
     backbone: Backbone, judge: OutsideJudge, image: Image.Image, content: Image.Image, style: Image.Image
 ) -> dict[str, float]:
-    """All measures of one picture; `content` and `style` are brought to its size first."""
+    """All measures of one picture; `content` and `style` are brought to its size first.
+
+    The backbone's autoencoder is the eye, so it must have one.
+    """
+    if not isinstance(backbone, LatentBackbone):
+        raise SystemExit(f"The model “{backbone.name}” has no autoencoder to measure with: choose a latent one.")
     content, style = fit(content, image.size), fit(style, image.size)
     x, c, s = (to_tensor(picture) for picture in (image, content, style))
     features = {name: encoder_features(backbone.vae, picture) for name, picture in (("x", x), ("c", c), ("s", s))}

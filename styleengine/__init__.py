@@ -9,11 +9,13 @@ from styleengine.errors import Cancelled, StyleEngineError
 __version__ = "0.1.0"
 
 from styleengine.engine import StyleEngine
+from styleengine.methods.h_space import HSpaceSettings
 from styleengine.methods.zstar import Style, ZStarSettings
 from styleengine.stylization import StepEvent, Stylization
 
 __all__ = [
     "Cancelled",
+    "HSpaceSettings",
     "StepEvent",
     "Style",
     "StyleEngine",

@@ -114,10 +114,11 @@ def self_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
     """The U-Net's self-attention layers in the order of execution: down, mid, up.
 
     (`unet.attn_processors` lists the mid block last; the papers count it between the two.)
+    A U-Net without transformers, such as a DDPM's, has none.
     """
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     transformers = (t for block in blocks for t in getattr(block, "attentions", None) or ())
-    return [block.attn1 for transformer in transformers for block in transformer.transformer_blocks]
+    return [block.attn1 for t in transformers for block in getattr(t, "transformer_blocks", ())]
 
 
 class _TappedAttention:

@@ -1,18 +1,20 @@
 """Backbones: finding, loading and asking a diffusion model. Nothing else knows how weights are stored.
 
-A backbone turns pictures into latents and back, and predicts noise. Methods see only this class.
+A backbone turns pictures into latents and back, and predicts noise. Methods see only the class
+`Backbone`; a latent model and one that works on the pixels themselves differ below it.
 """
 
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -37,13 +39,18 @@ VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTin
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a named backbone's weights are: a local folder, or a hub id pinned to a revision."""
+    """Where a named backbone's weights are: a local folder, or a hub id pinned to a revision.
+
+    `recommended` are the values per method to start from; those in the model's folder win over them.
+    """
 
     location: str
     revision: str | None = None
     title: str = ""
+    recommended: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+PIXELS_256 = {"h_space": {"size": 256}}
 BACKBONES = {
     "mini": Origin(str(MODELS / "mini"), title="Mini (embedded, runs anywhere)"),
     "sd15": Origin(
@@ -51,38 +58,86 @@ BACKBONES = {
         "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         title="Stable Diffusion 1.5 (for GPUs)",
     ),
+    "ddpm-celebahq-256": Origin("google/ddpm-celebahq-256", title="Faces, 256 pixels", recommended=PIXELS_256),
+    "ddpm-church-256": Origin("google/ddpm-church-256", title="Churches, 256 pixels", recommended=PIXELS_256),
+    "ddpm-bedroom-256": Origin("google/ddpm-bedroom-256", title="Bedrooms, 256 pixels", recommended=PIXELS_256),
 }
 
 
 @dataclass
-class Backbone:
-    """A latent diffusion model of Stable Diffusion 1's topology.
+class Backbone(ABC):
+    """A diffusion model that predicts noise, in whatever space it works.
 
     Pictures are float32 (batch, 3, height, width) in [−1, 1]; latents float32 (batch, channels,
-    height / `multiple`, width / `multiple`), scaled to about unit variance; the networks run in
-    `dtype`, schedules and arithmetic between them in float32.
+    height, width); the networks run in `dtype`, schedules and arithmetic between them in float32.
     """
 
     name: str
     revision: str
-    unet: UNet2DConditionModel
-    vae: Any  # AutoencoderKL or AutoencoderTiny
-    tokenizer: Any
-    text_encoder: nn.Module
+    unet: Any  # UNet2DConditionModel or UNet2DModel
     alphas_cumprod: torch.Tensor
     device: torch.device
     dtype: torch.dtype
-    recommended: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def multiple(self) -> int:
-        """Picture sides must be a multiple of this many pixels."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+    recommended: Mapping[str, Mapping[str, Any]]
 
     @property
     def identity(self) -> str:
         """Names the weights and the precision: results of equal identity can be shared."""
         return f"{self.name}@{self.revision}/{str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def nbytes(self) -> int:
+        """What the networks' weights take."""
+        return sum(weight.nbytes for network in self.networks for weight in network.parameters())
+
+    @property
+    @abstractmethod
+    def networks(self) -> Sequence[nn.Module]: ...
+
+    @property
+    @abstractmethod
+    def multiple(self) -> int:
+        """Picture sides must be a multiple of this many pixels."""
+
+    @abstractmethod
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pictures → latents, without chance."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents → pictures."""
+
+    @abstractmethod
+    def condition(self, prompts: Sequence[str]) -> torch.Tensor:
+        """What the U-Net is told beside the timestep; that of "" is the null condition."""
+
+    @abstractmethod
+    def predict_noise(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
+        """ε_θ(x_t, t, c); a condition of batch 1 serves the whole batch."""
+
+    def settings_for(self, method: str) -> Mapping[str, Any]:
+        """The values this backbone recommends for a method, over the method's own defaults."""
+        return self.recommended.get(method, {})
+
+
+@dataclass
+class LatentBackbone(Backbone):
+    """A latent diffusion model of Stable Diffusion 1's topology.
+
+    Latents are pictures at 1 / `multiple` of their size, scaled to about unit variance.
+    """
+
+    vae: Any  # AutoencoderKL or AutoencoderTiny
+    tokenizer: Any
+    text_encoder: nn.Module
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return self.unet, self.vae, self.text_encoder
+
+    @property
+    def multiple(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -93,7 +148,6 @@ class Backbone:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents → pictures."""
         scaled = latents / self.vae.config.scaling_factor
         return self.vae.decode(scaled.to(self.device, self.dtype)).sample.float()
 
@@ -111,13 +165,43 @@ class Backbone:
 
     @torch.no_grad()
     def predict_noise(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
-        """ε_θ(x_t, t, c); a condition of batch 1 serves the whole batch."""
         expanded = condition.expand(len(latents), -1, -1)
         return self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=expanded).sample.float()
 
-    def settings_for(self, method: str) -> Mapping[str, Any]:
-        """The values this backbone recommends for a method, over the method's own defaults."""
-        return self.recommended.get(method, {})
+
+@dataclass
+class PixelBackbone(Backbone):
+    """An unconditional diffusion model that works on the pixels themselves (DDPM): latents are pictures."""
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return (self.unet,)
+
+    @property
+    def multiple(self) -> int:
+        """What the U-Net halves: any such size works, the one it was trained at works best."""
+        return 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.to(self.device, torch.float32).contiguous()  # kernels round by memory layout
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+    def condition(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Nothing, whatever the prompts: (batch, 0, 0)."""
+        return torch.empty(len(prompts), 0, 0, device=self.device)
+
+    @torch.no_grad()
+    def predict_noise(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
+        return self.unet(latents.to(self.dtype), timestep).sample.float()
+
+
+def named_backbones() -> dict[str, Origin]:
+    """All that can be named: those of BACKBONES, and the folders that lie beside the embedded model."""
+    folders = sorted(index.parent for index in MODELS.glob("*/model_index.json"))
+    beside = {folder.name: Origin(str(folder), title=folder.name.capitalize()) for folder in folders}
+    return {**BACKBONES, **{name: origin for name, origin in beside.items() if name not in BACKBONES}}
 
 
 def default_model() -> str:
@@ -138,7 +222,7 @@ def load_backbone(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Backbone:
-    """Loads a backbone by name ("mini", "sd15"), folder, or hub id ("owner/name" or "owner/name@revision").
+    """Loads a backbone by name ("mini", "sd15", "ddpm-church-256", …), folder, or hub id ("owner/name[@revision]").
 
     Weights are read as safetensors only. A hub id without a revision is pinned to the one that is
     current when it is loaded, and results record it.
@@ -156,21 +240,24 @@ def load_backbone(
     else:
         revision = _folder_revision(folder)
     parts = _read(name, folder, dtype)
-    networks: tuple[Any, ...] = (parts.unet, parts.vae, parts.text_encoder)
-    for network in networks:
+    common: dict[str, Any] = {
+        "name": name,
+        "revision": revision,
+        "alphas_cumprod": parts.pop("alphas_cumprod").float().to(device),
+        "device": device,
+        "dtype": dtype,
+        "recommended": _recommended(origin, folder),
+    }
+    backbone = LatentBackbone(**common, **parts) if "vae" in parts else PixelBackbone(**common, **parts)
+    for network in backbone.networks:
         network.to(device).eval().requires_grad_(False)
-    return Backbone(
-        name=name,
-        revision=revision,
-        unet=parts.unet,
-        vae=parts.vae,
-        tokenizer=parts.tokenizer,
-        text_encoder=parts.text_encoder,
-        alphas_cumprod=parts.alphas_cumprod.float().to(device),
-        device=device,
-        dtype=dtype,
-        recommended=_recommended(folder / RECOMMENDED_FILE),
-    )
+    return backbone
+
+
+def recommended_settings(model: str) -> Mapping[str, Mapping[str, Any]]:
+    """What a model recommends per method, as far as it can be told without loading or downloading it."""
+    origin = _origin(model)
+    return _recommended(origin, Path(origin.location))
 
 
 def reconstruct(backbone: Backbone, image: Image.Image) -> Image.Image:
@@ -179,14 +266,15 @@ def reconstruct(backbone: Backbone, image: Image.Image) -> Image.Image:
 
 
 def _origin(name: str) -> Origin:
-    if name in BACKBONES:
-        return BACKBONES[name]
+    named = named_backbones()
+    if name in named:
+        return named[name]
     if Path(name).is_dir():
         return Origin(name)
     location, _, revision = name.partition("@")
     if location.count("/") == 1 and not location.startswith((".", "/", "~")):
         return Origin(location, revision or None)
-    known = ", ".join(f"“{known}”" for known in BACKBONES)
+    known = ", ".join(f"“{known}”" for known in named)
     raise StyleEngineError(
         f"There is no model “{name}”. Name one of {known}, a local diffusers folder, or a hub id such as owner/name."
     )
@@ -222,59 +310,101 @@ def _folder_revision(folder: Path) -> str:
     Whole files are read: the first 64 KiB of a large network's weights hold nothing but a header.
     """
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*/*.json"), *folder.glob("*/*.safetensors")]):
+    patterns = ("*.json", "*/*.json", "*.safetensors", "*/*.safetensors")
+    for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
         with open(file, "rb") as content:
             digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:12]
 
 
-@dataclass
-class _Parts:
-    unet: UNet2DConditionModel
-    vae: Any
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-    alphas_cumprod: torch.Tensor
-
-
-def _recommended(file: Path) -> dict[str, dict[str, Any]]:
+def _recommended(origin: Origin, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The size a pixel model was trained at, then what its origin says, then what its folder says."""
+    file = folder / RECOMMENDED_FILE
     try:
-        return json.loads(file.read_text()) if file.is_file() else {}
+        stated: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError as error:
         raise StyleEngineError(f"The file {file} is not valid JSON ({error}): mend or delete it.") from error
+    trained = {"h_space": {"size": size}} if (size := _trained_size(folder)) else {}
+    layers = (trained, origin.recommended, stated)
+    methods = dict.fromkeys(method for layer in layers for method in layer)
+    return {
+        method: {name: value for layer in layers for name, value in layer.get(method, {}).items()} for method in methods
+    }
 
 
-def _read(name: str, folder: Path, dtype: torch.dtype) -> _Parts:
-    """The five parts of a Stable Diffusion 1 folder, each by its own loader, safetensors only."""
-    index = folder / "model_index.json"
-    if not index.is_file():
+def _trained_size(folder: Path) -> int | None:
+    """The shorter side in pixels that a pixel model in this folder was trained at; None for all other folders."""
+    try:
+        if not _works_on_pixels(folder):
+            return None
+        config = json.loads((folder / _unet_folder(folder) / "config.json").read_text())
+        size = config["sample_size"]
+        return min(size) if isinstance(size, list) else int(size)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _works_on_pixels(folder: Path) -> bool:
+    """Whether the folder's index names the parts of a DDPM: a U-Net and a scheduler, no autoencoder."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return "vae" not in index and index.get("unet", [None, None])[1] == "UNet2DModel"
+
+
+def _unet_folder(folder: Path) -> str:
+    """DDPMs of diffusers' first days keep U-Net and scheduler at the top, later ones in folders of their own."""
+    return "unet" if (folder / "unet").is_dir() else ""
+
+
+def _read(name: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts of a model as keyword arguments of its backbone, each by its own loader, safetensors only."""
+    if not (folder / "model_index.json").is_file():
         raise StyleEngineError(
             f"The folder {folder} holds no diffusers model (model_index.json is missing). "
             "Give a folder written by save_pretrained."
         )
     weights: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
     try:
-        if not any((folder / "tokenizer" / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-            raise OSError("the tokenizer's vocabulary is missing")  # transformers would make up an empty one
-        vae_class = VAE_CLASSES[json.loads(index.read_text())["vae"][1]]
-        scheduler: Any = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-        parts = _Parts(
-            unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=dtype, **weights),
-            vae=vae_class.from_pretrained(folder, subfolder="vae", dtype=dtype, **weights),
-            tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
-            text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **weights),
-            alphas_cumprod=scheduler.alphas_cumprod,
-        )
+        read = _read_pixel_model if _works_on_pixels(folder) else _read_latent_model
+        parts, scheduler = read(folder, {**weights, "dtype": dtype})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StyleEngineError(
-            f"The model “{name}” could not be loaded ({reason}). "
-            "It must be a Stable Diffusion 1 model in diffusers' format with safetensors weights."
+            f"The model “{name}” could not be loaded ({reason}). It must be a Stable Diffusion 1 model or an "
+            "unconditional DDPM of RGB pixels, in diffusers' format with safetensors weights."
         ) from error
     if scheduler.config.prediction_type != "epsilon":
         raise StyleEngineError(
             f"The model “{name}” predicts “{scheduler.config.prediction_type}”; StyleEngine works with models "
             "that predict the noise (epsilon), such as Stable Diffusion 1.x."
         )
-    return parts
+    return {**parts, "alphas_cumprod": scheduler.alphas_cumprod}
+
+
+def _read_latent_model(folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The five parts of a Stable Diffusion 1 folder: four networks and the scheduler."""
+    if not any((folder / "tokenizer" / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        raise OSError("the tokenizer's vocabulary is missing")  # transformers would make up an empty one
+    vae_class = VAE_CLASSES[json.loads((folder / "model_index.json").read_text())["vae"][1]]
+    scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    return {
+        "unet": UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options),
+        "vae": vae_class.from_pretrained(folder, subfolder="vae", **options),
+        "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
+        "text_encoder": CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **options),
+    }, scheduler
+
+
+def _read_pixel_model(folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """U-Net and scheduler of a DDPM's folder."""
+    scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler" if _unet_folder(folder) else "")
+    unet: Any = UNet2DModel.from_pretrained(folder, subfolder=_unet_folder(folder), **options)
+    if (unet.config.in_channels, unet.config.out_channels) != (3, 3):
+        raise ValueError(
+            f"it takes {unet.config.in_channels} channels and gives {unet.config.out_channels}, not 3 and 3"
+        )
+    if unet.class_embedding is not None:
+        raise ValueError("it must be told a class, and StyleEngine has none to tell")
+    if unet.mid_block is None:
+        raise ValueError("its U-Net has no mid block")
+    return {"unet": unet}, scheduler

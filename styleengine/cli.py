@@ -1,6 +1,7 @@
 """The command line: one command per method, its flags derived from the method's settings.
 
 python -m styleengine zstar photo.jpg painting.jpg -o out.png --strength 1.4
+python -m styleengine h-space photo.jpg painting.jpg -o out.png --gamma 0.5
 python -m styleengine rerun out.png
 """
 
@@ -9,19 +10,20 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
-from PIL import ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageOps
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from styleengine import StyleEngine, StyleEngineError, ZStarSettings, __version__
+from styleengine import HSpaceSettings, StyleEngine, StyleEngineError, ZStarSettings, __version__
 from styleengine.images import check_output, content_hash, open_image, open_mask
 from styleengine.methods.zstar import Style
 from styleengine.settings import Settings
-from styleengine.stylization import OnStep, StepEvent, Stylization, read_record
+from styleengine.stylization import OnStep, StepEvent, Stylization, read_record, source_name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,6 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     zstar.add_argument("--weight", action="append", default=[], type=float, help="once per style; 1 is usual")
     _add_output(zstar, "where to write the PNG")
     _add_settings(zstar, ZStarSettings)
+
+    h_space = _command(
+        commands, "h-space", _h_space, "draw a picture's content as another is drawn (h-space injection)"
+    )
+    h_space.add_argument("content", metavar="CONTENT", help="the picture that says what is shown")
+    h_space.add_argument(
+        "style", metavar="STYLE", help="the picture that says how it looks; it is cut to CONTENT's shape"
+    )
+    h_space.add_argument("--mask", help="where on CONTENT it comes in (white); STYLE stays elsewhere")
+    _add_output(h_space, "where to write the PNG")
+    _add_settings(h_space, HSpaceSettings)
 
     rerun = _command(commands, "rerun", _rerun, "make a saved result again from the record inside it")
     rerun.add_argument("result", metavar="OUT.png", help="a PNG that styleengine has saved")
@@ -125,15 +138,51 @@ def _zstar(chosen: argparse.Namespace) -> None:
     _save(result, chosen.output)
 
 
+def _h_space(chosen: argparse.Namespace) -> None:
+    settings = HSpaceSettings(**_given(chosen, HSpaceSettings))
+    for path, what in ((chosen.content, "content image"), (chosen.style, "style image")):
+        open_image(path, what)
+    check_output(chosen.output)  # at once, not after minutes of work
+    engine = StyleEngine(chosen.model, chosen.device)
+    with _progress_bar() as on_step:
+        result = engine.h_space(chosen.content, chosen.style, settings, mask=chosen.mask, on_step=on_step)
+    _save(result, chosen.output)
+
+
+@dataclass
+class _Input:
+    """A picture of a saved result, found again: its role, its weight, its file and its pixels."""
+
+    role: str
+    weight: float
+    source: str
+    image: Image.Image
+
+
 def _rerun(chosen: argparse.Namespace) -> None:
     record = read_record(chosen.result)
-    if record["method"] != "zstar":
+    repeat = REPEATERS.get(record["method"])
+    if repeat is None:
         raise StyleEngineError(f"This version cannot repeat the method “{record['method']}”.")
     output = chosen.output or str(Path(chosen.result).with_name(f"{Path(chosen.result).stem}-again.png"))
     check_output(output)
+    inputs = _found_again(record, chosen)
+    engine = StyleEngine(chosen.model or record["backbone"], chosen.device)
+    if engine.backbone.revision != record["revision"]:
+        print(f"Note: the model has changed since ({record['revision']} then, {engine.backbone.revision} now).")
+    with _progress_bar() as on_step:
+        result = repeat(engine, inputs, record["settings"], on_step)
+    before = open_image(chosen.result)
+    same = before.size == result.image.size and ImageChops.difference(before, result.image).getbbox() is None
+    _save(result, output)
+    print("Every pixel is as it was." if same else "The pixels differ from the saved ones.")
+
+
+def _found_again(record: dict[str, Any], chosen: argparse.Namespace) -> list[_Input]:
+    """The inputs in the record's order, where they were or where the command line says that they are now."""
     moved = {"content": [chosen.content] if chosen.content else [], "style": chosen.style, "mask": chosen.mask}
-    content, styles = "", list[Style]()
     counts = dict.fromkeys(moved, 0)
+    inputs = []
     for entry in record["inputs"]:
         role, given = entry["role"], moved[entry["role"]]
         source = given[counts[role]] if counts[role] < len(given) else entry["source"]
@@ -150,31 +199,41 @@ def _rerun(chosen: argparse.Namespace) -> None:
             raise StyleEngineError(
                 f"{source} is not the {role} image of this result: its pixels differ. Name the right one with --{role}."
             )
-        if role == "content":
-            content = source
-        elif role == "style":
-            styles.append(Style.open(source, entry["weight"]))
+        inputs.append(_Input(role, entry["weight"], source, opened))
+    return inputs
+
+
+def _repeat_zstar(
+    engine: StyleEngine, inputs: Sequence[_Input], settings: dict[str, Any], on_step: OnStep
+) -> Stylization:
+    content, styles = "", list[Style]()
+    for entry in inputs:
+        if entry.role == "content":
+            content = entry.source
+        elif entry.role == "style":
+            styles.append(Style(entry.image, entry.weight, source=source_name(entry.source)))
         else:
-            last = styles.pop()
-            styles.append(Style(last.image, last.weight, opened, last.source, source))
-    settings = ZStarSettings(**record["settings"])
-    engine = StyleEngine(chosen.model or record["backbone"], chosen.device)
-    if engine.backbone.revision != record["revision"]:
-        print(f"Note: the model has changed since ({record['revision']} then, {engine.backbone.revision} now).")
-    with _progress_bar() as on_step:
-        result = engine.zstar(content, styles, settings, on_step=on_step)
-    before = open_image(chosen.result)
-    same = before.size == result.image.size and ImageChops.difference(before, result.image).getbbox() is None
-    _save(result, output)
-    print("Every pixel is as it was." if same else "The pixels differ from the saved ones.")
+            styles[-1] = replace(styles[-1], mask=entry.image, mask_source=entry.source)
+    return engine.zstar(content, styles, ZStarSettings(**settings), on_step=on_step)
+
+
+def _repeat_h_space(
+    engine: StyleEngine, inputs: Sequence[_Input], settings: dict[str, Any], on_step: OnStep
+) -> Stylization:
+    source = {entry.role: entry.source for entry in inputs}
+    return engine.h_space(
+        source["content"], source["style"], HSpaceSettings(**settings), mask=source.get("mask"), on_step=on_step
+    )
+
+
+REPEATERS = {"zstar": _repeat_zstar, "h_space": _repeat_h_space}
 
 
 def _save(result: Stylization, path: str) -> None:
     result.save(path)
     details = ", ".join(f"{name.replace('_', ' ')} {value:.1f} dB" for name, value in result.details.items())
-    print(
-        f"{path}: {result.image.width}×{result.image.height}, {result.seconds:.1f} s on {result.backbone} ({details})"
-    )
+    shown = f"{result.image.width}×{result.image.height}, {result.seconds:.1f} s on {result.backbone}"
+    print(f"{path}: {shown} ({details})" if details else f"{path}: {shown}")
 
 
 @contextmanager

@@ -56,14 +56,18 @@ def step(
     alpha_prev: torch.Tensor,
     eta: float = 0.0,
     generator: torch.Generator | None = None,
+    direction: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One denoising step: √ᾱ_prev·x̂0 + √(1−ᾱ_prev−σ²)·ε + σ·z with σ from η (η = 1: DDPM)."""
+    """One denoising step: √ᾱ_prev·x̂0 + √(1−ᾱ_prev−σ²)·ε + σ·z with σ from η (η = 1: DDPM).
+
+    With `direction` the step is asymmetric: x̂0 comes from `noise`, the second term's ε is `direction`.
+    """
+    clean, direction = predict_x0(x_t, noise, alpha_t), noise if direction is None else direction
     if eta == 0:
-        return move(x_t, noise, alpha_t, alpha_prev)
+        return alpha_prev.sqrt() * clean + (1 - alpha_prev).sqrt() * direction
     sigma = eta * ((1 - alpha_prev) / (1 - alpha_t)).sqrt() * (1 - alpha_t / alpha_prev).sqrt()
-    direction = (1 - alpha_prev - sigma**2).clamp(min=0).sqrt() * noise
     z = torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype).to(x_t.device)
-    return alpha_prev.sqrt() * predict_x0(x_t, noise, alpha_t) + direction + sigma * z
+    return alpha_prev.sqrt() * clean + (1 - alpha_prev - sigma**2).clamp(min=0).sqrt() * direction + sigma * z
 
 
 @torch.no_grad()

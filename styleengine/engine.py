@@ -1,11 +1,12 @@
-"""StyleEngine: owns the backbone, the caches and the device; one public method per technique."""
+"""StyleEngine: owns the backbones, the caches and the device; one public method per technique."""
 
 import contextlib
+import copy
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -13,7 +14,8 @@ from styleengine.backbone import Backbone, load_backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import ImageSource, open_image, open_mask, working_size
-from styleengine.methods import zstar
+from styleengine.methods import h_space, zstar
+from styleengine.methods.h_space import HSpaceSettings
 from styleengine.methods.zstar import Style, ZStarSettings
 from styleengine.settings import Settings
 from styleengine.stylization import OnStep, StepEvent, Stylization, source_name
@@ -21,8 +23,10 @@ from styleengine.stylization import OnStep, StepEvent, Stylization, source_name
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 CACHE_BYTES = 2 << 30
+BACKBONE_BYTES = 6 << 30  # of weights kept ready
 BATCH_PIXELS_ON_CPU = 4 * 256 * 256
 PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
+STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 class StyleEngine:
@@ -45,7 +49,25 @@ class StyleEngine:
     ) -> None:
         self.backbone: Backbone = load_backbone(model, device, dtype)
         self.cache = ByteCache(cache_bytes)
+        self._backbones = ByteCache(BACKBONE_BYTES)
+        self._backbones.get_or_make(self.backbone.name, lambda: self.backbone)
         self._lock = threading.Lock()  # a tap on the U-Net is seen by every thread: one run at a time
+
+    def with_model(self, model: str | None) -> Self:
+        """An engine on another model, named as in the constructor; None is this engine itself.
+
+        Device, precision, caches and the queue of runs are shared. Models once loaded are kept as
+        long as they fit.
+
+        Raises StyleEngineError where the model cannot be had.
+        """
+        if model is None or model == self.backbone.name:
+            return self
+        other = copy.copy(self)
+        other.backbone = self._backbones.get_or_make(
+            model, lambda: load_backbone(model, self.backbone.device, self.backbone.dtype)
+        )
+        return other
 
     def settings_for(self, settings_class: type[AnySettings], method: str, given: AnySettings | None) -> AnySettings:
         """The given values, over those the backbone recommends, over the method's defaults."""
@@ -114,6 +136,58 @@ class StyleEngine:
                 )
                 results.update(zip(batch, done, strict=True))
         return [results[i] for i in range(len(contents))]
+
+    def h_space(
+        self,
+        content: ImageSource,
+        style: ImageSource,
+        settings: HSpaceSettings | None = None,
+        *,
+        mask: ImageSource | None = None,
+        on_step: OnStep | None = None,
+    ) -> Stylization:
+        """h-space injection: the content drawn as the style image is, nothing trained.
+
+        The result has the content's shape; the style image is cut to it. `mask` lies on the content
+        and says where it is injected (white). Runs on latent and on pixel-space models.
+
+        Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
+        """
+        settings = self.settings_for(HSpaceSettings, "h_space", settings)
+        return self.h_space_strip(content, style, [settings.gamma], settings, mask=mask, on_step=on_step)[0]
+
+    def h_space_strip(
+        self,
+        content: ImageSource,
+        style: ImageSource,
+        gammas: Sequence[float] = STRIP,
+        settings: HSpaceSettings | None = None,
+        *,
+        mask: ImageSource | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[Stylization]:
+        """As `h_space`, one result for each γ: the inversions are shared, and the rest goes in batches."""
+        settings = self.settings_for(HSpaceSettings, "h_space", settings)
+        pictures = open_image(content, "content image"), open_image(style, "style image")
+        region = open_mask(mask) if mask is not None else None
+        sources = [source_name(content), source_name(style), source_name(mask) if mask is not None else ""]
+        width, height = working_size(pictures[0], settings.size, self.backbone.multiple)
+        room = self._batch_size(width * height)
+        batches = [gammas[start : start + room] for start in range(0, len(gammas), room)] or [gammas]
+        results: list[Stylization] = []
+        with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
+            for number, batch in enumerate(batches):
+                results += h_space.inject(
+                    self.backbone,
+                    *pictures,
+                    batch,
+                    settings,
+                    mask=region,
+                    on_step=_part(on_step, number, len(batches)),
+                    cache=self.cache,
+                    sources=sources,
+                )
+        return results
 
     def _batch_size(self, pixels: int) -> int:
         if self.backbone.device.type == "cuda":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
-from models import write_random_model
+from models import write_random_model, write_random_pixel_model
 from PIL import Image
 from skimage import data
 from transformers.utils import logging as transformers_logging
@@ -45,6 +45,23 @@ def engine(shared_engine: StyleEngine) -> StyleEngine:
 @pytest.fixture(scope="session")
 def backbone(shared_engine: StyleEngine) -> Backbone:
     return shared_engine.backbone
+
+
+@pytest.fixture(scope="session")
+def pixel_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_pixel_model(tmp_path_factory.mktemp("pixel-model") / "random")
+
+
+@pytest.fixture(scope="session")
+def shared_pixel_engine(pixel_model_folder: Path) -> StyleEngine:
+    return StyleEngine(str(pixel_model_folder), device="cpu")
+
+
+@pytest.fixture
+def pixel_engine(shared_pixel_engine: StyleEngine) -> StyleEngine:
+    """As `engine`, on a model that works on pixels."""
+    shared_pixel_engine.cache.clear()
+    return shared_pixel_engine
 
 
 @pytest.fixture(scope="session")

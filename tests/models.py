@@ -1,9 +1,18 @@
-"""Small random models in diffusers' folder format, with Stable Diffusion's topology."""
+"""Small random models in diffusers' folder format: of Stable Diffusion's topology, and of DDPM's."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WIDTH = 32
@@ -67,4 +76,23 @@ def write_random_model(folder: Path, prediction_type: str = "epsilon") -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_random_pixel_model(folder: Path, prediction_type: str = "epsilon", **options: Any) -> Path:
+    """An unconditional DDPM of RGB pixels, as `DDPMPipeline` saves it, trained (as it says) at 64 pixels."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        **{
+            "sample_size": 64,
+            "block_out_channels": (16, 32, 32),
+            "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            "layers_per_block": 1,
+            "attention_head_dim": 8,
+            "norm_num_groups": 8,
+            **options,
+        }
+    )
+    DDPMPipeline(unet=unet, scheduler=DDPMScheduler(prediction_type=prediction_type)).save_pretrained(folder)
     return folder

@@ -17,10 +17,13 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.client import Job
 from gradio_client.exceptions import AppError
+from models import write_random_pixel_model
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
-from styleengine import StyleEngine, ZStarSettings, ui
+from styleengine import HSpaceSettings, StyleEngine, ZStarSettings, ui
+from styleengine import backbone as backbone_module
+from styleengine.settings import Settings
 from styleengine.stylization import read_record
 from styleengine.ui.pictures import painted_mask
 
@@ -32,7 +35,17 @@ APP = Path(__file__).parents[1] / "app.py"
 
 
 @pytest.fixture(scope="module")
-def address(shared_engine: StyleEngine) -> Iterator[str]:
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The name of a pixel model in a folder beside the embedded one."""
+    models = tmp_path_factory.mktemp("models")
+    write_random_pixel_model(models / "squares")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone_module, "MODELS", models)
+        yield "squares"
+
+
+@pytest.fixture(scope="module")
+def address(shared_engine: StyleEngine, beside: str) -> Iterator[str]:
     demo = ui.build(shared_engine)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **ui.launch_options())
     yield url
@@ -64,6 +77,18 @@ def zstar(client: Client, files: dict[str, Path]) -> Callable[..., Job]:
         given = {"content": "content", "style": "style", **QUICK, **inputs}
         uploads = {name: handle_file(files[value]) for name, value in given.items() if value in files}
         return client.submit(**{**given, **uploads}, api_name="/zstar")
+
+    return submit
+
+
+@pytest.fixture
+def h_space(client: Client, files: dict[str, Path]) -> Callable[..., Job]:
+    """As `zstar`, for the h-space tab."""
+
+    def submit(**inputs: Any) -> Job:
+        given = {"content": "content", "style": "style", **QUICK, **inputs}
+        uploads = {name: handle_file(files[value]) for name, value in given.items() if value in files}
+        return client.submit(**{**given, **uploads}, api_name="/h_space")
 
     return submit
 
@@ -103,13 +128,13 @@ def is_local(url: str, address: str) -> bool:
 
 def fill(page: Page, **numbers: int) -> None:
     for name, number in numbers.items():
-        box = page.get_by_label(f"number input for {name.capitalize()}")
+        box = page.get_by_label(f"number input for {name.capitalize()}").locator("visible=true")
         box.fill(str(number))
         box.press("Tab")
 
 
 def upload(page: Page, label: str, file: Path) -> None:
-    block = page.locator(".block").filter(has=page.get_by_text(label, exact=True))
+    block = page.locator(".block:visible").filter(has=page.get_by_text(label, exact=True))
     block.locator("input[type=file]").first.set_input_files(file)
     expect(block.locator("img").first).to_be_visible(timeout=PATIENCE)
 
@@ -119,11 +144,17 @@ def roles(record: dict[str, Any]) -> list[str]:
 
 
 def expect_status(page: Page, text: str) -> None:
-    expect(page.locator(".status").first).to_contain_text(text, timeout=PATIENCE)
+    expect(page.locator(".status:visible").first).to_contain_text(text, timeout=PATIENCE)
 
 
 def run(page: Page) -> None:
-    page.locator("button.run").click()
+    page.locator("button.run:visible").click()
+
+
+def open_tab(page: Page, title: str) -> None:
+    page.get_by_role("tab", name=title).click()
+    expect(page.locator("button.run:visible")).to_have_count(1, timeout=PATIENCE)
+    expect(page.locator(".status:visible").first).to_contain_text("Choose a content")
 
 
 def test_the_api_gives_a_png_with_the_contents_shape_and_the_record(zstar: Callable[..., Job]) -> None:
@@ -183,12 +214,49 @@ def test_a_client_can_cancel_and_run_again(client: Client, zstar: Callable[..., 
     assert zstar().result()
 
 
-def test_each_setting_is_described_to_mcp_clients(address: str) -> None:
+@pytest.mark.parametrize(("name", "settings"), [("zstar", ZStarSettings), ("h_space", HSpaceSettings)])
+def test_each_setting_is_described_to_mcp_clients(address: str, name: str, settings: type[Settings]) -> None:
     tools = httpx.get(f"{address}gradio_api/mcp/schema").json()
-    (tool,) = [tool for tool in tools if tool["name"] == "zstar"]
+    (tool,) = [tool for tool in tools if tool["name"] == name]
     described = tool["inputSchema"]["properties"]
-    for knob in ZStarSettings.knobs():
+    for knob in settings.knobs():
         assert knob.description in described[knob.name]["description"]
+
+
+def test_the_h_space_api_gives_a_png_with_the_record(h_space: Callable[..., Job]) -> None:
+    path, record = h_space(gamma=0.6, mask="mask").result()
+    with Image.open(path) as image:
+        assert image.size == (96, 64)
+    assert read_record(path) == record
+    assert record["method"] == "h_space"
+    assert record["settings"] == HSpaceSettings(gamma=0.6, **QUICK).model_dump()
+    assert roles(record) == ["content", "style", "mask"]
+
+
+def test_h_space_runs_on_the_model_that_a_client_names(
+    h_space: Callable[..., Job], client: Client, files: dict[str, Path], beside: str
+) -> None:
+    _, record = h_space(model=beside).result()
+    assert record["backbone"] == beside
+    uploads = {name: handle_file(files[name]) for name in ("content", "style")}
+    _, record = client.predict(**uploads, model=beside, steps=2, api_name="/h_space")
+    assert record["settings"]["size"] == 64  # what is left out, this model recommends
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"model": "owner/name"}, "There is no model “owner/name” here. Choose one of"),
+        ({"style": None}, "No style image was given"),
+        ({"gamma": 2}, "“gamma” is 2"),
+        ({"t_start": 100}, "move the two apart"),
+    ],
+)
+def test_bad_input_to_h_space_gets_the_engines_sentence(
+    h_space: Callable[..., Job], inputs: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(AppError, match=sentence):
+        h_space(**inputs).result()
 
 
 def test_controls_start_from_what_the_backbone_recommends(
@@ -291,6 +359,55 @@ def test_a_painted_mask_is_used(page: Page, files: dict[str, Path]) -> None:
     with page.expect_download() as download:
         page.get_by_text("Download PNG").click()
     assert roles(read_record(download.value.path())) == ["content", "style", "mask"]
+
+
+def test_h_space_in_the_browser_with_a_painted_mask(page: Page, files: dict[str, Path]) -> None:
+    open_tab(page, "h-space")
+    fill(page, **QUICK)
+    upload(page, "Content", files["content"])
+    upload(page, "Style", files["style"])
+    page.get_by_role("button", name="Mask").locator("visible=true").click()
+    canvas = page.locator(".painter canvas:visible").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    paint(page, canvas.bounding_box() or {})
+    run(page)
+    expect_status(page, "96×64 pixels in")
+    with page.expect_download() as download:
+        page.locator("button:visible, a:visible").get_by_text("Download PNG").first.click()
+    record = read_record(download.value.path())
+    assert record["method"] == "h_space"
+    assert roles(record) == ["content", "style", "mask"]
+
+
+def test_a_strip_in_the_browser_shows_six_pictures_on_the_chosen_model(
+    page: Page, files: dict[str, Path], beside: str
+) -> None:
+    open_tab(page, "h-space")
+    upload(page, "Content", files["content"])
+    upload(page, "Style", files["style"])
+    page.get_by_label("Model", exact=True).locator("visible=true").click()
+    page.get_by_role("option", name=beside.capitalize()).click()
+    size = page.get_by_label("number input for Size").locator("visible=true")
+    expect(size).to_have_value("64", timeout=PATIENCE)  # what this model was trained at
+    fill(page, steps=QUICK["steps"])
+    page.get_by_label("A strip of γ").check()
+    run(page)
+    expect_status(page, "6 times 96×64 pixels in")
+    expect(page.locator(".strip img")).to_have_count(6, timeout=PATIENCE)
+    expect(page.locator(".strip")).to_contain_text("γ 0.4")
+
+
+def test_cancel_stops_a_run_of_h_space(page: Page, files: dict[str, Path]) -> None:
+    open_tab(page, "h-space")
+    upload(page, "Content", files["content"])
+    upload(page, "Style", files["style"])
+    fill(page, **LONG)
+    run(page)
+    expect_status(page, "of 600")
+    page.get_by_role("button", name="Cancel").locator("visible=true").click()
+    expect_status(page, "Cancelled.")
+    expect(page.locator("button.run:visible")).to_be_enabled()
 
 
 def paint(page: Page, box: Any) -> None:

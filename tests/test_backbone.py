@@ -9,20 +9,30 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DDPMPipeline, StableDiffusionPipeline
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from models import write_random_model
+from models import write_random_model, write_random_pixel_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from styleengine import StyleEngineError
 from styleengine import backbone as backbone_module
-from styleengine.backbone import BACKBONES, Backbone, default_model, load_backbone, reconstruct
+from styleengine.backbone import (
+    BACKBONES,
+    Backbone,
+    LatentBackbone,
+    PixelBackbone,
+    default_model,
+    load_backbone,
+    named_backbones,
+    recommended_settings,
+    reconstruct,
+)
 from styleengine.images import fit, to_tensor
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -67,7 +77,7 @@ def test_a_tiny_autoencoder_serves_too(backbone: Backbone, astronaut: Image.Imag
         num_encoder_blocks=(1, 1, 1),
         num_decoder_blocks=(1, 1, 1),
     )
-    with_tiny = Backbone(**{**vars(backbone), "vae": tiny})
+    with_tiny = LatentBackbone(**{**vars(backbone), "vae": tiny})
     latents = with_tiny.encode(to_tensor(fit(astronaut, (64, 64))))
     assert latents.shape == (1, 4, 64 // with_tiny.multiple, 64 // with_tiny.multiple)
     assert with_tiny.decode(latents).shape == (1, 3, 64, 64)
@@ -96,11 +106,106 @@ def test_half_precision_is_asked_for_by_name(model_folder: Path, astronaut: Imag
     assert latents.dtype == noise.dtype == loaded.decode(latents).dtype == torch.float32
 
 
+# Pixel-space models
+
+
+@pytest.fixture(scope="module")
+def pixels(pixel_model_folder: Path) -> Backbone:
+    return load_backbone(str(pixel_model_folder), "cpu")
+
+
+def test_a_ddpms_folder_loads_with_its_weights_and_its_schedule(pixel_model_folder: Path, pixels: Backbone) -> None:
+    pipeline = DDPMPipeline.from_pretrained(pixel_model_folder, local_files_only=True)
+    x_t = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    assert isinstance(pixels, PixelBackbone)
+    torch.testing.assert_close(pixels.predict_noise(x_t, 321, pixels.condition([""])), pipeline.unet(x_t, 321).sample)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    torch.testing.assert_close(pixels.alphas_cumprod, (1 - betas).cumprod(0).float(), atol=1e-6, rtol=1e-4)
+    assert not pixels.unet.training
+    assert not any(parameter.requires_grad for parameter in pixels.unet.parameters())
+
+
+def test_on_pixels_encoding_and_decoding_change_nothing(pixels: Backbone, astronaut: Image.Image) -> None:
+    picture = to_tensor(fit(astronaut, (64, 48)))
+    assert torch.equal(pixels.decode(pixels.encode(picture)), picture)
+    assert pixels.multiple == 4  # the U-Net halves twice
+    assert pixels.condition(["", "a"]).numel() == 0
+    assert pixels.identity.startswith(f"{pixels.name}@{pixels.revision}/")
+
+
+def test_a_ddpm_of_diffusers_first_days_keeps_its_parts_at_the_top(pixel_model_folder: Path, tmp_path: Path) -> None:
+    for name in ("unet/config.json", f"{UNET_WEIGHTS}", "scheduler/scheduler_config.json", "model_index.json"):
+        shutil.copy(pixel_model_folder / name, tmp_path)
+    flat = load_backbone(str(tmp_path), "cpu")
+    nested = load_backbone(str(pixel_model_folder), "cpu")
+    x_t = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(flat.predict_noise(x_t, 9, flat.condition([""])), nested.predict_noise(x_t, 9, x_t))
+    assert flat.recommended["h_space"] == {"size": 64}
+    before = flat.revision
+    weights = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    first = min(weights)
+    save_file(
+        {**weights, first: weights[first] + 1}, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"}
+    )
+    assert revision(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"in_channels": 4}, "it takes 4 channels and gives 3, not 3 and 3"),
+        ({"out_channels": 6}, "it takes 3 channels and gives 6"),
+        ({"num_class_embeds": 10}, "must be told a class"),
+        ({"mid_block_type": None}, "no mid block"),
+        ({"prediction_type": "v_prediction"}, r"predicts “v_prediction”; StyleEngine works with .* the noise"),
+    ],
+    ids=str,
+)
+def test_a_ddpm_of_another_kind_is_refused(tmp_path: Path, options: dict, sentence: str) -> None:
+    folder = write_random_pixel_model(tmp_path / "other", **options)
+    with pytest.raises(StyleEngineError, match=sentence):
+        load_backbone(str(folder))
+
+
+def test_a_ddpm_without_safetensors_is_refused(pixel_model_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pixel_model_folder, tmp_path / "model"))
+    (folder / UNET_WEIGHTS).rename((folder / UNET_WEIGHTS).with_suffix(".bin"))
+    with pytest.raises(StyleEngineError, match=r"could not be loaded.*unconditional DDPM.*with safetensors weights"):
+        load_backbone(str(folder))
+
+
+def test_the_size_that_a_ddpm_was_trained_at_is_recommended_and_its_folder_may_say_more(
+    pixel_model_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(pixel_model_folder, tmp_path / "model"))
+    assert recommended_settings(str(folder)) == {"h_space": {"size": 64}}
+    (folder / "recommended.json").write_text('{"h_space": {"gamma": 0.6}, "other": {"size": 1}}')
+    assert recommended_settings(str(folder)) == {"h_space": {"size": 64, "gamma": 0.6}, "other": {"size": 1}}
+    assert load_backbone(str(folder), "cpu").settings_for("h_space") == {"size": 64, "gamma": 0.6}
+    assert recommended_settings("ddpm-church-256") == {"h_space": {"size": 256}}
+    assert "size" in recommended_settings("mini")["zstar"]
+
+
+def test_a_folder_beside_the_embedded_model_has_a_name(
+    pixel_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pixel_model_folder, tmp_path / "squares")
+    (tmp_path / "notes").mkdir()
+    monkeypatch.setattr(backbone_module, "MODELS", tmp_path)
+    assert list(named_backbones()) == [*BACKBONES, "squares"]
+    loaded = load_backbone("squares", "cpu")
+    assert (loaded.name, type(loaded)) == ("squares", PixelBackbone)
+    with pytest.raises(StyleEngineError, match="“ddpm-bedroom-256”, “squares”"):
+        load_backbone("foo")
+
+
 # What is refused
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(StyleEngineError, match=r"no model “foo”. Name one of “mini”, “sd15”, a local diffusers folder"):
+    with pytest.raises(
+        StyleEngineError, match=r"no model “foo”. Name one of “mini”, “sd15”, .*, a local diffusers folder"
+    ):
         load_backbone("foo")
 
 

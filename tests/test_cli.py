@@ -81,9 +81,38 @@ def test_rerun_refuses_an_input_that_has_changed(
     assert "its pixels differ" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["latent", "pixel"])
+def test_h_space_writes_a_picture_that_rerun_repeats(
+    pictures: dict[str, Path],
+    model_folder: Path,
+    pixel_model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    mask, out = tmp_path / "mask.png", tmp_path / "out.png"
+    Image.linear_gradient("L").save(mask)
+    model = model_folder if kind == "latent" else pixel_model_folder
+    options = ["--gamma", "0.6", "--no-calibration", "--t-boost", "600", "--seed", "5", "--mask", mask, *FAST]
+    assert run("h-space", pictures["content"], pictures["style"], "-o", out, "--model", model, *options) == 0
+    record = read_record(out)
+    assert record["method"] == "h_space"
+    assert (record["settings"]["gamma"], record["settings"]["calibration"]) == (0.6, False)
+    assert run("rerun", out) == 0
+    again = Image.open(tmp_path / "out-again.png")
+    assert again.size == (84, 64)
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(again))
+    assert "Every pixel is as it was" in capsys.readouterr().out
+    assert run("rerun", out, "--mask", pictures["style"]) == 2
+    assert "is not the mask image of this result" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["h-space", "CONTENT", "missing.jpg", "-o", "OUT"], "style image missing.jpg does not exist"),
+        (["h-space", "CONTENT", "STYLE", "-o", "out.jpg"], "saved as PNG"),
+        (["h-space", "CONTENT", "STYLE", "-o", "OUT", "--gamma", "2"], "less than or equal to 1"),
         (["zstar", "missing.jpg", "STYLE", "-o", "OUT"], "does not exist"),
         (["zstar", "CONTENT", "STYLE", "-o", "out.jpg"], "saved as PNG"),
         (["zstar", "CONTENT", "STYLE", "-o", "nowhere/out.png"], "no folder nowhere"),
@@ -104,3 +133,11 @@ def test_what_can_be_put_right_is_said_in_a_sentence_and_exits_2(
     assert run(*(named.get(argument, argument) for argument in arguments)) == 2
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_result_of_a_method_to_come_cannot_be_repeated_yet(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("styleengine.cli.REPEATERS", {})
+    assert run("rerun", saved) == 2
+    assert "cannot repeat the method “zstar”" in capsys.readouterr().err

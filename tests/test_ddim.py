@@ -76,6 +76,21 @@ def test_every_step_up_agrees_with_diffusers(steps: int) -> None:
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_an_asymmetric_step_takes_x0_from_one_noise_and_the_direction_from_the_other(eta: float) -> None:
+    x_t, noise = latents_and_noise()
+    other, (alpha, alpha_prev) = noise.flip(0, 3), torch.tensor([0.4, 0.6])
+
+    def step(for_x0: torch.Tensor, for_direction: torch.Tensor | None) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return ddim.step(x_t, for_x0, alpha, alpha_prev, eta, generator, for_direction)
+
+    assert torch.equal(step(noise, noise), step(noise, None))
+    sigma = eta * ((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)).sqrt()
+    of_direction = (1 - alpha_prev - sigma**2).sqrt() * (other - noise)
+    torch.testing.assert_close(step(noise, other) - step(noise, noise), of_direction, atol=1e-5, rtol=0)
+
+
 def test_ddpm_is_the_step_with_eta_one() -> None:
     steps = 50
     ancestral: Any = DDPMScheduler(**STABLE_DIFFUSION, variance_type="fixed_small")

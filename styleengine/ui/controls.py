@@ -61,6 +61,15 @@ class Controls(Generic[AnySettings]):
         }
         return type(self.start)(**moved)
 
+    def as_shown(self, values: Mapping[str, Any]) -> AnySettings:
+        """Checked settings that hold all that the page shows: for a page that has since been given other values."""
+        shown = {name: values[name] for name in self.components if values[name] is not None}
+        return type(self.start)(**shown)
+
+    def starting_from(self, start: AnySettings) -> dict[Any, Any]:
+        """Updates that make the controls show other values."""
+        return {component: getattr(start, name) for name, component in self.components.items()}
+
 
 def _control(knob: Knob, value: Any) -> Component:
     words = {"label": knob.title, "info": knob.description, "interactive": True}

@@ -44,11 +44,10 @@ def connect_page(
         try:
             job = prepare(dict(zip(inputs, values, strict=True)))
             for outcome in runner.run(job, ticket, previews=True):
-                if isinstance(outcome, Stylization):
-                    path = save(outcome, panel.slider.GRADIO_CACHE)
-                    yield panel.finished(outcome, job.content, path)
-                else:
+                if isinstance(outcome, Report):
                     yield panel.working(outcome, job.content)
+                else:
+                    yield panel.finished(outcome, job.content)
         except StyleEngineError as error:
             yield panel.stopped(str(error))
             raise _shown(error) from None
@@ -116,9 +115,9 @@ def add_api(
             for outcome in runner.run(job, ticket, previews=False):
                 if isinstance(outcome, Report):
                     progress((outcome.step, outcome.total), desc=progress_words(outcome))
-                else:
+                elif isinstance(outcome, Stylization):
                     return str(save(outcome, picture.GRADIO_CACHE)), outcome.record()
-            raise RuntimeError("a run ends with a result or an error")
+            raise RuntimeError("a run ends with one result or an error")
         except StyleEngineError as error:
             raise _shown(error) from None
         except Cancelled:

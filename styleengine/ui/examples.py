@@ -18,11 +18,14 @@ def pictures(kind: str) -> list[str]:
     return sorted(str(path) for path in (FOLDER / kind).glob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def content_style_examples(inputs: Sequence[Component]) -> Examples | None:
-    """Pairs of content and style, each picture used once before any is used again."""
+def content_style_examples(inputs: Sequence[Component], elem_id: str = "examples") -> Examples | None:
+    """Pairs of content and style, each picture used once before any is used again.
+
+    `elem_id` must be the page's only one of its name; the style sheet knows it by its ending, "examples".
+    """
     contents, styles = pictures("content"), pictures("style")
     if not contents or not styles:
         return None
     count = min(MOST, max(len(contents), len(styles)))
     pairs = [list(pair) for pair in islice(zip(cycle(contents), cycle(styles), strict=False), count)]
-    return gr.Examples(pairs, list(inputs), label="Examples: a click runs one", elem_id="examples", preload=False)
+    return gr.Examples(pairs, list(inputs), label="Examples: a click runs one", elem_id=elem_id, preload=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from styleengine.backbone import BACKBONES, Backbone
+from styleengine.backbone import Backbone, named_backbones
 
 ACCENT = "#b4472e"
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
@@ -61,10 +61,13 @@ def footer(backbone: Backbone) -> None:
 
 def model_words(backbone: Backbone) -> str:
     """Which model runs where, for people."""
-    known = BACKBONES.get(backbone.name)
-    title = known.title if known else f"“{Path(backbone.name).name}”"
     machine = "the GPU" if backbone.device.type == "cuda" else "the CPU"
-    return f"Model: {title}, on {machine}."
+    return f"Model: {model_title(backbone.name)}, on {machine}."
+
+
+def model_title(name: str) -> str:
+    known = named_backbones().get(name)
+    return known.title if known else f"“{Path(name).name}”"
 
 
 CSS = """
@@ -78,11 +81,11 @@ CSS = """
 .bar { height: 6px; border-radius: 3px; overflow: hidden; background: var(--border-color-primary); }
 .bar div { height: 100%; background: var(--color-accent); transition: width 0.2s linear; }
 .dice { align-self: end !important; height: 44px; font-size: 1.5rem; line-height: 1; padding: 0 !important; }
-#examples :is(.table-wrap, table, tr, td, td .container) { margin: 0; padding: 0; border: 0; background: none; }
-#examples thead { display: none; }
-#examples tbody { display: flex; flex-wrap: wrap; gap: 12px; }
-#examples tr { display: flex; gap: 2px; cursor: pointer; }
-#examples tr:hover { outline: 2px solid var(--color-accent); outline-offset: 2px; }
-#examples td .container, #examples td img { width: 68px; height: 68px; border-radius: 4px; object-fit: cover; }
+[id$="examples"] :is(.table-wrap, table, tr, td, td .container) { margin: 0; padding: 0; border: 0; background: none; }
+[id$="examples"] thead { display: none; }
+[id$="examples"] tbody { display: flex; flex-wrap: wrap; gap: 12px; }
+[id$="examples"] tr { display: flex; gap: 2px; cursor: pointer; }
+[id$="examples"] tr:hover { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+[id$="examples"] td :is(.container, img) { width: 68px; height: 68px; border-radius: 4px; object-fit: cover; }
 @media (max-width: 640px) { .result { height: 380px !important; } }
 """

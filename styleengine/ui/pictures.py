@@ -24,10 +24,10 @@ def path_of(upload: Mapping[str, Any] | None) -> str | None:
     return upload["path"] if upload else None
 
 
-def painter(content: gr.Image, accent: str) -> gr.ImageMask:
+def painter(content: gr.Image, accent: str, label: str = "Paint where the style applies") -> gr.ImageMask:
     """A canvas showing `content`, to paint a mask on."""
     canvas = gr.ImageMask(
-        label="Paint where the style applies",
+        label=label,
         type="pil",
         sources=(),
         transforms=(),

@@ -1,6 +1,7 @@
 """The result's side of a tab: Run and Cancel, the progress bar, before and after, the download."""
 
 import tempfile
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from PIL import Image
 
 from styleengine.images import fit
 from styleengine.stylization import Stylization
-from styleengine.ui.runs import Report
+from styleengine.ui.runs import Report, Result
 
 Updates = dict[Any, Any]
 
@@ -51,11 +52,14 @@ class ResultPanel:
             updates[self.slider] = (fit(content, report.preview.size), report.preview)
         return updates
 
-    def finished(self, result: Stylization, content: Image.Image, path: Path) -> Updates:
+    def finished(self, result: Result, content: Image.Image) -> Updates:
+        """The last of several results is the one shown beside the content."""
+        results = result if isinstance(result, list) else [result]
+        path = save(results[-1], self.slider.GRADIO_CACHE)
         return {
             **self._busy(False),
-            self.status: _line(summary(result)),
-            self.slider: (fit(content, result.image.size), str(path)),
+            self.status: _line(summary(results)),
+            self.slider: (fit(content, results[-1].image.size), str(path)),
             self.download: gr.DownloadButton(value=str(path), interactive=True),
         }
 
@@ -66,17 +70,54 @@ class ResultPanel:
         return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
 
 
+class StripPanel(ResultPanel):
+    """A panel that also shows several results side by side, told apart by one setting."""
+
+    def __init__(self, action: str, setting: str, symbol: str) -> None:
+        super().__init__(action)
+        self.setting, self.symbol = setting, symbol
+        self.strip = gr.Gallery(
+            label=f"{symbol} from low to high",
+            columns=3,
+            height="auto",
+            object_fit="contain",
+            interactive=False,
+            visible=False,
+            buttons=["download", "download_all", "fullscreen"],
+            elem_classes="strip",
+        )
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [*super().outputs, self.strip]
+
+    def waiting(self) -> Updates:
+        return {**super().waiting(), self.strip: gr.Gallery(visible=False)}
+
+    def finished(self, result: Result, content: Image.Image) -> Updates:
+        updates = super().finished(result, content)
+        if isinstance(result, list):
+            pictures = [
+                (str(save(one, self.slider.GRADIO_CACHE)), f"{self.symbol} {one.settings[self.setting]:g}")
+                for one in result
+            ]
+            updates[self.strip] = gr.Gallery(value=pictures, visible=True)
+        return updates
+
+
 def save(result: Stylization, folder: str) -> Path:
     """The result as a PNG with its record, in Gradio's own folder, which is swept."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     return result.save(Path(tempfile.mkdtemp(dir=folder)) / f"styleengine-{result.method}.png")
 
 
-def summary(result: Stylization) -> str:
+def summary(results: Sequence[Stylization]) -> str:
     """Size, time and quality in one plain line."""
-    width, height = result.image.size
-    details = [words.format(result.details[name]) for name, words in DETAIL_WORDS.items() if name in result.details]
-    return "; ".join([f"{width}×{height} pixels in {result.seconds:.1f} s", *details]) + "."
+    width, height = results[0].image.size
+    seconds, known = sum(result.seconds for result in results), results[0].details
+    count = f"{len(results)} times " if len(results) > 1 else ""
+    details = [words.format(known[name]) for name, words in DETAIL_WORDS.items() if name in known]
+    return "; ".join([f"{count}{width}×{height} pixels in {seconds:.1f} s", *details]) + "."
 
 
 def progress_words(report: Report) -> str:

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 from PIL import Image
 
 from styleengine.engine import StyleEngine
 from styleengine.errors import Cancelled, StyleEngineError
-from styleengine.stylization import StepEvent, Stylization
+from styleengine.stylization import OnStep, StepEvent, Stylization
 from styleengine.ui.gpu import on_gpu
 
 REPORT_PAUSE = 0.2  # seconds between two moves of the progress bar, at least
@@ -23,14 +23,24 @@ PREVIEW_PAUSE = 1.0  # seconds between two previews, at least
 PREVIEW_SHARE = 0.1  # of a run's time may go into previews
 PREVIEWED_PHASE = "stylizing"  # the phases before it only look at the inputs
 
+Result: TypeAlias = Stylization | list[Stylization]
+
 
 @dataclass(frozen=True)
 class Job:
-    """A call of an engine's method, as plain data: on ZeroGPU it travels to another process."""
+    """A call of an engine's method, as plain data: on ZeroGPU it travels to another process.
+
+    `model` names the model to run on; None is the one that the app started with.
+    """
 
     method: str
     content: Image.Image
     arguments: Mapping[str, Any]
+    model: str | None = None
+
+    def run(self, engine: StyleEngine, on_step: OnStep) -> "Result":
+        method = getattr(engine.with_model(self.model), self.method)
+        return method(self.content, **self.arguments, on_step=on_step)
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Runner:
         self._tickets = tempfile.TemporaryDirectory(prefix="styleengine-runs-")
 
         @on_gpu
-        def outcomes(job: Job, ticket: Path, previews: bool) -> Iterator[Report | Stylization | Exception]:
+        def outcomes(job: Job, ticket: Path, previews: bool) -> Iterator[Report | Result | Exception]:
             return (yield from _outcomes(engine, job, ticket, previews))
 
         self._outcomes = outcomes
@@ -66,7 +76,7 @@ class Runner:
         with tempfile.NamedTemporaryFile(dir=self._tickets.name, prefix=prefix, delete=False) as file:
             return Path(file.name).name
 
-    def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Report | Stylization]:
+    def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Report | Result]:
         """Reports, and the result last. Raises StyleEngineError, or Cancelled once the ticket is withdrawn."""
         path = self._path(ticket)
         if not path.is_file():
@@ -102,12 +112,12 @@ def _session(request: gr.Request) -> str:
 
 def _outcomes(
     engine: StyleEngine, job: Job, ticket: Path, previews: bool
-) -> Iterator[Report | Stylization | StyleEngineError | Cancelled]:
+) -> Iterator[Report | Result | StyleEngineError | Cancelled]:
     """Runs the job in a thread; what it raises for a person to read comes out as the last item."""
     reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
     with ThreadPoolExecutor(max_workers=1) as thread:
         on_step = _Reporter(ticket, reports, previews)
-        run = thread.submit(getattr(engine, job.method), job.content, **job.arguments, on_step=on_step)
+        run = thread.submit(job.run, engine, on_step)
         run.add_done_callback(lambda _: reports.put(None))
         try:
             while (report := reports.get()) is not None:

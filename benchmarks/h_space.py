@@ -1,0 +1,140 @@
+"""h-space injection: does γ lead from style to content, does calibration help, what does a strip cost?
+
+    PYTHONPATH=. python benchmarks/h_space.py --pairs 10 --to sheets
+
+With --to, a sheet of pictures for each pair: above with calibration, below without; on the left the
+style image, then γ = 0, 0.2, … 1, on the right the content.
+"""
+
+import argparse
+import statistics
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from gallery import sheet
+from judge import OutsideJudge, mean_of, measure, table
+from machine import machine
+from pairs import content_image, pairs, style_image
+from PIL import Image
+
+from styleengine import HSpaceSettings, StyleEngine
+from styleengine.engine import STRIP
+from styleengine.images import fit, to_tensor
+from styleengine.metrics import ssim
+
+CALIBRATION = {True: "with", False: "without"}
+REPEATS = 3
+MOST_SINGLE_RUNS = 2.5  # what a strip of six may cost
+
+
+def roughness(image: Image.Image) -> float:
+    """The spread of the luminance's Laplacian: speckle and ringing raise it."""
+    grey = to_tensor(image).mean(1, keepdim=True)
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+    return float(F.conv2d(grey, kernel).std())
+
+
+def clipped(image: Image.Image) -> float:
+    """The share of channel values at the very ends of the range, in percent."""
+    return float((to_tensor(image).abs() > 0.999).float().mean() * 100)
+
+
+def artefacts(image: Image.Image, unchanged: Image.Image) -> dict[str, float]:
+    """What injection has added to the style's own reconstruction that no picture asked for."""
+    return {
+        "roughness / γ 0": roughness(image) / roughness(unchanged),
+        "clipped, % above γ 0": clipped(image) - clipped(unchanged),
+    }
+
+
+def moves_one_way(rows: dict[str, dict[str, float]], name: str, rising: bool) -> bool:
+    values = [row[name] for row in rows.values()]
+    return all(a < b if rising else a > b for a, b in pairwise(values))
+
+
+def quality(
+    engine: StyleEngine, judged: list[tuple[str, str]], settings: HSpaceSettings, folder: Path | None
+) -> dict[bool, dict[str, dict[str, float]]]:
+    """By calibration and γ: the measures, averaged over the pairs."""
+    judge = OutsideJudge()
+    rows: dict[bool, dict[str, list[dict[str, float]]]] = {
+        calibration: {f"γ {gamma:g}": [] for gamma in STRIP} for calibration in CALIBRATION
+    }
+    for content_name, style_name in judged:
+        content, style = content_image(content_name), style_image(style_name)
+        pictures: list[list[Image.Image | None]] = []
+        for calibration in CALIBRATION:
+            strip = engine.h_space_strip(content, style, STRIP, settings.replace(calibration=calibration))
+            images = [result.image for result in strip]
+            for image, measured in zip(images, rows[calibration].values(), strict=True):
+                near = {"SSIM to γ 0": ssim(to_tensor(image), to_tensor(images[0]))}
+                measures = measure(engine.backbone, judge, image, content, style)
+                measured.append({**measures, **near, **artefacts(image, images[0])})
+            pictures.append([fit(style, images[0].size), *images, fit(content, images[0].size)])
+        if folder:
+            sheet(pictures, (192, 192)).save(folder / f"{content_name}-{style_name}.png")
+        print(f"{content_name} + {style_name}", flush=True)
+    return {
+        calibration: {name: mean_of(values) for name, values in by_gamma.items()}
+        for calibration, by_gamma in rows.items()
+    }
+
+
+def cost(engine: StyleEngine, settings: HSpaceSettings) -> tuple[float, float]:
+    """Median seconds of a single run and of a strip of six, nothing known beforehand."""
+    content, style = content_image("astronaut"), style_image("great-wave")
+    engine.h_space(content, style, settings.replace(steps=4))  # warm up
+    single, strip = [], []
+    for _ in range(REPEATS):
+        engine.cache.clear()
+        single.append(engine.h_space(content, style, settings).seconds)
+        engine.cache.clear()
+        strip.append(sum(result.seconds for result in engine.h_space_strip(content, style, STRIP, settings)))
+    return statistics.median(single), statistics.median(strip)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--to", type=Path, help="a folder for sheets of the pictures")
+    arguments = parser.parse_args()
+    if arguments.to:
+        arguments.to.mkdir(parents=True, exist_ok=True)
+    engine = StyleEngine(arguments.model)
+    settings = engine.settings_for(
+        HSpaceSettings, "h_space", HSpaceSettings(size=arguments.size, steps=arguments.steps)
+    )
+    rows = quality(engine, pairs(arguments.pairs), settings, arguments.to)
+    single, strip = cost(engine, settings)
+
+    about = f"{arguments.pairs} pairs at {arguments.size} px, {arguments.steps} steps"
+    print(f"\n{machine()}; {engine.backbone.identity}; {about}")
+    for calibration, words in CALIBRATION.items():
+        print(f"\n{words} calibration\n\n{table(rows[calibration])}")
+    injected = [name for name in rows[True] if name != "γ 0"]
+
+    def mean(calibration: bool, name: str) -> float:
+        return statistics.mean(rows[calibration][gamma][name] for gamma in injected)
+
+    calibrated = rows[True]
+    claims = {
+        "SSIM to the style's reconstruction falls with every γ": moves_one_way(calibrated, "SSIM to γ 0", False),
+        "SSIM to the content rises with every γ": moves_one_way(calibrated, "SSIM", True),
+        "content loss falls with every γ": moves_one_way(calibrated, "content loss", False),
+        "calibration: colours nearer to the style's": mean(True, "colours") < mean(False, "colours"),
+        "calibration: less roughness added": mean(True, "roughness / γ 0") < mean(False, "roughness / γ 0"),
+        "calibration: less clipping added": mean(True, "clipped, % above γ 0") < mean(False, "clipped, % above γ 0"),
+        f"a strip of six costs less than {MOST_SINGLE_RUNS:g} single runs": strip < MOST_SINGLE_RUNS * single,
+    }
+    print(f"\nsingle run {single:.1f} s, strip of six {strip:.1f} s: {strip / single:.2f} single runs\n")
+    for claim, holds in claims.items():
+        print(f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""h-space content injection: the content of one image in the drawing of another, nothing trained.
+
+Content and style image are inverted into noise. The style's noise is denoised again, and on the way
+the bottleneck of the U-Net ("h-space", the output of its mid block, which holds what is shown) is
+turned towards the content's, while the skip connections (which hold how it looks) stay the style's.
+After Jeong, Kwon and Uh, "Training-free Style Transfer Emerges from h-space in Diffusion models".
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from styleengine import ddim
+from styleengine.backbone import Backbone
+from styleengine.cache import ByteCache
+from styleengine.errors import StyleEngineError
+from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
+from styleengine.inversion import Inverter, Trajectory
+from styleengine.metrics import psnr
+from styleengine.progress import Progress
+from styleengine.settings import Settings, knob
+from styleengine.stylization import InputRecord, OnStep, Stylization
+
+TRAINED_STEPS = 1000  # the timesteps in the settings count from 0 to here, however long a model was trained for
+NEARLY_PARALLEL = 1e-5  # sine of an angle: below it a great circle cannot be told from its chord
+TINY = 1e-12
+
+Blend = Callable[[torch.Tensor], torch.Tensor]
+
+
+class HSpaceSettings(Settings):
+    """Settings of h-space injection; the defaults are the paper's."""
+
+    gamma: float = knob(
+        0.3,
+        "How far the content replaces what the style image shows (γ): 0 redraws the style image, 0.4–0.6 is strong.",
+        title="Content γ",
+        ge=0,
+        le=1,
+    )
+    size: int = knob(512, "Length of the result's shorter side in pixels.", ge=64, le=1536)
+    steps: int = knob(50, "Denoising steps; more is slower and finer.", ge=2, le=200)
+    seed: int = knob(
+        0, "Picks the noise of the quality boost. Without it every seed gives the same picture.", ge=0, le=2**32 - 1
+    )
+    t_start: int = knob(
+        1000, "Timestep, counted down from 1000, at which the content comes in.", title="From t", ge=0, le=TRAINED_STEPS
+    )
+    t_edit: int = knob(
+        400, "Timestep after which it comes in no more; lower brings in finer detail.", title="To t", ge=0, le=1000
+    )
+    calibration: bool = knob(
+        True, "Move the picture to where the style's skip connections fit the new content: truer colours."
+    )
+    omega: float = knob(
+        0.0, "How much of the change of the predicted noise goes into the calibration (ω).", title="ω", ge=0, le=1
+    )
+    t_boost: int = knob(
+        200,
+        "Fresh noise is mixed in from this timestep on, for finer texture. 0 for styles unlike the model's pictures.",
+        title="Quality boost below t",
+        ge=0,
+        le=TRAINED_STEPS,
+    )
+    inversion_iterations: int = knob(
+        1, "Refinements of each inversion step; 1 is plain, 3 comes back nearly exactly.", rare=True, ge=1, le=8
+    )
+    measure_reconstruction: bool = knob(
+        False, "Also sample the style image back as it is and report its PSNR (costs one more pass).", rare=True
+    )
+
+    def injects(self, t: float) -> bool:
+        """Whether the content comes in at timestep t of 1000."""
+        return self.t_edit <= t <= self.t_start
+
+    def boosts(self, t: float) -> bool:
+        """Whether the step at timestep t of 1000 is the stochastic one (η = 1)."""
+        return t <= self.t_boost
+
+
+@dataclass
+class Bottleneck:
+    """The h of an image's own trajectory, by level of the schedule: (1, channels, height, width) each."""
+
+    h: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(h.nbytes for h in list(self.h.values()))
+
+
+def inject(
+    backbone: Backbone,
+    content: Image.Image,
+    style: Image.Image,
+    gammas: Sequence[float],
+    settings: HSpaceSettings,
+    *,
+    mask: Image.Image | None = None,
+    on_step: OnStep | None = None,
+    cache: ByteCache | None = None,
+    sources: Sequence[str] = ("", "", ""),
+) -> list[Stylization]:
+    """One result for each γ, in one batch with the inversions shared; `settings.gamma` is not looked at.
+
+    The results have the content's aspect ratio and `settings.size`. The style image gives the start
+    x_T and the skip connections, and so has to have that shape too: it is scaled evenly to cover
+    it and its overhang is cut off; nothing is squashed.
+
+    `mask` lies on the content: white where it is injected, black where the style image stays.
+    `on_step` is called after each step and may raise `Cancelled`. `cache` keeps inversions and the
+    content's h between runs. `sources` say where content, style and mask came from.
+
+    Raises StyleEngineError for no γ, one outside [0, 1], or an interval without a step in it.
+    """
+    began = time.perf_counter()
+    schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
+    walk = Walk(backbone, schedule, settings)
+    _check(gammas, walk)
+    size = working_size(content, settings.size, backbone.multiple)
+    cache = cache if cache is not None else ByteCache(0)
+    phases = ["content 1", "style 1", "stylizing"] + ["reconstruction"] * settings.measure_reconstruction
+    progress = Progress(backbone, phases, settings.steps, on_step, content)
+    invert = Inverter(backbone, schedule, settings.inversion_iterations, cache, progress)
+
+    content_path = invert(content, size, "content 1")
+    x_T = invert(style, size, "style 1").latents[-1]  # noqa: N806
+    known = cache.get_or_make(("h", *invert.key(content, size)), Bottleneck)
+    region = to_tensor(fit(mask, size))[:, :1].add(1).div(2) if mask else None
+
+    progress.skip_to("stylizing")
+    x_0 = walk.down(x_T, content_path, known, gammas, region, progress.after("stylizing"))
+    images = to_images(backbone.decode(x_0))
+
+    details: dict[str, float] = {}
+    if settings.measure_reconstruction:
+        after = progress.after("reconstruction")
+        copy = backbone.decode(ddim.sample(x_T, schedule, walk.predict_noise, after_step=after))
+        details["reconstruction_psnr"] = psnr(copy.cpu(), to_tensor(fit(style, size)))
+    given = [("content", content), ("style", style), ("mask", mask)]
+    inputs = [
+        InputRecord(role, content_hash(image), source)
+        for (role, image), source in zip(given, sources, strict=True)
+        if image is not None
+    ]
+    seconds = (time.perf_counter() - began) / len(gammas)
+    return [
+        Stylization(
+            image=image,
+            method="h_space",
+            settings=settings.replace(gamma=gamma).model_dump(),
+            backbone=backbone.name,
+            revision=backbone.revision,
+            inputs=inputs,
+            seconds=seconds,
+            details=details,
+        )
+        for image, gamma in zip(images, gammas, strict=True)
+    ]
+
+
+class Walk:
+    """The way down from the style's noise, with the content's h injected on it."""
+
+    def __init__(self, backbone: Backbone, schedule: ddim.Schedule, settings: HSpaceSettings) -> None:
+        self.backbone, self.schedule, self.settings = backbone, schedule, settings
+        self.null = backbone.condition([""])
+        # Timesteps as the settings count them, by level.
+        self.t = [timestep * TRAINED_STEPS / len(backbone.alphas_cumprod) for timestep in schedule.timesteps]
+        self.injected_levels = {level for level in range(1, schedule.steps + 1) if settings.injects(self.t[level])}
+
+    def predict_noise(self, x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+        return self.backbone.predict_noise(x_t, timestep, self.null)
+
+    @torch.no_grad()
+    def down(
+        self,
+        x_T: torch.Tensor,  # noqa: N803 - the paper's symbol
+        content: Trajectory,
+        known: Bottleneck,
+        gammas: Sequence[float],
+        region: torch.Tensor | None = None,
+        after_step: ddim.AfterStep | None = None,
+    ) -> torch.Tensor:
+        """x_0, one row for each γ. `region` is a mask (1, 1, height, width) in [0, 1]; None = everywhere.
+
+        Rows into which nothing is injected (γ = 0 or a black mask) go the plain way.
+        `after_step` sees the last row.
+        """
+        x_t = x_T.expand(len(gammas), -1, -1, -1)
+        shares = torch.tensor(gammas, dtype=x_T.dtype, device=x_T.device).view(-1, 1, 1, 1)
+        touched = shares.flatten() > 0
+        if region is not None and not region.any():
+            touched = torch.zeros_like(touched)
+        generators = [torch.Generator().manual_seed(self.settings.seed) for _ in gammas]
+        for level in range(self.schedule.steps, 0, -1):
+            alpha, timestep = self.schedule.levels[level], self.schedule.timesteps[level]
+            x_t, noise, direction = x_t.clone(), torch.empty_like(x_t), torch.empty_like(x_t)
+            rows = touched if level in self.injected_levels else torch.zeros_like(touched)
+            if not rows.all():
+                noise[~rows] = direction[~rows] = self.predict_noise(x_t[~rows], timestep)
+            if rows.any():
+                h_content = self.content_h(content, known, level)
+                x_t[rows], noise[rows], direction[rows] = self.injected(
+                    x_t[rows], level, h_content, shares[rows], region
+                )
+            clean = ddim.predict_x0(x_t, noise, alpha)
+            x_t = self.step(x_t, noise, direction, level, generators)
+            if after_step:
+                after_step(self.schedule.steps - level + 1, x_t[-1:], clean[-1:])
+        return x_t
+
+    def injected(
+        self,
+        x_t: torch.Tensor,
+        level: int,
+        h_content: torch.Tensor,
+        gamma: torch.Tensor,
+        region: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(x_t, ε for x̂0, ε for the direction) of the step at one level.
+
+        Without calibration the asymmetric pair ε̃, ε; with it x_t moved, and one plain ε asked for there.
+        """
+        alpha, timestep = self.schedule.levels[level], self.schedule.timesteps[level]
+        with injection(self.backbone.unet, lambda h: blend(h, h_content, gamma, region)):
+            noise, injected = self.predict_noise(x_t, timestep).chunk(2)
+        if not self.settings.calibration:
+            return x_t, injected, noise
+        moved = calibrate(x_t, noise, injected, alpha, self.settings.omega)
+        noise = self.predict_noise(moved, timestep)
+        return moved, noise, noise
+
+    def step(
+        self,
+        x_t: torch.Tensor,
+        noise: torch.Tensor,
+        direction: torch.Tensor,
+        level: int,
+        generators: Sequence[torch.Generator],
+    ) -> torch.Tensor:
+        """To the next lower level; each row draws from a generator of its own, so no row minds the others."""
+        alpha, alpha_prev = self.schedule.levels[level], self.schedule.levels[level - 1]
+        if not self.settings.boosts(self.t[level]):
+            return ddim.step(x_t, noise, alpha, alpha_prev, direction=direction)
+        rows = zip(x_t.split(1), noise.split(1), direction.split(1), generators, strict=True)
+        return torch.cat([ddim.step(x, e, alpha, alpha_prev, 1.0, generator, d) for x, e, d, generator in rows])
+
+    def content_h(self, content: Trajectory, known: Bottleneck, level: int) -> torch.Tensor:
+        """The content's h at a level, from its own trajectory: it never drifts."""
+        if level not in known.h:
+            with captured(self.backbone.unet) as seen:
+                self.predict_noise(content.latents[level], self.schedule.timesteps[level])
+            known.h[level] = seen[0]
+        return known.h[level]
+
+
+@contextmanager
+def captured(unet: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Within the context, the list receives h at every evaluation of a `UNet2DModel` or `UNet2DConditionModel`."""
+    seen: list[torch.Tensor] = []
+    with _hooked(unet, lambda h: seen.append(h)):
+        yield seen
+
+
+@contextmanager
+def injection(unet: nn.Module, change: Blend) -> Iterator[None]:
+    """Within the context the U-Net answers a batch of B with 2B rows: with h as it is, then with `change(h)`.
+
+    Both share one way down: only from the mid block on there are two of each row, each with the
+    same skip connections. Every exit puts the U-Net back.
+    """
+    batch = 0
+
+    def fork(h: torch.Tensor) -> torch.Tensor:
+        nonlocal batch
+        batch = len(h)
+        return torch.cat([h, change(h)])
+
+    def twice(value: Any) -> Any:
+        """Skip connections and embeddings, which still have one of each row, brought to two of each."""
+        if isinstance(value, tuple):
+            return tuple(twice(part) for part in value)
+        if isinstance(value, torch.Tensor) and len(value) == batch:
+            return torch.cat([value, value])
+        return value
+
+    def on_the_way_up(block: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        return twice(given), {name: twice(value) for name, value in named.items()}
+
+    blocks: Any = unet.up_blocks
+    with _hooked(unet, fork), ExitStack() as hooks:
+        for block in blocks:
+            hooks.callback(block.register_forward_pre_hook(on_the_way_up, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def _hooked(unet: nn.Module, see: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    """Within the context `see` is shown the mid block's output, and what it returns, if anything, replaces it."""
+    middle: Any = unet.mid_block
+    handle = middle.register_forward_hook(lambda block, given, h: see(h))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def blend(
+    h_style: torch.Tensor,
+    h_content: torch.Tensor,
+    gamma: torch.Tensor,
+    region: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """h̃ = slerp(h_style, h_content brought to h_style's norm; γ), of h_style's shape and type.
+
+    h is one vector per row. With `region` (1, 1, any height and width) the vectors are what of h
+    lies inside, γ is lowered on the soft border, and outside h_style stays bit for bit.
+    """
+    here, there = h_style.float(), h_content.float().expand_as(h_style)
+    if region is None:
+        return slerp(here, match_norm(there, here), gamma).to(h_style.dtype)
+    shares = F.interpolate(region.to(here), h_style.shape[2:], mode="area")
+    inside = shares > 0
+    here, there = here * inside, there * inside
+    return torch.where(inside, slerp(here, match_norm(there, here), gamma * shares).to(h_style.dtype), h_style)
+
+
+def match_norm(h: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """h scaled so that each row has the norm of the reference's row."""
+    return h * (_norm(reference) / _norm(h).clamp(min=TINY))
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """sin((1−s)θ)/sin θ · a + sin(sθ)/sin θ · b, θ the angle between the rows of a and b.
+
+    For parallel vectors this goes to (1−s)·a + s·b, which also stands in for opposite ones, where
+    no great circle is singled out. `share` may differ from row to row and from place to place.
+    """
+    unit_a, unit_b = (x / _norm(x).clamp(min=TINY) for x in (a, b))
+    theta = 2 * torch.atan2(_norm(unit_a - unit_b), _norm(unit_a + unit_b))  # exact also where acos is not
+    sine = theta.sin()
+    chord = sine < NEARLY_PARALLEL
+    safe = torch.where(chord, 1.0, sine)
+    of_a = torch.where(chord, 1 - share, ((1 - share) * theta).sin() / safe)
+    of_b = torch.where(chord, share, (share * theta).sin() / safe)
+    return of_a * a + of_b * b
+
+
+def calibrate(
+    x_t: torch.Tensor, noise: torch.Tensor, injected: torch.Tensor, alpha_t: torch.Tensor, omega: float
+) -> torch.Tensor:
+    """x_t + dx, where the skip connections fit the injected h: dx = √ᾱ_t·(x̂0' − x̂0) + ω·√(1−ᾱ_t)·(ε̃ − ε).
+
+    x̂0' is x̂0(ε̃) with the spread about its own mean, over the whole row, of x̂0 = x̂0(ε).
+    """
+    clean, changed = ddim.predict_x0(x_t, noise, alpha_t), ddim.predict_x0(x_t, injected, alpha_t)
+    mean = changed.mean((1, 2, 3), keepdim=True)
+    spread = clean.std((1, 2, 3), keepdim=True) / changed.std((1, 2, 3), keepdim=True).clamp(min=TINY)
+    renormed = mean + (changed - mean) * spread
+    return x_t + alpha_t.sqrt() * (renormed - clean) + omega * (1 - alpha_t).sqrt() * (injected - noise)
+
+
+def _norm(x: torch.Tensor) -> torch.Tensor:
+    """The Euclidean norm of each row: (batch, 1, 1, 1)."""
+    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+def _check(gammas: Sequence[float], walk: Walk) -> None:
+    if not gammas:
+        raise StyleEngineError("No γ was given. Name at least one number from 0 to 1.")
+    if not all(0 <= gamma <= 1 for gamma in gammas):
+        raise StyleEngineError(f"γ must be a number from 0 to 1, not {', '.join(f'{gamma:g}' for gamma in gammas)}.")
+    settings = walk.settings
+    if not walk.injected_levels:
+        raise StyleEngineError(
+            f"None of the {settings.steps} steps lies between the timesteps {settings.t_start} and {settings.t_edit}, "
+            "where the content would come in: move the two apart, or take more steps."
+        )

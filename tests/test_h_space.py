@@ -1,0 +1,697 @@
+"""h-space: what blending, calibration, masks and the whole run must do, on a latent and on a pixel network."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import counted_evaluations
+from PIL import Image
+
+from styleengine import Cancelled, HSpaceSettings, StepEvent, StyleEngine, StyleEngineError, ddim
+from styleengine.backbone import Backbone
+from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
+from styleengine.methods import h_space
+from styleengine.methods.h_space import Walk, blend, calibrate, captured, injection, match_norm, slerp
+
+BLACK, WHITE = Image.new("L", (40, 40), 0), Image.new("L", (40, 40), 255)
+LEFT_HALF = Image.fromarray(np.repeat([[255] * 16 + [0] * 16], 32, 0).astype(np.uint8))
+GAMMAS = (0.0, 0.25, 0.5, 0.8, 1.0)
+
+
+@pytest.fixture(params=["latent", "pixel"])
+def either(request: pytest.FixtureRequest) -> StyleEngine:
+    """An engine on each kind of backbone in turn, its cache empty."""
+    return request.getfixturevalue("engine" if request.param == "latent" else "pixel_engine")
+
+
+@pytest.fixture(scope="module")
+def fast() -> HSpaceSettings:
+    return HSpaceSettings(size=64, steps=4, t_boost=0)
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return one.size == other.size and one.tobytes() == other.tobytes()
+
+
+def largest_difference(one: Image.Image, other: Image.Image) -> int:
+    return int(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max())
+
+
+def random_h(rows: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, 6, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def as_shares(*values: float) -> torch.Tensor:
+    return torch.tensor(values).view(-1, 1, 1, 1)
+
+
+def norms(h: torch.Tensor) -> torch.Tensor:
+    return h.flatten(1).norm(dim=1)
+
+
+def noise_at(backbone: Backbone, rows: int = 2) -> torch.Tensor:
+    shape = backbone.encode(torch.zeros(1, 3, 64, 48)).shape[1:]
+    return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(3))
+
+
+def plain_noise(backbone: Backbone, x_t: torch.Tensor, timestep: int = 500) -> torch.Tensor:
+    return backbone.predict_noise(x_t, timestep, backbone.condition([""]))
+
+
+# Blending
+
+
+@pytest.mark.parametrize("share", GAMMAS)
+def test_slerp_is_its_closed_form(share: float) -> None:
+    a, b = random_h(), random_h(seed=1) * 3
+    got = slerp(a, b, as_shares(share)).double().numpy()
+    for row in range(2):
+        v, w = a[row].double().numpy().ravel(), b[row].double().numpy().ravel()
+        theta = math.acos(v @ w / np.linalg.norm(v) / np.linalg.norm(w))
+        expected = (math.sin((1 - share) * theta) * v + math.sin(share * theta) * w) / math.sin(theta)
+        np.testing.assert_allclose(got[row].ravel(), expected, atol=1e-5)
+
+
+def test_slerp_walks_the_arc_at_constant_speed() -> None:
+    a, b = random_h(1), match_norm(random_h(1, seed=1), random_h(1))
+
+    def angle(one: torch.Tensor, other: torch.Tensor) -> float:
+        cosine = (one * other).sum() / one.norm() / other.norm()
+        return math.acos(float(cosine.clamp(-1, 1)))
+
+    whole = angle(a, b)
+    for share in GAMMAS[1:]:
+        assert angle(a, slerp(a, b, as_shares(share))) == pytest.approx(share * whole, abs=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5, -1.0])
+def test_slerp_of_parallel_and_opposite_vectors_is_their_chord(scale: float) -> None:
+    a = random_h()
+    for share in GAMMAS:
+        got = slerp(a, scale * a, as_shares(share))
+        torch.testing.assert_close(got, (1 - share + share * scale) * a, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("share", GAMMAS)
+def test_slerp_of_a_vanishing_vector_is_finite(share: float) -> None:
+    a, zero = random_h(), torch.zeros(2, 6, 4, 4)
+    for one, other in ((a, zero), (zero, a), (zero, zero)):
+        assert slerp(one, match_norm(other, one), as_shares(share)).isfinite().all()
+
+
+def test_slerp_goes_smoothly_into_its_parallel_limit() -> None:
+    a, aside = random_h(1), random_h(1, seed=1)
+    for size in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7):
+        b = a + size * aside
+        torch.testing.assert_close(slerp(a, b, as_shares(0.3)), 0.7 * a + 0.3 * b, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
+def test_the_blended_norm_is_the_styles(gamma: float, size: float) -> None:
+    style, content = random_h(), size * random_h(1, seed=1)
+    blended = blend(style, content, as_shares(gamma, gamma))
+    torch.testing.assert_close(norms(blended) / norms(style), torch.ones(2), atol=1e-4, rtol=0)
+
+
+def test_gamma_1_gives_the_contents_direction_with_the_styles_norm_and_0_the_style() -> None:
+    style, content = random_h(), 5 * random_h(1, seed=1)
+    blended = blend(style, content, as_shares(0.0, 1.0))
+    torch.testing.assert_close(blended[0], style[0], atol=1e-6, rtol=0)
+    direction = content[0] / content[0].norm()
+    torch.testing.assert_close(blended[1] / style[1].norm(), direction, atol=1e-6, rtol=0)
+
+
+def test_a_blend_keeps_the_type_and_counts_in_float32() -> None:
+    style, content = random_h().bfloat16(), (200 * random_h(1, seed=1)).bfloat16()
+    blended = blend(style, content, as_shares(0.5, 0.5))
+    assert blended.dtype == torch.bfloat16
+    expected = blend(style.float(), content.float(), as_shares(0.5, 0.5))
+    assert torch.equal(blended, expected.bfloat16())
+
+
+# Masks
+
+
+def region_of(mask: Image.Image) -> torch.Tensor:
+    return to_tensor(mask)[:, :1].add(1).div(2)
+
+
+def test_outside_the_mask_h_is_the_styles_bit_for_bit_and_inside_a_slerp_of_what_lies_there() -> None:
+    style, content = random_h(), random_h(1, seed=1)
+    blended = blend(style, content, as_shares(0.6, 0.6), region_of(LEFT_HALF))
+    assert torch.equal(blended[..., 2:], style[..., 2:])
+    expected = blend(style[..., :2], content[..., :2], as_shares(0.6, 0.6))
+    torch.testing.assert_close(blended[..., :2], expected, atol=1e-6, rtol=0)
+    half = blend(style.bfloat16(), content.bfloat16(), as_shares(0.6, 0.6), region_of(LEFT_HALF))
+    assert torch.equal(half[..., 2:], style.bfloat16()[..., 2:])
+
+
+def test_a_white_mask_is_no_mask_and_a_black_one_no_injection() -> None:
+    style, content = random_h(), random_h(1, seed=1)
+    gamma = as_shares(0.3, 0.9)
+    assert torch.equal(blend(style, content, gamma, region_of(WHITE)), blend(style, content, gamma))
+    assert torch.equal(blend(style, content, gamma, region_of(BLACK)), style)
+
+
+def test_a_place_that_the_mask_covers_in_part_takes_part() -> None:
+    style, content = random_h(1), random_h(1, seed=1)
+    quarter = torch.zeros(1, 1, 16, 16)
+    quarter[..., :2, :2] = 1  # a quarter of the first of 4×4 places
+    blended = blend(style, content, as_shares(0.8), quarter)
+    assert torch.equal(blended.flatten(2)[..., 1:], style.flatten(2)[..., 1:])
+    corner = blended[..., :1, :1]
+    torch.testing.assert_close(corner, blend(style[..., :1, :1], content[..., :1, :1], as_shares(0.2)))
+
+
+# Calibration
+
+
+def test_calibration_finds_the_picture_whose_prediction_is_the_injected_one_with_the_styles_spread() -> None:
+    x_t, noise, injected = random_h(seed=1), random_h(seed=2), 3 * random_h(seed=3)
+    alpha = torch.tensor(0.3)
+    clean, changed = ddim.predict_x0(x_t, noise, alpha), ddim.predict_x0(x_t, injected, alpha)
+    # ω says which noise the moved picture is expected to hold: ε itself, or all of ε̃.
+    for omega, expected_noise in ((0.0, noise), (1.0, injected), (0.4, 0.6 * noise + 0.4 * injected)):
+        found = ddim.predict_x0(calibrate(x_t, noise, injected, alpha, omega), expected_noise, alpha)
+        torch.testing.assert_close(found.std((1, 2, 3)), clean.std((1, 2, 3)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.mean((1, 2, 3)), changed.mean((1, 2, 3)), atol=1e-4, rtol=0)
+        shape = (changed - changed.mean((1, 2, 3), keepdim=True)) / changed.std((1, 2, 3), keepdim=True)
+        got = (found - found.mean((1, 2, 3), keepdim=True)) / found.std((1, 2, 3), keepdim=True)
+        torch.testing.assert_close(got, shape, atol=1e-4, rtol=0)
+
+
+def test_calibration_leaves_alone_what_has_not_changed() -> None:
+    x_t, noise = random_h(seed=1), random_h(seed=2)
+    torch.testing.assert_close(calibrate(x_t, noise, noise, torch.tensor(0.3), 0.5), x_t, atol=1e-5, rtol=0)
+
+
+# The hooks
+
+
+def test_what_is_captured_is_the_mid_blocks_output(either: StyleEngine) -> None:
+    backbone = either.backbone
+    x_t = noise_at(backbone)
+    noted: list[torch.Tensor] = []
+    handle = backbone.unet.mid_block.register_forward_hook(lambda block, given, h: noted.append(h))
+    plain_noise(backbone, x_t)
+    handle.remove()
+    with captured(backbone.unet) as seen:
+        plain_noise(backbone, x_t)
+    assert len(seen) == 1
+    assert torch.equal(seen[0], noted[0])
+
+
+def test_injection_answers_with_the_plain_noise_and_with_that_of_the_changed_h(either: StyleEngine) -> None:
+    backbone = either.backbone
+    x_t = noise_at(backbone, rows=3)
+    handle = backbone.unet.mid_block.register_forward_hook(lambda block, given, h: h.flip(1))
+    flipped = plain_noise(backbone, x_t)
+    handle.remove()
+    plain = plain_noise(backbone, x_t)
+    with injection(backbone.unet, lambda h: h.flip(1)):
+        both = plain_noise(backbone, x_t)
+    torch.testing.assert_close(both, torch.cat([plain, flipped]), atol=1e-5, rtol=0)
+    assert not torch.allclose(plain, flipped, atol=1e-3)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_exception_half_way_leaves_the_network_as_it_was(either: StyleEngine, error: type[BaseException]) -> None:
+    backbone = either.backbone
+    x_t = noise_at(backbone)
+    before = plain_noise(backbone, x_t)
+
+    def fail(h: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    with pytest.raises(error), injection(backbone.unet, fail):
+        plain_noise(backbone, x_t)
+    with pytest.raises(error), captured(backbone.unet):
+        raise error
+    assert torch.equal(plain_noise(backbone, x_t), before)
+    for block in (backbone.unet.mid_block, *backbone.unet.up_blocks):
+        assert not block._forward_hooks
+        assert not block._forward_pre_hooks
+
+
+# The whole run
+
+
+def written_out(engine: StyleEngine, content: Image.Image, style: Image.Image, settings: HSpaceSettings) -> Image.Image:
+    """The method anew, row by row as section 4 tells it: one plain and one changed evaluation, no sharing."""
+    backbone = engine.backbone
+    size = working_size(content, settings.size, backbone.multiple)
+    schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        return plain_noise(backbone, x, t)
+
+    paths = [ddim.invert(backbone.encode(to_tensor(fit(i, size))), schedule, predict) for i in (content, style)]
+    generator = torch.Generator().manual_seed(settings.seed)
+    x = paths[1][-1]
+    for level in range(settings.steps, 0, -1):
+        t, alpha, alpha_prev = schedule.timesteps[level], schedule.levels[level], schedule.levels[level - 1]
+        noise = direction = predict(x, t)
+        if settings.t_edit <= t <= settings.t_start:
+            h_content = mid_block_output(backbone, paths[0][level], t)
+            changed = noise_with_h(backbone, x, t, lambda h, c=h_content: arc(h, c, settings.gamma))
+            clean, other = ((x - (1 - alpha).sqrt() * e) / alpha.sqrt() for e in (noise, changed))
+            if settings.calibration:
+                renormed = (other - other.mean()) / other.std() * clean.std() + other.mean()
+                x = x + alpha.sqrt() * (renormed - clean) + settings.omega * (1 - alpha).sqrt() * (changed - noise)
+                noise = direction = predict(x, t)
+            else:
+                noise = changed
+        clean = (x - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+        boosted = t <= settings.t_boost
+        sigma = (((1 - alpha_prev) / (1 - alpha)).sqrt() * (1 - alpha / alpha_prev).sqrt()) if boosted else 0.0
+        x = alpha_prev.sqrt() * clean + (1 - alpha_prev - sigma**2) ** 0.5 * direction
+        if boosted:
+            x = x + sigma * torch.randn(x.shape, generator=generator)
+    return to_images(backbone.decode(x))[0]
+
+
+def arc(h: torch.Tensor, content: torch.Tensor, gamma: float) -> torch.Tensor:
+    target = content / content.norm() * h.norm()
+    theta = torch.acos((h * target).sum() / h.norm() ** 2)
+    return (torch.sin((1 - gamma) * theta) * h + torch.sin(gamma * theta) * target) / torch.sin(theta)
+
+
+def mid_block_output(backbone: Backbone, x: torch.Tensor, t: int) -> torch.Tensor:
+    noted: list[torch.Tensor] = []
+    handle = backbone.unet.mid_block.register_forward_hook(lambda block, given, h: noted.append(h))
+    plain_noise(backbone, x, t)
+    handle.remove()
+    return noted[0]
+
+
+def noise_with_h(backbone: Backbone, x: torch.Tensor, t: int, change: Callable) -> torch.Tensor:
+    handle = backbone.unet.mid_block.register_forward_hook(lambda block, given, h: change(h))
+    noise = plain_noise(backbone, x, t)
+    handle.remove()
+    return noise
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"calibration": False},
+        {"calibration": True},
+        {"calibration": True, "omega": 0.5, "gamma": 0.6},
+        {"calibration": False, "t_boost": 600, "seed": 3},
+        {"calibration": True, "t_start": 600, "t_edit": 0, "t_boost": 300},
+    ],
+    ids=str,
+)
+def test_a_run_is_the_method_written_out(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings, changed: dict[str, Any]
+) -> None:
+    settings = fast.replace(**changed)
+    result = either.h_space(astronaut, coffee, settings).image
+    assert largest_difference(result, written_out(either, astronaut, coffee, settings)) <= 1
+
+
+def reconstruction(engine: StyleEngine, style: Image.Image, size: tuple[int, int], steps: int) -> Image.Image:
+    backbone = engine.backbone
+    schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, steps)
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        return plain_noise(backbone, x, t)
+
+    x_T = ddim.invert(backbone.encode(to_tensor(fit(style, size))), schedule, predict)[-1]  # noqa: N806
+    return to_images(backbone.decode(ddim.sample(x_T, schedule, predict)))[0]
+
+
+@pytest.mark.parametrize("calibration", [True, False])
+def test_gamma_0_and_a_black_mask_return_the_styles_reconstruction_bit_for_bit(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings, calibration: bool
+) -> None:
+    settings = fast.replace(calibration=calibration)
+    expected = reconstruction(either, coffee, (64, 64), fast.steps)
+    assert same(either.h_space(astronaut, coffee, settings.replace(gamma=0.0)).image, expected)
+    assert same(either.h_space(astronaut, coffee, settings.replace(gamma=1.0), mask=BLACK).image, expected)
+    assert not same(either.h_space(astronaut, coffee, settings.replace(gamma=1.0)).image, expected)
+
+
+def test_gamma_1_at_all_t_gives_h_the_contents_direction_and_the_styles_norm(
+    either: StyleEngine,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    fast: HSpaceSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[torch.Tensor, ...]] = []
+
+    def noted(h_style: torch.Tensor, h_content: torch.Tensor, *rest: Any) -> torch.Tensor:
+        calls.append((h_style, h_content, blend(h_style, h_content, *rest)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(h_space, "blend", noted)
+    either.h_space(astronaut, coffee, fast.replace(gamma=1.0, t_edit=0))
+    assert len(calls) == fast.steps
+    schedule = ddim.Schedule.spaced(either.backbone.alphas_cumprod, fast.steps)
+    null = either.backbone.condition([""])
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        return either.backbone.predict_noise(x, t, null)
+
+    path = ddim.invert(either.backbone.encode(to_tensor(fit(astronaut, (64, 64)))), schedule, predict)
+    for level, (h_style, h_content, blended) in zip(range(fast.steps, 0, -1), calls, strict=True):
+        own = mid_block_output(either.backbone, path[level], schedule.timesteps[level])
+        torch.testing.assert_close(h_content, own, atol=1e-5, rtol=0)
+        torch.testing.assert_close(blended / h_style.norm(), own / own.norm(), atol=1e-5, rtol=0)
+
+
+def test_identical_content_and_style_change_nothing_at_the_first_injected_step(
+    either: StyleEngine, coffee: Image.Image, fast: HSpaceSettings
+) -> None:
+    """At x_T both h are one and the same, so whatever γ is, the first step is the plain one."""
+    only_first = fast.replace(gamma=0.7, t_edit=751)
+    expected = reconstruction(either, coffee, working_size(coffee, 64, either.backbone.multiple), fast.steps)
+    assert largest_difference(either.h_space(coffee, coffee, only_first).image, expected) <= 1
+
+
+@pytest.mark.parametrize(
+    ("interval", "injected"), [((1000, 400), 2), ((1000, 0), 4), ((600, 0), 3), ((600, 400), 1), ((501, 501), 1)]
+)
+def test_the_content_comes_in_within_the_interval_only(
+    either: StyleEngine,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    fast: HSpaceSettings,
+    interval: tuple[int, int],
+    injected: int,
+) -> None:
+    """Timesteps of four steps: 751, 501, 251, 1."""
+    settings = fast.replace(t_start=interval[0], t_edit=interval[1])
+    inverting, walking = 2 * fast.steps, fast.steps
+    for calibration in (False, True):
+        either.cache.clear()
+        with counted_evaluations(either.backbone) as batches:
+            either.h_space(astronaut, coffee, settings.replace(calibration=calibration))
+        assert len(batches) == inverting + walking + injected * (1 + calibration)
+
+
+def test_timesteps_in_the_settings_are_of_1000_whatever_the_model_was_trained_for(either: StyleEngine) -> None:
+    short = either.backbone.alphas_cumprod[::2]
+
+    class Short:
+        alphas_cumprod = short
+        condition = either.backbone.condition
+
+    schedule = ddim.Schedule.spaced(short, 4)
+    walk = Walk(Short(), schedule, HSpaceSettings(t_edit=500))  # type: ignore[arg-type]
+    assert walk.t[1:] == [2, 252, 502, 752]
+    assert walk.injected_levels == {3, 4}
+
+
+def test_each_setting_acts(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
+) -> None:
+    plain = either.h_space(astronaut, coffee, fast).image
+    for changed in (
+        {"gamma": 0.9},
+        {"t_edit": 0},
+        {"t_start": 600},
+        {"calibration": False},
+        {"omega": 0.8},
+        {"t_boost": 600},
+        {"inversion_iterations": 2},
+    ):
+        assert not same(either.h_space(astronaut, coffee, fast.replace(**changed)).image, plain), changed
+
+
+def test_same_inputs_and_seed_give_identical_pixels_and_the_seed_acts_with_the_boost_only(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
+) -> None:
+    def run(**changed: Any) -> Image.Image:
+        either.cache.clear()
+        return either.h_space(astronaut, coffee, fast.replace(**changed)).image
+
+    torch.manual_seed(1)
+    boosted = run(t_boost=600, seed=7)
+    torch.manual_seed(2)
+    assert same(run(t_boost=600, seed=7), boosted)
+    assert not same(run(t_boost=600, seed=8), boosted)
+    assert same(run(seed=7), run(seed=8))
+
+
+def test_a_mask_injects_where_it_is_white(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
+) -> None:
+    settings = fast.replace(gamma=1.0)
+    everywhere = either.h_space(astronaut, coffee, settings).image
+    half = either.h_space(astronaut, coffee, settings, mask=LEFT_HALF)
+    assert same(either.h_space(astronaut, coffee, settings, mask=WHITE).image, everywhere)
+    style = reconstruction(either, coffee, (64, 64), fast.steps)
+    assert not same(half.image, everywhere)
+    change = np.abs(np.asarray(half.image, np.int16) - np.asarray(style, np.int16)).mean((0, 2))
+    assert change[:32].mean() > change[32:].mean()
+
+
+def test_the_result_has_the_contents_shape_and_the_style_is_cut_to_it(
+    either: StyleEngine, cat: Image.Image, astronaut: Image.Image, fast: HSpaceSettings
+) -> None:
+    result = either.h_space(cat, astronaut, fast).image
+    assert result.size == working_size(cat, 64, either.backbone.multiple)
+    assert result.width > result.height
+    cut = fit(astronaut, result.size)
+    assert same(either.h_space(cat, cut, fast).image, result)
+
+
+# Strips and caches
+
+
+def test_a_strip_gives_what_single_runs_give(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
+) -> None:
+    settings = fast.replace(t_boost=300, seed=5)
+    strip = either.h_space_strip(astronaut, coffee, [0.0, 0.4, 1.0], settings)
+    for one in strip:
+        single = either.h_space(astronaut, coffee, settings.replace(gamma=one.settings["gamma"]))
+        assert largest_difference(one.image, single.image) <= 1
+        assert one.settings == single.settings
+        assert one.inputs == single.inputs
+    assert [one.settings["gamma"] for one in strip] == [0.0, 0.4, 1.0]
+    assert not same(strip[1].image, strip[2].image)
+
+
+def test_a_strip_inverts_once_and_walks_in_one_batch(
+    engine: StyleEngine,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    fast: HSpaceSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps, injected = fast.steps, 2
+    with counted_evaluations(engine.backbone) as batches:
+        engine.h_space_strip(astronaut, coffee, [0.0, 0.5, 1.0], fast)
+    inverting, of_content, of_gamma_0 = 2 * steps, injected, injected
+    assert batches.count(1) == inverting + of_content + of_gamma_0
+    assert batches.count(2) == 2 * injected  # the fork, and the plain step after it
+    assert batches.count(3) == steps - injected
+    monkeypatch.setattr("styleengine.engine.BATCH_PIXELS_ON_CPU", 2 * 64 * 64)
+    engine.cache.clear()
+    with counted_evaluations(engine.backbone) as batches:
+        assert len(engine.h_space_strip(astronaut, coffee, [0.2, 0.5, 1.0], fast)) == 3
+    assert set(batches) == {1, 2}
+    assert len(batches) == inverting + of_content + 2 * (steps + injected)
+
+
+def test_what_is_known_is_not_asked_again_and_gives_the_same_pixels(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, cat: Image.Image, fast: HSpaceSettings
+) -> None:
+    steps, injected = fast.steps, 2
+
+    def evaluations(content: Image.Image, style: Image.Image) -> int:
+        with counted_evaluations(either.backbone) as batches:
+            either.h_space(content, style, fast)
+        return len(batches)
+
+    walking = steps + injected
+    first = either.h_space(astronaut, coffee, fast).image
+    assert evaluations(astronaut, coffee) == walking
+    assert same(either.h_space(astronaut, coffee, fast).image, first)
+    other = cat.resize(coffee.size)
+    assert evaluations(astronaut, other) == steps + walking
+    assert evaluations(coffee, astronaut) == 2 * steps + injected + walking  # cut to another shape: all anew
+
+
+def test_the_cache_stays_within_its_bytes(
+    model_folder: Path, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
+) -> None:
+    engine = StyleEngine(str(model_folder), device="cpu")
+    expected = engine.h_space(astronaut, coffee, fast).image
+    engine.cache.capacity = engine.cache.nbytes // 2
+    for _ in range(2):
+        assert same(engine.h_space(astronaut, coffee, fast).image, expected)
+        assert engine.cache.nbytes <= engine.cache.capacity
+
+
+# Progress, stopping, records
+
+
+def test_progress_counts_up_to_the_total_and_previews_are_pictures(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
+) -> None:
+    events: list[StepEvent] = []
+    previews: list[Image.Image] = []
+
+    def on_step(event: StepEvent) -> None:
+        events.append(event)
+        previews.append(event.preview())
+
+    either.h_space(astronaut, coffee, fast.replace(measure_reconstruction=True), on_step=on_step)
+    counts = [event.step for event in events]
+    assert counts == sorted(counts)
+    assert counts[-1] == events[-1].total == 4 * fast.steps
+    assert list(dict.fromkeys(event.phase for event in events)) == [
+        "content 1",
+        "style 1",
+        "stylizing",
+        "reconstruction",
+    ]
+    assert {
+        preview.size for event, preview in zip(events, previews, strict=True) if event.phase == "reconstruction"
+    } == {(64, 64)}
+
+
+@pytest.mark.parametrize("phase", ["content 1", "style 1", "stylizing"])
+def test_a_run_stopped_half_way_leaves_the_network_bit_for_bit(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings, phase: str
+) -> None:
+    expected = either.h_space(astronaut, coffee, fast).image
+    either.cache.clear()
+    x_t = noise_at(either.backbone)
+    before = plain_noise(either.backbone, x_t)
+    seen: list[StepEvent] = []
+
+    def on_step(event: StepEvent) -> None:
+        seen.append(event)
+        if [event.phase for event in seen].count(phase) == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        either.h_space(astronaut, coffee, fast, on_step=on_step)
+    assert torch.equal(plain_noise(either.backbone, x_t), before)
+    assert same(either.h_space(astronaut, coffee, fast).image, expected)
+
+
+def test_the_record_says_all_that_is_needed_to_make_it_again(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings, tmp_path: Path
+) -> None:
+    LEFT_HALF.save(tmp_path / "mask.png")
+    result = either.h_space(astronaut, coffee, fast.replace(gamma=0.45), mask=tmp_path / "mask.png")
+    record = result.record()
+    assert record["method"] == "h_space"
+    assert (record["backbone"], record["revision"]) == (either.backbone.name, either.backbone.revision)
+    assert HSpaceSettings(**record["settings"]) == fast.replace(gamma=0.45)
+    hashes = {entry["role"]: entry["sha256"] for entry in record["inputs"]}
+    assert hashes == {
+        "content": content_hash(astronaut),
+        "style": content_hash(coffee),
+        "mask": content_hash(LEFT_HALF),
+    }
+    assert Path(record["inputs"][2]["source"]).name == "mask.png"
+
+
+def test_reconstruction_is_measured_when_asked(
+    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
+) -> None:
+    asked = either.h_space(astronaut, coffee, fast.replace(measure_reconstruction=True))
+    assert same(asked.image, either.h_space(astronaut, coffee, fast).image)
+    copy = reconstruction(either, coffee, (64, 64), fast.steps)
+    error = (np.asarray(copy, float) - np.asarray(fit(coffee, (64, 64)), float)) / 255
+    assert asked.details["reconstruction_psnr"] == pytest.approx(-10 * math.log10((error**2).mean()), abs=0.1)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"content": "gone.png"}, r"The content image gone\.png does not exist"),
+        ({"style": b"text"}, "The style image is not a picture"),
+        ({"mask": np.zeros((2, 2))}, "The mask has only 2×2 pixels"),
+        ({"t_start": 300, "t_edit": 400}, "None of the 4 steps lies between the timesteps 300 and 400"),
+        ({"t_start": 740, "t_edit": 510}, "move the two apart, or take more steps"),
+        ({"gammas": []}, "No γ was given"),
+        ({"gammas": [0.5, 1.5]}, r"from 0 to 1, not 0\.5, 1\.5"),
+        ({"gammas": [math.nan]}, "from 0 to 1, not nan"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_what_cannot_work_is_refused_before_any_work(
+    engine: StyleEngine,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    fast: HSpaceSettings,
+    arguments: dict[str, Any],
+    sentence: str,
+) -> None:
+    given: dict[str, Any] = {"content": astronaut, "style": coffee, "gammas": [0.3], "mask": None, **arguments}
+    changed = {name: given.pop(name) for name in list(given) if name in HSpaceSettings.model_fields}
+    with counted_evaluations(engine.backbone) as batches, pytest.raises(StyleEngineError, match=sentence):
+        engine.h_space_strip(settings=fast.replace(**changed), **given)
+    assert not batches
+    assert len(engine.cache) == 0
+
+
+def test_the_papers_values_are_the_defaults() -> None:
+    settings = HSpaceSettings()
+    assert (settings.gamma, settings.t_edit, settings.t_boost, settings.calibration) == (0.3, 400, 200, True)
+    assert settings.injects(1000)
+    assert settings.injects(400)
+    assert not settings.injects(399)
+    assert settings.boosts(200)
+    assert not settings.boosts(201)
+
+
+# Several models on one engine
+
+
+def test_an_engine_on_another_model_shares_queue_and_cache(
+    engine: StyleEngine, pixel_model_folder: Path, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
+) -> None:
+    other = engine.with_model(str(pixel_model_folder))
+    assert other.backbone.name == str(pixel_model_folder)
+    assert engine.backbone.name != other.backbone.name
+    assert other.cache is engine.cache
+    assert other._lock is engine._lock
+    assert engine.with_model(None) is engine
+    assert engine.with_model(engine.backbone.name) is engine
+    assert engine.with_model(str(pixel_model_folder)).backbone is other.backbone
+    assert other.with_model(engine.backbone.name).backbone is engine.backbone
+    alone = StyleEngine(str(pixel_model_folder), device="cpu").h_space(astronaut, coffee, fast)
+    engine.h_space(astronaut, coffee, fast)
+    assert same(other.h_space(astronaut, coffee, fast).image, alone.image)
+    with pytest.raises(StyleEngineError, match="There is no model “foo”"):
+        engine.with_model("foo")
+
+
+def test_models_beyond_the_bytes_are_let_go(model_folder: Path, pixel_model_folder: Path) -> None:
+    engine = StyleEngine(str(model_folder), device="cpu")
+    engine._backbones.capacity = engine.backbone.nbytes
+    first = engine.with_model(str(pixel_model_folder)).backbone
+    assert first.nbytes == sum(weight.nbytes for weight in first.unet.parameters())
+    assert engine._backbones.nbytes <= engine._backbones.capacity
+
+
+def test_settings_start_from_what_the_chosen_model_recommends(
+    engine: StyleEngine, pixel_model_folder: Path, astronaut: Image.Image, coffee: Image.Image
+) -> None:
+    other = engine.with_model(str(pixel_model_folder))
+    assert other.h_space(astronaut, coffee, HSpaceSettings(steps=2)).image.size == (64, 64)  # trained at 64
+    assert other.h_space(astronaut, coffee, HSpaceSettings(steps=2, size=72)).image.size == (72, 72)
+
+
+def test_z_star_refuses_a_pixel_model_and_says_what_to_choose(
+    pixel_engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image
+) -> None:
+    with pytest.raises(StyleEngineError, match=r"which Z-STAR\+ works in\. Choose a latent model, such as “mini”"):
+        pixel_engine.zstar(astronaut, [coffee])
