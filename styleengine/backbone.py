@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from styleengine.errors import StyleEngineError
 from styleengine.images import to_images, to_tensor
@@ -49,6 +49,10 @@ class Origin:
     title: str = ""
     recommended: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+
+# Judges pictures and words for models that bring no CLIP of their own; Stable Diffusion 1 listens to its text side.
+CLIP_ON_HUB = Origin("openai/clip-vit-large-patch14", title="CLIP ViT-L/14")
+CLIP_FOLDER = "clip"  # of a model's folder: a CLIPModel, its tokenizer and image processor
 
 PIXELS_256 = {"h_space": {"size": 256}}
 BACKBONES = {
@@ -79,6 +83,7 @@ class Backbone(ABC):
     device: torch.device
     dtype: torch.dtype
     recommended: Mapping[str, Mapping[str, Any]]
+    folder: Path
 
     @property
     def identity(self) -> str:
@@ -247,11 +252,32 @@ def load_backbone(
         "device": device,
         "dtype": dtype,
         "recommended": _recommended(origin, folder),
+        "folder": folder,
     }
     backbone = LatentBackbone(**common, **parts) if "vae" in parts else PixelBackbone(**common, **parts)
     for network in backbone.networks:
         network.to(device).eval().requires_grad_(False)
     return backbone
+
+
+def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorPil]:
+    """The CLIP that goes with a backbone, float32 on its device: in its folder, else OpenAI's ViT-L/14 from the hub.
+
+    Raises StyleEngineError where it cannot be had.
+    """
+    folder = backbone.folder / CLIP_FOLDER
+    if not folder.is_dir():
+        folder, _ = _download(CLIP_ON_HUB.location, CLIP_ON_HUB)
+    try:
+        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise StyleEngineError(
+            f"The CLIP in {folder} could not be loaded ({error}). It must be a CLIPModel with its tokenizer and "
+            "image processor, with safetensors weights."
+        ) from error
+    return model.to(backbone.device).eval().requires_grad_(False), tokenizer, processor
 
 
 def recommended_settings(model: str) -> Mapping[str, Mapping[str, Any]]:

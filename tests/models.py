@@ -13,7 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WIDTH = 32
 
@@ -76,6 +76,24 @@ def write_random_model(folder: Path, prediction_type: str = "epsilon") -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
+    write_random_clip(folder / "clip", tokenizer)
+    return folder
+
+
+def write_random_clip(folder: Path, tokenizer: CLIPTokenizer) -> Path:
+    """A CLIP of 32-pixel pictures and 8-pixel patches, with its tokenizer and image processor."""
+    common = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": tokenizer.eos_token_id}
+    vision = {"image_size": 32, "patch_size": 8}
+    config = CLIPConfig(text_config={**common, **text}, vision_config={**common, **vision}, projection_dim=24)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.5, 0.4, 0.3],
+        image_std=[0.2, 0.3, 0.4],
+    ).save_pretrained(folder)
     return folder
 
 

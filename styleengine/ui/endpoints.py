@@ -35,7 +35,7 @@ def connect_page(
 
     # Gradio's own `cancels` ends whatever runs under the same name when the request arrives, even a
     # run started since. So a run is stopped by its ticket, which the page carries from click to run.
-    carried = gr.Textbox(visible=False)
+    carried = gr.Textbox("", visible=False)
 
     def wait(request: gr.Request) -> Updates:
         return {**panel.waiting(), carried: runner.admit(request)}
@@ -60,8 +60,11 @@ def connect_page(
         finally:
             runner.release(ticket)
 
-    def cancel(request: gr.Request) -> Updates:
-        runner.withdraw(request)
+    def cancel(request: gr.Request, ticket: str) -> Updates:
+        if ticket:
+            runner.release(ticket)
+        else:  # a client, which carries none
+            runner.withdraw(request)
         return panel.stopped(CANCELLED)
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -84,6 +87,7 @@ def connect_page(
         start_on(examples.load_input_event.then, f"{name}_example")
     panel.cancel.click(
         cancel,
+        inputs=carried,
         outputs=[panel.run, panel.cancel, panel.status],
         queue=False,
         show_progress="hidden",

@@ -1,0 +1,60 @@
+"""Pictures and words as CLIP sees them: embeddings to compare, patch tokens to learn a style from."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from styleengine.backbone import Backbone, load_clip
+
+
+class Clip:
+    """The CLIP that goes with a backbone. Everything about pictures is differentiable.
+
+    Pictures are (batch, 3, height, width) in [−1, 1], of any size.
+    Raises StyleEngineError where the backbone brings no CLIP and the hub has none.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.model, self.tokenizer, processor = load_clip(backbone)
+        self.side: int = self.model.config.vision_config.image_size
+        self.mean, self.std = (
+            torch.tensor(values, device=backbone.device).view(1, 3, 1, 1)
+            for values in (processor.image_mean, processor.image_std)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return sum(weight.nbytes for weight in self.model.parameters())
+
+    @property
+    def longest_text(self) -> int:
+        """How many tokens a text may have, its start and its end among them; what is beyond is cut off."""
+        return self.model.config.text_config.max_position_embeddings
+
+    def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The middle square of each picture at CLIP's size, normalised as its image processor does."""
+        height, width = pictures.shape[2:]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = pictures[..., top : top + side, left : left + side].to(self.mean)
+        if side != self.side:
+            square = F.interpolate(square, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False)
+        return (square.clamp(-1, 1).add(1).div(2) - self.mean) / self.std
+
+    def image_embeddings(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (batch, width), in the space of `text_embeddings`."""
+        pooled = self.model.vision_model(pixel_values=self.prepare(pictures)).pooler_output
+        return F.normalize(self.model.visual_projection(pooled), dim=-1)
+
+    def patch_tokens(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The image encoder's last states without that of the class token: (batch, patches, width)."""
+        return self.model.vision_model(pixel_values=self.prepare(pictures)).last_hidden_state[:, 1:]
+
+    @torch.no_grad()
+    def text_embeddings(self, texts: Sequence[str]) -> torch.Tensor:
+        """Unit vectors (batch, width)."""
+        tokens = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.longest_text, return_tensors="pt"
+        ).to(self.model.device)
+        return F.normalize(self.model.text_projection(self.model.text_model(**tokens).pooler_output), dim=-1)
