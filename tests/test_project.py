@@ -19,7 +19,7 @@ FLOORS = [
     {"images", "settings", "cache"},
     {"stylization"},
     {"backbone", "metrics"},
-    {"ddim", "attention", "perceptual", "video"},
+    {"ddim", "attention", "perceptual", "video", "progress", "inversion"},
     {"methods"},
     {"engine"},
     {"ui", "cli", "__main__"},

@@ -9,7 +9,7 @@ Style Distribution".
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -39,9 +39,11 @@ from styleengine.images import (
     to_tensor,
     working_size,
 )
+from styleengine.inversion import Inverter, Trajectory
 from styleengine.metrics import psnr
+from styleengine.progress import Progress
 from styleengine.settings import Settings, knob
-from styleengine.stylization import InputRecord, OnStep, StepEvent, Stylization, source_name
+from styleengine.stylization import InputRecord, OnStep, Stylization, source_name
 
 LAYERS = 16
 HISTOGRAM_BINS = 64
@@ -131,19 +133,6 @@ def with_shared_mask(styles: Sequence[Style], mask: Image.Image | None, source: 
     )
 
 
-@dataclass
-class Trajectory:
-    """An image's inverted latents x_0 … x_T, and what the U-Net's layers made of them when asked."""
-
-    latents: list[torch.Tensor]
-    keys_values: dict[int, dict[int, tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        recorded = (x for layers in list(self.keys_values.values()) for pair in layers.values() for x in pair)
-        return sum(x.nbytes for x in self.latents) + sum(x.nbytes for x in recorded)
-
-
 def stylize(
     backbone: Backbone,
     content: Image.Image,
@@ -184,25 +173,16 @@ def stylize_all(
     def predict_noise(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
         return backbone.predict_noise(x_t, timestep, null)
 
-    def trajectory_of(image: Image.Image, fitted: tuple[int, int], phase: str) -> Trajectory:
-        def make() -> Trajectory:
-            x_0 = backbone.encode(to_tensor(fit(image, fitted)))
-            after = progress.after(phase)
-            return Trajectory(ddim.invert(x_0, schedule, predict_noise, settings.inversion_iterations, after))
-
-        progress.skip_to(phase)
-        key = (content_hash(image), fitted, backbone.identity, settings.steps, settings.inversion_iterations)
-        return cache.get_or_make(key, make)
-
     styles = [style for style in styles if style.weight > 0]
     phases = [f"content {i + 1}" for i in range(len(contents))]
     phases += [f"style {i + 1}" for i in range(len(styles))]
     phases += ["stylizing"] + ["reconstruction"] * settings.measure_reconstruction
-    progress = _Progress(backbone, phases, settings.steps, on_step, contents[0])
+    progress = Progress(backbone, phases, settings.steps, on_step, contents[0])
+    invert = Inverter(backbone, schedule, settings.inversion_iterations, cache, progress)
 
-    inverted = [trajectory_of(image, size, f"content {i + 1}") for i, image in enumerate(contents)]
+    inverted = [invert(image, size, f"content {i + 1}") for i, image in enumerate(contents)]
     paths = [
-        trajectory_of(style.image, working_size(style.image, settings.size, backbone.multiple), f"style {i + 1}")
+        invert(style.image, working_size(style.image, settings.size, backbone.multiple), f"style {i + 1}")
         for i, style in enumerate(styles)
     ]
 
@@ -444,38 +424,3 @@ def _records(content: Image.Image, source: str, styles: Sequence[Style]) -> list
         if style.mask is not None:
             records.append(InputRecord("mask", content_hash(style.mask), style.mask_source))
     return records
-
-
-class _Progress:
-    """Turns the steps of several phases into one count."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        phases: Sequence[str],
-        steps: int,
-        on_step: OnStep | None,
-        first_preview: Image.Image,
-    ) -> None:
-        self.backbone, self.phases, self.steps, self.on_step = backbone, list(phases), steps, on_step
-        self.first_preview = first_preview
-        self.total = steps * len(self.phases)
-
-    def skip_to(self, phase: str) -> None:
-        """Reports that all before `phase` is done, so a phase that a cache hit spares counts too."""
-        if self.on_step:
-            done = self.steps * self.phases.index(phase)
-            self.on_step(StepEvent(phase, done, self.total, lambda: self.first_preview))
-
-    def after(self, phase: str) -> ddim.AfterStep | None:
-        if not self.on_step:
-            return None
-        offset, on_step = self.steps * self.phases.index(phase), self.on_step
-
-        def after_step(step: int, x_t: torch.Tensor, clean: torch.Tensor) -> None:
-            def preview() -> Image.Image:
-                return to_images(self.backbone.decode(clean[:1]))[0]
-
-            on_step(StepEvent(phase, offset + step, self.total, preview))
-
-        return after_step
