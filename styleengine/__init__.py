@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 
 from styleengine.engine import StyleEngine
 from styleengine.methods.zstar import Style, ZStarSettings
-from styleengine.stylization import StepEvent, Stylization
+from styleengine.methods.zstar_video import ZStarVideoSettings
+from styleengine.stylization import StepEvent, Stylization, VideoStylization
 
 __all__ = [
     "Cancelled",
@@ -19,6 +20,8 @@ __all__ = [
     "StyleEngine",
     "StyleEngineError",
     "Stylization",
+    "VideoStylization",
     "ZStarSettings",
+    "ZStarVideoSettings",
     "__version__",
 ]

@@ -112,6 +112,12 @@ class Backbone:
     @torch.no_grad()
     def predict_noise(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
         """ε_θ(x_t, t, c); a condition of batch 1 serves the whole batch."""
+        return self.predict_noise_with_gradient(latents, timestep, condition)
+
+    def predict_noise_with_gradient(
+        self, latents: torch.Tensor, timestep: int, condition: torch.Tensor
+    ) -> torch.Tensor:
+        """`predict_noise`, differentiable by the latents where gradients are enabled."""
         expanded = condition.expand(len(latents), -1, -1)
         return self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=expanded).sample.float()
 
