@@ -21,7 +21,7 @@ from styleengine.methods.zstar import Style, ZStarSettings
 from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.settings import Settings
 from styleengine.stylization import OnStep, StepEvent, Stylization, VideoStylization, source_name
-from styleengine.video import open_clip
+from styleengine.video import Clip, open_clip
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -122,7 +122,7 @@ class StyleEngine:
 
     def zstar_video(
         self,
-        clip: str | os.PathLike[str],
+        clip: str | os.PathLike[str] | Clip,
         styles: Sequence[ImageSource | Style],
         settings: ZStarVideoSettings | None = None,
         *,
@@ -141,7 +141,8 @@ class StyleEngine:
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
         settings = self.settings_for(ZStarVideoSettings, "zstar_video", settings)
-        opened, ready, path = open_clip(clip), _opened_styles(styles, mask), check_output(output, ".mp4")
+        opened = clip if isinstance(clip, Clip) else open_clip(clip)
+        ready, path = _opened_styles(styles, mask), check_output(output, ".mp4")
         width, height = working_size(opened.poster, settings.size, self.backbone.multiple)
         with contextlib.ExitStack() as stack:
             if work is None:
@@ -156,7 +157,7 @@ class StyleEngine:
                 output=path,
                 work=Path(work),
                 batch=min(MOST_FRAMES_AT_ONCE, self._batch_size(width * height)),
-                source=source_name(clip),
+                source="" if isinstance(clip, Clip) else source_name(clip),
                 keep_partial=keep_partial,
                 on_step=on_step,
                 cache=self.cache,

@@ -8,9 +8,10 @@ import hashlib
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ class Clip:
     @property
     def variable(self) -> bool:
         """Whether the frames come at uneven pauses."""
-        pauses = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
-        return bool(pauses) and max(pauses) > UNEVEN * sorted(pauses)[len(pauses) // 2]
+        pauses = _pauses(self.times)
+        return bool(pauses) and pauses[-1] > UNEVEN * pauses[len(pauses) // 2]
 
     def select(self, rate: float, begin: float, most: int) -> "Selection":
         """At most `most` frames from second `begin` on, `rate` of them per second (0: the clip's own).
@@ -213,16 +214,22 @@ def _pictures(container: Any, name: str) -> Any:
 
 def _times(container: Any, stream: Any) -> tuple[tuple[float, ...], float]:
     """When the frames appear, from 0, and how long all last: from the packets, without decoding."""
-    pause = 1 / float(stream.average_rate or stream.guessed_rate or 25)
-    moments, last = list[float](), pause
+    usual = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    moments, last = list[float](), 0.0
     for number, packet in enumerate(container.demux(stream)):
         if packet.size:
             stamp = packet.pts if packet.pts is not None else packet.dts
-            moments.append(float(stamp * packet.time_base) if stamp is not None else number * pause)
-            last = float(packet.duration * packet.time_base) if packet.duration else pause
+            moments.append(float(stamp * packet.time_base) if stamp is not None else number * usual)
+            last = float((packet.duration or 0) * packet.time_base)
     moments.sort()
     times = tuple(moment - moments[0] for moment in moments)
-    return times, (times[-1] + last if times else 0.0)
+    pauses = _pauses(times)
+    return times, (times[-1] + (last or (pauses[len(pauses) // 2] if pauses else usual)) if times else 0.0)
+
+
+def _pauses(times: Sequence[float]) -> list[float]:
+    """What lies between neighbouring moments, shortest first."""
+    return sorted(after - before for before, after in pairwise(times))
 
 
 def _decoded(clip: Clip, begin: float) -> Iterator[tuple[float, Image.Image]]:

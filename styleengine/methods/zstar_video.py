@@ -69,7 +69,7 @@ class ZStarVideoSettings(StyleAttentionSettings):
         rare=True,
     )
     balance: bool = knob(
-        True, "Two frames' keys together count as much as one's, so that the styles keep their share.", rare=True
+        False, "Two frames' keys together count as much as one's: the first frame then differs less.", rare=True
     )
     gradient: Literal["closed_form", "backprop"] = knob(
         "closed_form", "The energy's gradient: with the noise held fixed, or through the U-Net (slower).", rare=True

@@ -6,7 +6,7 @@ so that whatever is wrong is said in its words.
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import gradio as gr
 from gradio.components import Component
@@ -14,32 +14,52 @@ from gradio.helpers import Examples
 
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.stylization import Stylization
-from styleengine.ui.result import ResultPanel, Updates, progress_words, save
+from styleengine.ui.result import Updates, progress_words, save
 from styleengine.ui.runs import Job, Report, Runner
 
 ENGINE_QUEUE = {"concurrency_id": "engine", "concurrency_limit": 1}
 CANCELLED = "Cancelled."
+STOPPING = "Stopping; what is finished is being written …"
 
 Prepare = Callable[[Mapping[str, Any]], Job]
+
+
+class Panel(Protocol):
+    """The result's side of a tab: its components, and the states of a run as Gradio updates."""
+
+    run: gr.Button
+    cancel: gr.Button
+    status: gr.HTML
+
+    @property
+    def outputs(self) -> list[Any]: ...
+    def waiting(self) -> Updates: ...
+    def working(self, report: Report, content: Any) -> Updates: ...
+    def finished(self, result: Any, content: Any) -> Updates: ...
+    def stopped(self, sentence: str) -> Updates: ...
 
 
 def connect_page(
     name: str,
     runner: Runner,
-    panel: ResultPanel,
+    panel: Panel,
     prepare: Prepare,
     inputs: Mapping[str, Component],
     examples: Examples | None = None,
+    *,
+    keeps_partial: bool = False,
 ) -> None:
-    """Lets Run, and a click on an example, do what `prepare` makes of the inputs; Cancel stops it."""
+    """Lets Run, and a click on an example, do what `prepare` makes of the inputs; Cancel stops it.
+
+    With `keeps_partial` a cancelled run still gives a result, so the page goes on listening to it.
+    """
 
     def live(request: gr.Request, *values: Any) -> Iterator[Updates]:
         try:
             job = prepare(dict(zip(inputs, values, strict=True)))
             for outcome in runner.run(job, request, previews=True):
                 if isinstance(outcome, Stylization):
-                    path = save(outcome, panel.slider.GRADIO_CACHE)
-                    yield panel.finished(outcome, job.content, path)
+                    yield panel.finished(outcome, job.content)
                 else:
                     yield panel.working(outcome, job.content)
         except StyleEngineError as error:
@@ -53,7 +73,7 @@ def connect_page(
 
     def cancel(request: gr.Request) -> Updates:
         runner.withdraw(request)
-        return panel.stopped(CANCELLED)
+        return {**panel.stopped(STOPPING), panel.run: gr.skip()} if keeps_partial else panel.stopped(CANCELLED)
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -75,7 +95,7 @@ def connect_page(
     panel.cancel.click(
         cancel,
         outputs=[panel.run, panel.cancel, panel.status],
-        cancels=runs,
+        cancels=None if keeps_partial else runs,
         queue=False,
         show_progress="hidden",
         api_name=f"{name}_cancel",
@@ -92,8 +112,9 @@ def add_api(
     required: Collection[str],
     summary: str,
     descriptions: Mapping[str, str],
+    result: type[gr.Image | gr.Video] = gr.Image,
 ) -> None:
-    """The endpoint and MCP tool `/name`: the inputs by name in, the PNG and its record out.
+    """The endpoint and MCP tool `/name`: the inputs by name in, the PNG or MP4 and its record out.
 
     What is not `required` may be left out; it is then what the page starts with.
     """
@@ -106,7 +127,7 @@ def add_api(
                 if isinstance(outcome, Report):
                     progress((outcome.step, outcome.total), desc=progress_words(outcome))
                 else:
-                    return str(save(outcome, picture.GRADIO_CACHE)), outcome.record()
+                    return str(save(outcome, file.GRADIO_CACHE)), outcome.record()
             raise RuntimeError("a run ends with a result or an error")
         except StyleEngineError as error:
             raise _shown(error) from None
@@ -118,13 +139,13 @@ def add_api(
     endpoint.__annotations__ = {"request": gr.Request}
     lines = [f"    {field}: {descriptions[field]}" for field in inputs]
     endpoint.__doc__ = "\n".join([summary, "", "Args:", *lines])
-    picture = gr.Image(label="Result", visible=False)
+    file = result(label="Result", visible=False)
     record = gr.JSON(label="Record", visible=False)
     gr.on(
         [],
         endpoint,
         inputs=list(inputs.values()),
-        outputs=[picture, record],
+        outputs=[file, record],
         preprocess=False,
         api_name=name,
         **ENGINE_QUEUE,

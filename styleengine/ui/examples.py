@@ -9,7 +9,7 @@ from gradio.components import Component
 from gradio.helpers import Examples
 
 FOLDER = Path(__file__).parents[2] / "examples"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}
 MOST = 6
 
 
@@ -20,9 +20,18 @@ def pictures(kind: str) -> list[str]:
 
 def content_style_examples(inputs: Sequence[Component]) -> Examples | None:
     """Pairs of content and style, each picture used once before any is used again."""
-    contents, styles = pictures("content"), pictures("style")
+    return _pairs(pictures("content"), inputs, "examples")
+
+
+def clip_style_examples(inputs: Sequence[Component]) -> Examples | None:
+    """Pairs of clip and style."""
+    return _pairs(pictures("video"), inputs, "clip-examples")
+
+
+def _pairs(contents: Sequence[str], inputs: Sequence[Component], name: str) -> Examples | None:
+    styles = pictures("style")
     if not contents or not styles:
         return None
     count = min(MOST, max(len(contents), len(styles)))
     pairs = [list(pair) for pair in islice(zip(cycle(contents), cycle(styles), strict=False), count)]
-    return gr.Examples(pairs, list(inputs), label="Examples: a click runs one", elem_id="examples", preload=False)
+    return gr.Examples(pairs, list(inputs), label="Examples: a click runs one", elem_id=name, preload=False)

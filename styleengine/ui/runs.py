@@ -29,18 +29,19 @@ class Job:
     """A call of an engine's method, as plain data: on ZeroGPU it travels to another process."""
 
     method: str
-    content: Image.Image
+    content: Any  # a picture or a Clip
     arguments: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Report:
-    """How far a run has come; `preview` is there from time to time."""
+    """How far a run has come; `preview` is there from time to time, `seconds_left` once it can be guessed."""
 
     phase: str
     step: int
     total: int
     preview: Image.Image | None = None
+    seconds_left: float | None = None
 
 
 class Runner:
@@ -111,19 +112,28 @@ class _Reporter:
     def __init__(self, ticket: Path, reports: queue.SimpleQueue, previews: bool) -> None:
         self.ticket, self.reports, self.previews = ticket, reports, previews
         self.next_report = self.next_preview = 0.0
+        self.began: tuple[float, int] | None = None
 
     def __call__(self, event: StepEvent) -> None:
         if not self.ticket.exists():
             raise Cancelled
+        self.began = self.began or (time.monotonic(), event.step)
         if time.monotonic() < self.next_report:
             return
         preview = self._preview(event) if self.previews else None
-        self.reports.put(Report(event.phase, event.step, event.total, preview))
+        self.reports.put(Report(event.phase, event.step, event.total, preview, self._seconds_left(event)))
         self.next_report = time.monotonic() + REPORT_PAUSE
+
+    def _seconds_left(self, event: StepEvent) -> float | None:
+        """At the pace since the first step seen: a run that goes on from earlier work begins far up."""
+        began, first = self.began or (0.0, event.step)
+        if event.step == first:
+            return None
+        return (event.total - event.step) * (time.monotonic() - began) / (event.step - first)
 
     def _preview(self, event: StepEvent) -> Image.Image | None:
         began = time.monotonic()
-        if event.phase != PREVIEWED_PHASE or began < self.next_preview:
+        if not event.phase.startswith(PREVIEWED_PHASE) or began < self.next_preview:
             return None
         preview = event.preview()
         ended = time.monotonic()
