@@ -26,7 +26,6 @@ from styleengine.settings import Settings
 from styleengine.stylization import OnStep, StepEvent, Stylization, VideoStylization, read_record
 from styleengine.video import open_clip
 
-
 SERIES = {"result": "of the result", "alone": "each redrawn on its own", "clip": "of the clip itself"}
 
 

@@ -68,7 +68,9 @@ class Clip:
         if begin >= self.seconds:
             raise StyleEngineError(f"The clip is only {self.seconds:.1f} s long: let it begin before {begin:g} s.")
         even = Fraction(rate).limit_denominator(1001) if rate else self.rate
-        available = max(1, math.ceil(Fraction(self.seconds - begin).limit_denominator(10**6) * even - Fraction(1, 1000)))
+        available = max(
+            1, math.ceil(Fraction(self.seconds - begin).limit_denominator(10**6) * even - Fraction(1, 1000))
+        )
         return Selection(self, even, begin, min(most, available), available)
 
 
@@ -90,14 +92,18 @@ class Selection:
         """What differs from the whole clip as it was, in sentences."""
         clip, notes = self.clip, list[str]()
         if clip.variable:
-            notes.append(f"The clip's frame rate varies; the result has an even {float(self.rate):.4g} frames per second.")
+            notes.append(
+                f"The clip's frame rate varies; the result has an even {float(self.rate):.4g} frames per second."
+            )
         elif abs(self.rate - clip.rate) > Fraction(1, 100):
             notes.append(f"The clip has {float(clip.rate):.4g} frames per second, the result {float(self.rate):.4g}.")
         if self.begin > 0:
             notes.append(f"The first {self.begin:g} s were left out.")
         if self.count < self.available:
             left = float((self.available - self.count) / self.rate)
-            notes.append(f"Only {self.count} of {self.available} frames were taken: the last {left:.1f} s were left out.")
+            notes.append(
+                f"Only {self.count} of {self.available} frames were taken: the last {left:.1f} s were left out."
+            )
         return notes
 
     def frames(self) -> Iterator[Image.Image]:
@@ -153,7 +159,9 @@ def open_clip(source: str | os.PathLike[str] | None, what: str = "clip") -> Clip
             f"The {what} {path.name} is not a video that can be read. Choose an MP4, MOV, WebM, MKV or AVI file."
         ) from error
     if poster is None:
-        raise StyleEngineError(f"No frame of the {what} {path.name} can be decoded: it is damaged. Save it again as MP4.")
+        raise StyleEngineError(
+            f"No frame of the {what} {path.name} can be decoded: it is damaged. Save it again as MP4."
+        )
     check_size(poster.size, what)
     return Clip(path, clip.sha256, poster, times, length)
 
@@ -257,7 +265,7 @@ def _decoded(clip: Clip, begin: float) -> Iterator[tuple[float, Image.Image]]:
                 yield stamp - offset, _upright(frame, stream)
         except av.FFmpegError as error:
             raise StyleEngineError(
-                f"The clip {clip.path.name} is damaged after frame {number}. Choose fewer frames, or save it again as MP4."
+                f"The clip {clip.path.name} is damaged after frame {number}: take fewer frames, or save it anew."
             ) from error
         if held is not None:
             yield held[0], _upright(held[1], stream)

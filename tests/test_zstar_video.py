@@ -1,6 +1,7 @@
 """Z-STAR+ for clips: what frames see of each other, the energy's gradient, and interrupted runs."""
 
 import gc
+import itertools
 import json
 import math
 import shutil
@@ -104,7 +105,7 @@ def test_styles_come_beside_the_earlier_frames(backbone: Backbone, balance: bool
     q, k, v, k_0, v_0, k_1, v_1 = layer_tensors()
     k_s, v_s = layer_tensors(9, 9)[7:]
     settings = ZStarVideoSettings(size=64, balance=balance, strength=1.5)
-    path = Trajectory([], {1: {layer: (k_s, v_s) for layer in settings.styled_layers()}})
+    path = Trajectory([], {1: dict.fromkeys(settings.styled_layers(), (k_s, v_s))})
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, 2)
     painter = FramePainter(backbone, schedule, [Style(MASK)], [path], settings.replace(steps=2), (64, 64))
     record = [FrameRecord({1: {12: pair}}) for pair in ((k_0, v_0), (k_1, v_1))]
@@ -154,7 +155,9 @@ def test_all_steps_together_take_the_share_that_was_asked_for(steps: int) -> Non
     assert ZStarVideoSettings(energy=0).pull() == 0
 
 
-def painter_of(backbone: Backbone, settings: ZStarVideoSettings) -> tuple[FramePainter, list[FrameRecord], torch.Tensor]:
+def painter_of(
+    backbone: Backbone, settings: ZStarVideoSettings
+) -> tuple[FramePainter, list[FrameRecord], torch.Tensor]:
     """A painter with one random style path, the records of two frames, and some x_T."""
     generator = torch.Generator().manual_seed(1)
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
@@ -180,7 +183,9 @@ def test_backpropagation_agrees_with_finite_differences(backbone: Backbone) -> N
     direction = gradient / gradient.norm()
     slope = (energy(x_t + 0.05 * direction) - energy(x_t - 0.05 * direction)) / 0.1
     assert slope == pytest.approx(float(gradient.norm()), rel=0.01)
-    fixed = energy_gradient(ddim.predict_x0(x_t, noise, painter.schedule.levels[2]), reference, painter.schedule.levels[2])
+    fixed = energy_gradient(
+        ddim.predict_x0(x_t, noise, painter.schedule.levels[2]), reference, painter.schedule.levels[2]
+    )
     assert (gradient - fixed).norm() > 0.01 * fixed.norm()  # the U-Net's part is there
 
 
@@ -258,7 +263,7 @@ def test_differences_are_those_of_the_frames(run: Callable[..., VideoStylization
     result = run(QUICK.replace(compare=True), work=tmp_path / "work")
     for name, kind in (("result", "frames"), ("alone", "alone")):
         frames = [frame / 255 for frame in frames_in(tmp_path / "work", kind)]
-        expected = [np.abs(after - before).mean() for before, after in zip(frames, frames[1:], strict=False)]
+        expected = [np.abs(after - before).mean() for before, after in itertools.pairwise(frames)]
         assert result.differences[name] == pytest.approx(expected, abs=1e-5)
         assert result.details[f"{name}_diff_mean"] == pytest.approx(np.mean(expected), abs=1e-5)
         assert result.details[f"{name}_diff_variance"] == pytest.approx(np.var(expected), abs=1e-6)

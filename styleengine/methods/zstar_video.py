@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from styleengine import ddim
-from styleengine.attention import attend, self_attention_layers, tapped
+from styleengine.attention import attend, tapped
 from styleengine.backbone import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled
@@ -413,7 +413,9 @@ class _ClipRun:
             if self.on_step:
                 self.on_step(replace(event, preview=lambda: self.shown))
 
-        return Progress(self.backbone, phases, self.settings.steps, with_last_frame if self.on_step else None, self.shown)
+        return Progress(
+            self.backbone, phases, self.settings.steps, with_last_frame if self.on_step else None, self.shown
+        )
 
     def _painter(self, progress: Progress) -> FramePainter:
         invert = Inverter(self.backbone, self.schedule, self.settings.inversion_iterations, self.cache, progress)
