@@ -52,7 +52,7 @@ class Clip:
     @property
     def rate(self) -> Fraction:
         """Its mean number of frames per second, as a handy fraction."""
-        return Fraction(len(self.times) / self.seconds).limit_denominator(1001)
+        return max(Fraction(1, 1000), Fraction(len(self.times) / self.seconds).limit_denominator(1001))
 
     @property
     def variable(self) -> bool:

@@ -349,8 +349,8 @@ def video_page(page: Page, files: dict[str, Path]) -> Page:
 def test_a_clip_in_the_browser_plays_beside_the_original_with_the_plot(video_page: Page) -> None:
     tab = video_page.get_by_role("tabpanel").filter(has_text="Steadiness")
     tab.locator("button.run").click()
-    expect(tab.locator(".status")).to_contain_text("6 frames of 96×64 pixels", timeout=PATIENCE)
-    video = tab.locator(".clip video")
+    expect(tab.locator(".status").first).to_contain_text("6 frames of 96×64 pixels", timeout=PATIENCE)
+    video = tab.locator(".clip video").first
     expect(video).to_be_visible()
     played = video.evaluate("""async video => {
         video.muted = true;
@@ -372,9 +372,9 @@ def test_cancel_in_the_browser_gives_the_frames_done(video_page: Page) -> None:
     box.fill("60")
     box.press("Tab")
     tab.locator("button.run").click()
-    expect(tab.locator(".status")).to_contain_text("frame 2 of 6", timeout=PATIENCE)
-    expect(tab.locator(".status")).to_contain_text("left.")
+    expect(tab.locator(".status").first).to_contain_text("frame 2 of 6", timeout=PATIENCE)
+    expect(tab.locator(".status").first).to_contain_text("left.")
     tab.get_by_role("button", name="Cancel").click()
-    expect(tab.locator(".status")).to_contain_text("Cancelled; ", timeout=PATIENCE)
-    expect(tab.locator(".clip video")).to_be_visible()
+    expect(tab.locator(".status").first).to_contain_text("Cancelled; ", timeout=PATIENCE)
+    expect(tab.locator(".clip video").first).to_be_visible()
     expect(tab.locator("button.run")).to_be_enabled()
