@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 from styleengine.engine import StyleEngine
 from styleengine.methods.h_space import HSpaceSettings
 from styleengine.methods.zstar import Style, ZStarSettings
-from styleengine.stylization import StepEvent, Stylization
+from styleengine.methods.zstar_video import ZStarVideoSettings
+from styleengine.stylization import StepEvent, Stylization, VideoStylization
 
 __all__ = [
     "Cancelled",
@@ -21,6 +22,8 @@ __all__ = [
     "StyleEngine",
     "StyleEngineError",
     "Stylization",
+    "VideoStylization",
     "ZStarSettings",
+    "ZStarVideoSettings",
     "__version__",
 ]

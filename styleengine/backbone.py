@@ -117,8 +117,15 @@ class Backbone(ABC):
         """What the U-Net is told beside the timestep; that of "" is the null condition."""
 
     @abstractmethod
+    def predict_noise_with_gradient(
+        self, latents: torch.Tensor, timestep: int, condition: torch.Tensor
+    ) -> torch.Tensor:
+        """`predict_noise`, differentiable by the latents and the condition where gradients are enabled."""
+
+    @torch.no_grad()
     def predict_noise(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
         """ε_θ(x_t, t, c); a condition of batch 1 serves the whole batch."""
+        return self.predict_noise_with_gradient(latents, timestep, condition)
 
     def settings_for(self, method: str) -> Mapping[str, Any]:
         """The values this backbone recommends for a method, over the method's own defaults."""
@@ -168,8 +175,9 @@ class LatentBackbone(Backbone):
         )
         return self.text_encoder(tokens.input_ids.to(self.device))[0].to(self.dtype)
 
-    @torch.no_grad()
-    def predict_noise(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
+    def predict_noise_with_gradient(
+        self, latents: torch.Tensor, timestep: int, condition: torch.Tensor
+    ) -> torch.Tensor:
         expanded = condition.expand(len(latents), -1, -1)
         return self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=expanded).sample.float()
 
@@ -197,8 +205,9 @@ class PixelBackbone(Backbone):
         """Nothing, whatever the prompts: (batch, 0, 0)."""
         return torch.empty(len(prompts), 0, 0, device=self.device)
 
-    @torch.no_grad()
-    def predict_noise(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
+    def predict_noise_with_gradient(
+        self, latents: torch.Tensor, timestep: int, condition: torch.Tensor
+    ) -> torch.Tensor:
         return self.unet(latents.to(self.dtype), timestep).sample.float()
 
 
@@ -269,7 +278,7 @@ def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImagePr
     if not folder.is_dir():
         folder, _ = _download(CLIP_ON_HUB.location, CLIP_ON_HUB)
     try:
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+        model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

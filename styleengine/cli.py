@@ -2,10 +2,12 @@
 
 python -m styleengine zstar photo.jpg painting.jpg -o out.png --strength 1.4
 python -m styleengine h-space photo.jpg painting.jpg -o out.png --gamma 0.5
+python -m styleengine zstar-video clip.mp4 painting.jpg -o out.mp4
 python -m styleengine rerun out.png
 """
 
 import argparse
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +21,14 @@ from PIL import Image, ImageChops, ImageOps
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from styleengine import HSpaceSettings, StyleEngine, StyleEngineError, ZStarSettings, __version__
+from styleengine import HSpaceSettings, StyleEngine, StyleEngineError, ZStarSettings, ZStarVideoSettings, __version__
 from styleengine.images import check_output, content_hash, open_image, open_mask
 from styleengine.methods.zstar import Style
 from styleengine.settings import Settings
-from styleengine.stylization import OnStep, StepEvent, Stylization, read_record, source_name
+from styleengine.stylization import OnStep, StepEvent, Stylization, VideoStylization, read_record, source_name
+from styleengine.video import open_clip
+
+SERIES = {"result": "of the result", "alone": "each redrawn on its own", "clip": "of the clip itself"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"styleengine: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("styleengine: stopped; nothing was written.", file=sys.stderr)
+        print("styleengine: stopped; no result was written.", file=sys.stderr)
         return 130
     return 0
 
@@ -52,14 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     zstar = _command(commands, "zstar", _zstar, "redraw a picture in the style of one or more others (Z-STAR+)")
     zstar.add_argument("content", metavar="CONTENT", help="the picture to redraw")
-    zstar.add_argument("styles", metavar="STYLE", nargs="+", help="the pictures whose style it takes")
-    zstar.add_argument(
-        "--mask",
-        action="append",
-        default=[],
-        help="where the style applies (white); with two styles white = second, black = first; or once per style",
-    )
-    zstar.add_argument("--weight", action="append", default=[], type=float, help="once per style; 1 is usual")
+    _add_styles(zstar)
     _add_output(zstar, "where to write the PNG")
     _add_settings(zstar, ZStarSettings)
 
@@ -73,6 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     h_space.add_argument("--mask", help="where on CONTENT it comes in (white); STYLE stays elsewhere")
     _add_output(h_space, "where to write the PNG")
     _add_settings(h_space, HSpaceSettings)
+
+    video = _command(commands, "zstar-video", _zstar_video, "redraw a clip in the style of pictures, without flicker")
+    video.add_argument("clip", metavar="CLIP", help="the video to redraw")
+    _add_styles(video)
+    _add_output(video, "where to write the MP4", kind="MP4")
+    video.add_argument(
+        "--work",
+        metavar="FOLDER",
+        help="where finished frames are kept, so that the same command goes on after an interruption "
+        "(default: OUT.mp4.work, deleted at the end)",
+    )
+    _add_settings(video, ZStarVideoSettings)
 
     rerun = _command(commands, "rerun", _rerun, "make a saved result again from the record inside it")
     rerun.add_argument("result", metavar="OUT.png", help="a PNG that styleengine has saved")
@@ -89,8 +99,19 @@ def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> a
     return command
 
 
-def _add_output(command: argparse.ArgumentParser, text: str, required: bool = True) -> None:
-    command.add_argument("-o", "--output", metavar="PNG", required=required, help=text)
+def _add_styles(command: argparse.ArgumentParser) -> None:
+    command.add_argument("styles", metavar="STYLE", nargs="+", help="the pictures whose style it takes")
+    command.add_argument(
+        "--mask",
+        action="append",
+        default=[],
+        help="where the style applies (white); with two styles white = second, black = first; or once per style",
+    )
+    command.add_argument("--weight", action="append", default=[], type=float, help="once per style; 1 is usual")
+
+
+def _add_output(command: argparse.ArgumentParser, text: str, required: bool = True, kind: str = "PNG") -> None:
+    command.add_argument("-o", "--output", metavar=kind, required=required, help=text)
     command.add_argument("--model", help="mini, sd15, a local diffusers folder or a hub id (default: what fits)")
     command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
 
@@ -120,6 +141,37 @@ def _given(chosen: argparse.Namespace, settings: type[Settings]) -> dict[str, An
 
 def _zstar(chosen: argparse.Namespace) -> None:
     settings = ZStarSettings(**_given(chosen, ZStarSettings))
+    styles, shared_mask = _styles(chosen)
+    open_image(chosen.content, "content image")
+    check_output(chosen.output)  # at once, not after minutes of work
+    engine = StyleEngine(chosen.model, chosen.device)
+    with _progress_bar() as on_step:
+        result = engine.zstar(chosen.content, styles, settings, mask=shared_mask, on_step=on_step)
+    _save(result, chosen.output)
+
+
+def _zstar_video(chosen: argparse.Namespace) -> None:
+    settings = ZStarVideoSettings(**_given(chosen, ZStarVideoSettings))
+    styles, shared_mask = _styles(chosen)
+    open_clip(chosen.clip)
+    output = check_output(chosen.output, ".mp4")
+    work = Path(chosen.work or f"{output}.work")
+    engine = StyleEngine(chosen.model, chosen.device)
+    try:
+        with _progress_bar() as on_step:
+            result = engine.zstar_video(
+                chosen.clip, styles, settings, output=output, mask=shared_mask, work=work, on_step=on_step
+            )
+    except KeyboardInterrupt:
+        print(f"\nThe same command goes on from what is finished, in {work}.", file=sys.stderr)
+        raise
+    if not chosen.work:
+        shutil.rmtree(work, ignore_errors=True)
+    _tell(result)
+
+
+def _styles(chosen: argparse.Namespace) -> tuple[list[Style], str | None]:
+    """The styles with their weights and masks, and the one mask given for all, if any."""
     shared_mask, masks = None, chosen.mask
     if len(masks) == 1:
         shared_mask, masks = masks[0], []
@@ -130,12 +182,7 @@ def _zstar(chosen: argparse.Namespace) -> None:
         Style.open(style, chosen.weight[i] if chosen.weight else 1.0, masks[i] if masks else None)
         for i, style in enumerate(chosen.styles)
     ]
-    open_image(chosen.content, "content image")
-    check_output(chosen.output)  # at once, not after minutes of work
-    engine = StyleEngine(chosen.model, chosen.device)
-    with _progress_bar() as on_step:
-        result = engine.zstar(chosen.content, styles, settings, mask=shared_mask, on_step=on_step)
-    _save(result, chosen.output)
+    return styles, shared_mask
 
 
 def _h_space(chosen: argparse.Namespace) -> None:
@@ -236,9 +283,21 @@ def _save(result: Stylization, path: str) -> None:
     print(f"{path}: {shown} ({details})" if details else f"{path}: {shown}")
 
 
+def _tell(result: VideoStylization) -> None:
+    width, height = result.image.size
+    shown = f"{width}×{height}, {result.frames} frames at {float(result.rate):.4g} per second"
+    print(f"{result.path}: {shown}, {result.seconds:.1f} s on {result.backbone}")
+    for note in result.notes:
+        print(f"  {note}")
+    for name, words in SERIES.items():
+        if f"{name}_diff_mean" in result.details:
+            mean, variance = result.details[f"{name}_diff_mean"], result.details[f"{name}_diff_variance"]
+            print(f"  difference between neighbouring frames, {words}: mean {mean:.4f}, variance {variance:.2e}")
+
+
 @contextmanager
 def _progress_bar() -> Iterator[OnStep]:
-    with tqdm(unit="step", bar_format="{desc:<16} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]") as bar:
+    with tqdm(unit="step", bar_format="{desc:<24} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]") as bar:
 
         def on_step(event: StepEvent) -> None:
             bar.total = event.total

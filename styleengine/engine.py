@@ -2,10 +2,13 @@
 
 import contextlib
 import copy
+import os
+import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
@@ -13,12 +16,14 @@ import torch
 from styleengine.backbone import Backbone, load_backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
-from styleengine.images import ImageSource, open_image, open_mask, working_size
-from styleengine.methods import h_space, zstar
+from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
+from styleengine.methods import h_space, zstar, zstar_video
 from styleengine.methods.h_space import HSpaceSettings
 from styleengine.methods.zstar import Style, ZStarSettings
+from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.settings import Settings
-from styleengine.stylization import OnStep, StepEvent, Stylization, source_name
+from styleengine.stylization import OnStep, StepEvent, Stylization, VideoStylization, source_name
+from styleengine.video import Clip, open_clip
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -27,6 +32,8 @@ BACKBONE_BYTES = 6 << 30  # of weights kept ready
 BATCH_PIXELS_ON_CPU = 4 * 256 * 256
 PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+MOST_FRAMES_AT_ONCE = 8  # a clip's state is kept after each batch of frames
+BUILT_ON = {"zstar_video": "zstar"}  # methods that take over another's recommended settings
 
 
 class StyleEngine:
@@ -72,7 +79,9 @@ class StyleEngine:
     def settings_for(self, settings_class: type[AnySettings], method: str, given: AnySettings | None) -> AnySettings:
         """The given values, over those the backbone recommends, over the method's defaults."""
         explicit: dict[str, Any] = given.model_dump(exclude_unset=True) if given else {}
-        return settings_class(**{**self.backbone.settings_for(method), **explicit})
+        inherited = self.backbone.settings_for(BUILT_ON.get(method, method))
+        shared = {name: value for name, value in inherited.items() if name in settings_class.model_fields}
+        return settings_class(**{**shared, **self.backbone.settings_for(method), **explicit})
 
     def zstar(
         self,
@@ -108,11 +117,7 @@ class StyleEngine:
             raise StyleEngineError("No content image was given. Choose at least one.")
         settings = self.settings_for(ZStarSettings, "zstar", settings)
         opened = [open_image(source, "content image") for source in contents]
-        ready = zstar.with_shared_mask(
-            [style if isinstance(style, Style) else Style.open(style) for style in styles],
-            open_mask(mask) if mask is not None else None,
-            source_name(mask) if mask is not None else "",
-        )
+        ready = _opened_styles(styles, mask)
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(opened):
             groups[working_size(image, settings.size, self.backbone.multiple)].append(index)
@@ -189,6 +194,49 @@ class StyleEngine:
                 )
         return results
 
+    def zstar_video(
+        self,
+        clip: str | os.PathLike[str] | Clip,
+        styles: Sequence[ImageSource | Style],
+        settings: ZStarVideoSettings | None = None,
+        *,
+        output: str | os.PathLike[str],
+        mask: ImageSource | None = None,
+        work: str | os.PathLike[str] | None = None,
+        keep_partial: bool = False,
+        on_step: OnStep | None = None,
+    ) -> VideoStylization:
+        """Z-STAR+ for a clip, without flicker: writes the MP4 `output`, with the clip's sound.
+
+        Styles and `mask` are as for `zstar`. `work` is a folder that keeps finished frames: the same
+        call again goes on where an interrupted one stopped; without it they go to a passing folder.
+        When `on_step` raises Cancelled, `keep_partial` gives the frames finished by then.
+
+        Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
+        """
+        settings = self.settings_for(ZStarVideoSettings, "zstar_video", settings)
+        opened = clip if isinstance(clip, Clip) else open_clip(clip)
+        ready, path = _opened_styles(styles, mask), check_output(output, ".mp4")
+        width, height = working_size(opened.poster, settings.size, self.backbone.multiple)
+        with contextlib.ExitStack() as stack:
+            if work is None:
+                work = stack.enter_context(tempfile.TemporaryDirectory(prefix="styleengine-frames-"))
+            for context in (self._lock, self.cache.trimming(), _memory_in_words(settings.size)):
+                stack.enter_context(context)
+            return zstar_video.stylize_clip(
+                self.backbone,
+                opened,
+                ready,
+                settings,
+                output=path,
+                work=Path(work),
+                batch=min(MOST_FRAMES_AT_ONCE, self._batch_size(width * height)),
+                source="" if isinstance(clip, Clip) else source_name(clip),
+                keep_partial=keep_partial,
+                on_step=on_step,
+                cache=self.cache,
+            )
+
     def _batch_size(self, pixels: int) -> int:
         if self.backbone.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.backbone.device)
@@ -196,6 +244,14 @@ class StyleEngine:
         else:
             room = BATCH_PIXELS_ON_CPU
         return max(1, room // pixels)
+
+
+def _opened_styles(styles: Sequence[ImageSource | Style], mask: ImageSource | None) -> list[Style]:
+    return zstar.with_shared_mask(
+        [style if isinstance(style, Style) else Style.open(style) for style in styles],
+        open_mask(mask) if mask is not None else None,
+        source_name(mask) if mask is not None else "",
+    )
 
 
 def _part(on_step: OnStep | None, number: int, count: int) -> OnStep | None:

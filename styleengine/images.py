@@ -35,7 +35,7 @@ def open_image(source: ImageSource, what: str = "image") -> Image.Image:
     than 50 megapixels or is more than eight times as long as wide.
     """
     image = _opened(source, what)
-    _check_size(image.size, what)
+    check_size(image.size, what)
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
@@ -55,6 +55,22 @@ def open_image(source: ImageSource, what: str = "image") -> Image.Image:
 def open_mask(source: ImageSource, what: str = "mask") -> Image.Image:
     """A mask as 8-bit grey ("L"), white = 255 = inside; colour becomes luminance. As `open_image`."""
     return open_image(source, what).convert("L")
+
+
+def check_size(size: tuple[int, int], what: str) -> None:
+    """StyleEngineError for fewer than 16 pixels on a side, too many in all, or too long a shape."""
+    width, height = size
+    shown = f"{width}×{height} pixels"
+    if width * height > MOST_PIXELS:
+        raise StyleEngineError(
+            f"The {what} has {shown}, more than {MOST_PIXELS / 1e6:.0f} megapixels. Scale it down first."
+        )
+    if min(size) < SMALLEST_SIDE:
+        raise StyleEngineError(f"The {what} has only {shown}; both sides must have at least {SMALLEST_SIDE}.")
+    if max(size) > MOST_ELONGATED * min(size):
+        raise StyleEngineError(
+            f"The {what} has {shown}: more than {MOST_ELONGATED} times as long as wide. Crop it first."
+        )
 
 
 def working_size(image: Image.Image, size: int, multiple: int) -> tuple[int, int]:
@@ -108,11 +124,12 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping
     return path
 
 
-def check_output(path: str | os.PathLike[str]) -> Path:
+def check_output(path: str | os.PathLike[str], suffix: str = ".png") -> Path:
     """The path, if a result can be saved there; StyleEngineError for another suffix or no folder."""
     path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise StyleEngineError(f"Results are saved as PNG: name the file {path.stem}.png, not {path.name}.")
+    if path.suffix.lower() != suffix:
+        kind = suffix.removeprefix(".").upper()
+        raise StyleEngineError(f"Results are saved as {kind}: name the file {path.stem}{suffix}, not {path.name}.")
     if not path.parent.is_dir():
         raise StyleEngineError(f"There is no folder {path.parent}: make it first, or save elsewhere.")
     return path
@@ -176,21 +193,6 @@ def _from_array(array: np.ndarray, what: str) -> Image.Image:
     elif shaped.dtype != np.uint8:
         raise StyleEngineError(f"The {what} is an array of {array.dtype}; use uint8, uint16, bool or floats in [0, 1].")
     return Image.fromarray(np.ascontiguousarray(shaped.astype(np.uint8)))
-
-
-def _check_size(size: tuple[int, int], what: str) -> None:
-    width, height = size
-    shown = f"{width}×{height} pixels"
-    if width * height > MOST_PIXELS:
-        raise StyleEngineError(
-            f"The {what} has {shown}, more than {MOST_PIXELS / 1e6:.0f} megapixels. Scale it down first."
-        )
-    if min(size) < SMALLEST_SIDE:
-        raise StyleEngineError(f"The {what} has only {shown}; both sides must have at least {SMALLEST_SIDE}.")
-    if max(size) > MOST_ELONGATED * min(size):
-        raise StyleEngineError(
-            f"The {what} has {shown}: more than {MOST_ELONGATED} times as long as wide. Crop it first."
-        )
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:

@@ -3,6 +3,8 @@
 Tensors are (batch, 3, height, width) in [−1, 1]; larger PSNR and SSIM are better, smaller losses are.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
@@ -47,6 +49,16 @@ def color_distance(image: torch.Tensor, reference: torch.Tensor) -> float:
         return counts / counts.sum()
 
     return float((histogram(image) - histogram(reference)).abs().sum() / 2)
+
+
+def frame_differences(frames: Iterable[torch.Tensor]) -> list[float]:
+    """Diff = mean |F_i − F_{i−1}| of each pair of neighbours, for values in [0, 1]: the smaller, the steadier."""
+    differences, previous = [], None
+    for frame in frames:
+        if previous is not None:
+            differences.append(float((frame - previous).abs().mean() / 2))
+        previous = frame
+    return differences
 
 
 @torch.no_grad()

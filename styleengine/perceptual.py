@@ -1,6 +1,7 @@
 """Pictures and words as CLIP sees them: embeddings to compare, patch tokens to learn a style from."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,16 @@ from styleengine.backbone import Backbone, load_clip
 class Clip:
     """The CLIP that goes with a backbone. Everything about pictures is differentiable.
 
-    Pictures are (batch, 3, height, width) in [−1, 1], of any size.
+    Pictures are (batch, 3, height, width) in [−1, 1], of any size. Of a text, `longest_text` tokens
+    are read, its start and its end among them; what is beyond is cut off.
     Raises StyleEngineError where the backbone brings no CLIP and the hub has none.
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self.model, self.tokenizer, processor = load_clip(backbone)
-        self.side: int = self.model.config.vision_config.image_size
+        config: Any = self.model.config
+        self.side: int = config.vision_config.image_size
+        self.longest_text: int = config.text_config.max_position_embeddings
         self.mean, self.std = (
             torch.tensor(values, device=backbone.device).view(1, 3, 1, 1)
             for values in (processor.image_mean, processor.image_std)
@@ -26,11 +30,6 @@ class Clip:
     @property
     def nbytes(self) -> int:
         return sum(weight.nbytes for weight in self.model.parameters())
-
-    @property
-    def longest_text(self) -> int:
-        """How many tokens a text may have, its start and its end among them; what is beyond is cut off."""
-        return self.model.config.text_config.max_position_embeddings
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
         """The middle square of each picture at CLIP's size, normalised as its image processor does."""

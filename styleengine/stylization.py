@@ -5,13 +5,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from styleengine.errors import StyleEngineError
-from styleengine.images import ImageSource, open_image, save_png
+from styleengine.images import ImageSource, check_output, open_image, save_png, write_whole
 
 METADATA_KEY = "styleengine"
 RECORDED_LIBRARIES = ("styleengine", "torch", "diffusers", "transformers", "pillow")
@@ -70,6 +71,48 @@ class Stylization:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the PNG with the record as text metadata; raises StyleEngineError where it cannot."""
         return save_png(self.image, path, {METADATA_KEY: json.dumps(self.record(), ensure_ascii=False)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoStylization(Stylization):
+    """A redrawn clip: `image` is its first frame, `path` the MP4 that holds all `frames` of them.
+
+    `notes` say in sentences what of the clip was left out or changed; `complete` is False where the
+    run was cancelled. `differences` are Diff per pair of neighbouring frames (`frame_differences`):
+    of the "result", of the "clip" itself, and of its frames redrawn "alone" where that was asked for.
+    """
+
+    path: Path
+    frames: int
+    rate: Fraction
+    complete: bool
+    notes: Sequence[str]
+    differences: Mapping[str, Sequence[float]]
+
+    def record(self) -> dict[str, Any]:
+        differences = {name: [round(value, 5) for value in values] for name, values in self.differences.items()}
+        return {
+            **super().record(),
+            "details": {name: round(value, 6) for name, value in self.details.items()},
+            "frames": self.frames,
+            "rate": str(self.rate),
+            "complete": self.complete,
+            "notes": list(self.notes),
+            "differences": differences,
+        }
+
+    def as_text(self) -> str:
+        """The record as the MP4 carries it."""
+        return json.dumps({METADATA_KEY: self.record()}, ensure_ascii=False)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Copies the MP4, record included; raises StyleEngineError where it cannot."""
+        path = check_output(path, ".mp4")
+        try:
+            write_whole(path, self.path.read_bytes())
+        except OSError as error:
+            raise StyleEngineError(f"{path} could not be written ({error.strerror}): save elsewhere.") from error
+        return path
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+import json
 import runpy
 import shutil
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
+from clips import panned, write_raw
 from gradio_client import Client, handle_file
 from gradio_client.client import Job
 from gradio_client.exceptions import AppError
@@ -24,8 +26,9 @@ from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 from styleengine import HSpaceSettings, StyleEngine, ZStarSettings, ui
 from styleengine import backbone as backbone_module
 from styleengine.settings import Settings
-from styleengine.stylization import read_record
+from styleengine.stylization import METADATA_KEY, read_record
 from styleengine.ui.pictures import painted_mask
+from styleengine.video import open_clip, read_comment
 
 QUICK: dict[str, Any] = {"size": 64, "steps": 4}
 LONG: dict[str, Any] = {"size": 64, "steps": 200}
@@ -66,7 +69,9 @@ def files(tmp_path_factory: pytest.TempPathFactory, coffee: Image.Image, cat: Im
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")
     (folder / "broken.png").write_bytes(b"not a picture")
-    return {name: folder / f"{name}.png" for name in (*pictures, "broken")}
+    frames = panned(coffee, 6, (96, 64), 6)
+    clip = write_raw(folder / "clip.mp4", frames, sound="aac")
+    return {name: folder / f"{name}.png" for name in (*pictures, "broken")} | {"clip": clip}
 
 
 @pytest.fixture
@@ -422,3 +427,91 @@ def paint(page: Page, box: Any) -> None:
 def test_on_a_phone_nothing_is_wider_than_the_screen(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+# The tab for clips
+
+
+@pytest.fixture
+def zstar_video(client: Client, files: dict[str, Path]) -> Callable[..., Job]:
+    """Submits a run on the clip; names of `files` become uploads."""
+
+    def submit(clip: str = "clip", **inputs: Any) -> Job:
+        uploads = {"clip": handle_file(files[clip]), "style": handle_file(files["style"])}
+        return client.submit(**{"size": 64, "steps": 2, "rate": 0, **uploads, **inputs}, api_name="/zstar_video")
+
+    return submit
+
+
+def test_the_api_gives_an_mp4_and_its_record(zstar_video: Callable[..., Job]) -> None:
+    path, record = zstar_video(frames=3, compare=True).result()
+    assert len(open_clip(path).times) == 3
+    assert json.loads(read_comment(path))[METADATA_KEY] == record
+    assert set(record["differences"]) == {"result", "clip", "alone"}
+    assert {entry["source"] for entry in record["inputs"]} == {""}
+
+
+def test_a_file_that_is_no_clip_gets_the_engines_sentence(zstar_video: Callable[..., Job]) -> None:
+    with pytest.raises(AppError, match="is not a video that can be read"):
+        zstar_video("broken").result()
+
+
+def test_a_client_that_cancels_a_clip_gets_the_frames_done(client: Client, zstar_video: Callable[..., Job]) -> None:
+    job = zstar_video(steps=60)
+    while not any("frame 2 of" in (unit.desc or "") for unit in job.status().progress_data or []):
+        assert not job.done()
+        time.sleep(0.1)
+    client.predict(api_name="/zstar_video_cancel")
+    path, record = job.result(timeout=60)
+    assert not record["complete"]
+    assert 1 <= len(open_clip(path).times) == record["frames"] < 6
+
+
+@pytest.fixture
+def video_page(page: Page, files: dict[str, Path]) -> Page:
+    """The tab for clips, with a clip and a style chosen and quick settings."""
+    page.get_by_role("tab", name="Video").click()
+    tab = page.get_by_role("tabpanel").filter(has_text="Steadiness")
+    for label, name in (("Clip", "clip"), ("Style", "style")):
+        block = tab.locator(".block").filter(has=page.get_by_text(label, exact=True))
+        block.locator("input[type=file]").first.set_input_files(files[name])
+        expect(block.locator("video, img").first).to_be_visible(timeout=PATIENCE)
+    for name, number in (("Size", 64), ("Steps", 2), ("Frame rate", 0)):
+        box = tab.get_by_label(f"number input for {name}")
+        box.fill(str(number))
+        box.press("Tab")
+    return page
+
+
+def test_a_clip_in_the_browser_plays_beside_the_original_with_the_plot(video_page: Page) -> None:
+    tab = video_page.get_by_role("tabpanel").filter(has_text="Steadiness")
+    tab.locator("button.run").click()
+    expect(tab.locator(".status").first).to_contain_text("6 frames of 96×64 pixels", timeout=PATIENCE)
+    video = tab.locator(".clip video").first
+    expect(video).to_be_visible()
+    played = video.evaluate("""async video => {
+        video.muted = true;
+        await video.play();
+        await new Promise(done => video.requestVideoFrameCallback(done));
+        return [video.videoWidth, video.videoHeight, video.duration];
+    }""")
+    assert played[:2] == [192, 64]  # both, side by side
+    assert played[2] == pytest.approx(0.6, abs=0.05)
+    expect(tab.locator(".vega-embed")).to_be_visible(timeout=PATIENCE)
+    with video_page.expect_download() as download:
+        tab.get_by_text("Download MP4").click()
+    assert open_clip(download.value.path()).poster.size == (96, 64)
+
+
+def test_cancel_in_the_browser_gives_the_frames_done(video_page: Page) -> None:
+    tab = video_page.get_by_role("tabpanel").filter(has_text="Steadiness")
+    box = tab.get_by_label("number input for Steps")
+    box.fill("60")
+    box.press("Tab")
+    tab.locator("button.run").click()
+    expect(tab.locator(".status").first).to_contain_text("frame 2 of 6", timeout=PATIENCE)
+    expect(tab.locator(".status").first).to_contain_text("left.")
+    tab.get_by_role("button", name="Cancel").click()
+    expect(tab.locator(".status").first).to_contain_text("Cancelled; ", timeout=PATIENCE)
+    expect(tab.locator(".clip video").first).to_be_visible()
+    expect(tab.locator("button.run")).to_be_enabled()

@@ -1,13 +1,17 @@
 """The command line, run in-process on the small random model."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import panned, write_raw
 from PIL import Image
 
+from styleengine import StyleEngine
 from styleengine.cli import main
-from styleengine.stylization import read_record
+from styleengine.stylization import METADATA_KEY, read_record
+from styleengine.video import open_clip, read_comment
 
 FAST = ["--size", "64", "--steps", "4"]
 
@@ -107,12 +111,64 @@ def test_h_space_writes_a_picture_that_rerun_repeats(
     assert "is not the mask image of this result" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, Path]) -> Path:
+    frames = panned(Image.open(pictures["content"]).convert("RGB"), 4, (80, 64))
+    return write_raw(tmp_path_factory.mktemp("clips") / "clip.mp4", frames)
+
+
+def test_zstar_video_writes_a_clip_with_its_record_and_says_what_was_left_out(
+    clip: Path, pictures: dict[str, Path], model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.mp4"
+    options = ["--frames", 2, "--rate", 5, "--begin", 0.1, "--compare", "--model", model_folder]
+    assert run("zstar-video", clip, pictures["style"], "-o", out, *options, *FAST) == 0
+    assert len(open_clip(out).times) == 2
+    assert json.loads(read_comment(out))[METADATA_KEY]["settings"]["begin"] == 0.1
+    said = capsys.readouterr().out
+    assert "out.mp4: 80×64, 2 frames at 5 per second" in said
+    assert "The first 0.1 s were left out." in said
+    assert said.count("mean 0.") == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_an_interrupted_clip_goes_on_with_the_same_command(
+    clip: Path,
+    pictures: dict[str, Path],
+    model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = ["zstar-video", clip, pictures["style"], "-o", tmp_path / "out.mp4", "--model", model_folder]
+    command += ["--rate", 0, *FAST]
+    whole = StyleEngine.zstar_video
+
+    def interrupted(self: StyleEngine, *arguments, on_step, **options):
+        def stop(event) -> None:
+            if event.phase == "stylizing frame 2 of 4":
+                raise KeyboardInterrupt
+
+        return whole(self, *arguments, on_step=stop, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StyleEngine, "zstar_video", interrupted)
+        assert run(*command) == 130
+    assert "The same command goes on" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4.work"]
+    assert run(*command) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert len(open_clip(tmp_path / "out.mp4").times) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["h-space", "CONTENT", "missing.jpg", "-o", "OUT"], "style image missing.jpg does not exist"),
         (["h-space", "CONTENT", "STYLE", "-o", "out.jpg"], "saved as PNG"),
         (["h-space", "CONTENT", "STYLE", "-o", "OUT", "--gamma", "2"], "less than or equal to 1"),
+        (["zstar-video", "CONTENT.txt", "STYLE", "-o", "out.mp4"], "does not exist"),
+        (["zstar-video", "CLIP", "STYLE", "-o", "OUT"], "saved as MP4"),
         (["zstar", "missing.jpg", "STYLE", "-o", "OUT"], "does not exist"),
         (["zstar", "CONTENT", "STYLE", "-o", "out.jpg"], "saved as PNG"),
         (["zstar", "CONTENT", "STYLE", "-o", "nowhere/out.png"], "no folder nowhere"),
@@ -126,10 +182,11 @@ def test_what_can_be_put_right_is_said_in_a_sentence_and_exits_2(
     arguments: list[str],
     sentence: str,
     pictures: dict[str, Path],
+    clip: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    named = {"CONTENT": pictures["content"], "STYLE": pictures["style"], "OUT": tmp_path / "out.png"}
+    named = {"CONTENT": pictures["content"], "STYLE": pictures["style"], "OUT": tmp_path / "out.png", "CLIP": clip}
     assert run(*(named.get(argument, argument) for argument in arguments)) == 2
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

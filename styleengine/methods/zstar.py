@@ -50,8 +50,8 @@ HISTOGRAM_BINS = 64
 LARGEST_STYLE_RECORD = 1 << 30  # bytes; beyond it a style's keys and values are made anew each run
 
 
-class ZStarSettings(Settings):
-    """Settings of Z-STAR+; the defaults are the paper's for Stable Diffusion 1.5."""
+class StyleAttentionSettings(Settings):
+    """What pictures and videos have in common; the defaults are the paper's for Stable Diffusion 1.5."""
 
     strength: float = knob(
         1.2, "How much more the styles count than the content's own detail (λ).", title="Strength λ", ge=0, le=4
@@ -81,9 +81,6 @@ class ZStarSettings(Settings):
     inversion_iterations: int = knob(
         1, "Refinements of each inversion step; 1 is plain, 3 comes back nearly exactly.", rare=True, ge=1, le=8
     )
-    measure_reconstruction: bool = knob(
-        False, "Also sample the content back unstyled and report its PSNR (costs one more pass).", rare=True
-    )
 
     def styled_steps(self) -> range:
         """The steps, counted from 0, in which the styles are seen."""
@@ -92,6 +89,14 @@ class ZStarSettings(Settings):
     def styled_layers(self) -> range:
         """The self-attention layers, in the order of execution, that see the styles."""
         return range(self.first_layer, self.last_layer + 1)
+
+
+class ZStarSettings(StyleAttentionSettings):
+    """Settings of Z-STAR+ for pictures."""
+
+    measure_reconstruction: bool = knob(
+        False, "Also sample the content back unstyled and report its PSNR (costs one more pass).", rare=True
+    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ def stylize_all(
     Raises StyleEngineError for no style, no weight at all, or an empty range of layers or steps.
     """
     began = time.perf_counter()
-    _check(backbone, styles, settings)
+    check(backbone, styles, settings)
     size = working_size(contents[0], settings.size, backbone.multiple)
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
     null = backbone.condition([""])
@@ -198,7 +203,7 @@ def stylize_all(
         if settings.steps - level not in settings.styled_steps() or not tap.visible:
             return predict_noise(x_t, timestep)
         tap.keys_values = [
-            _keys_values(path, level, timestep, backbone, null, settings) if visible else {}
+            keys_values_at(path, level, timestep, backbone, null, settings) if visible else {}
             for path, visible in zip(paths, tap.visible_styles, strict=True)
         ]
         with tapped(backbone.unet, tap, settings.styled_layers()):
@@ -226,7 +231,10 @@ def stylize_all(
             settings=settings.model_dump(),
             backbone=backbone.name,
             revision=backbone.revision,
-            inputs=_records(content, sources[i] if sources else "", styles),
+            inputs=[
+                InputRecord("content", content_hash(content), sources[i] if sources else ""),
+                *style_records(styles),
+            ],
             seconds=seconds / len(contents),
             details=details[i],
         )
@@ -239,7 +247,7 @@ class StyleInjection:
 
     def __init__(
         self,
-        settings: ZStarSettings,
+        settings: StyleAttentionSettings,
         styles: Sequence[Style],
         masks: Sequence[Image.Image | None],
         size: tuple[int, int],
@@ -374,13 +382,13 @@ def region(mask: Image.Image | None, size: tuple[int, int], feather: float) -> I
     return grey.filter(ImageFilter.GaussianBlur(radius)) if radius > 0 else grey
 
 
-def _keys_values(
+def keys_values_at(
     path: Trajectory,
     level: int,
     timestep: int,
     backbone: Backbone,
     null: torch.Tensor,
-    settings: ZStarSettings,
+    settings: StyleAttentionSettings,
 ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """The style path's keys and values at one level, from its own trajectory: it never drifts."""
     known = path.keys_values.get(level, {})
@@ -397,7 +405,8 @@ def _keys_values(
     return recorded
 
 
-def _check(backbone: Backbone, styles: Sequence[Style], settings: ZStarSettings) -> None:
+def check(backbone: Backbone, styles: Sequence[Style], settings: StyleAttentionSettings) -> None:
+    """StyleEngineError for no style, no weight at all, an empty range of layers or steps, another U-Net."""
     if not styles:
         raise StyleEngineError("No style image was given. Choose at least one.")
     if not all(0 <= style.weight < math.inf for style in styles) or not any(style.weight for style in styles):
@@ -418,8 +427,9 @@ def _check(backbone: Backbone, styles: Sequence[Style], settings: ZStarSettings)
         )
 
 
-def _records(content: Image.Image, source: str, styles: Sequence[Style]) -> list[InputRecord]:
-    records = [InputRecord("content", content_hash(content), source)]
+def style_records(styles: Sequence[Style]) -> list[InputRecord]:
+    """What is kept of the styles, each followed by its mask if it has one."""
+    records = []
     for style in styles:
         records.append(InputRecord("style", content_hash(style.image), style.source, style.weight))
         if style.mask is not None:

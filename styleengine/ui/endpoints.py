@@ -6,7 +6,7 @@ so that whatever is wrong is said in its words.
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import gradio as gr
 from gradio.components import Component
@@ -14,31 +14,52 @@ from gradio.helpers import Examples
 
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.stylization import Stylization
-from styleengine.ui.result import ResultPanel, Updates, progress_words, save
+from styleengine.ui.result import Updates, progress_words, save
 from styleengine.ui.runs import Job, Report, Runner
 
 ENGINE_QUEUE = {"concurrency_id": "engine", "concurrency_limit": 1}
 CANCELLED = "Cancelled."
+STOPPING = "Stopping; what is finished is being written …"
 
 Prepare = Callable[[Mapping[str, Any]], Job]
+
+
+class Panel(Protocol):
+    """The result's side of a tab: its components, and the states of a run as Gradio updates."""
+
+    run: gr.Button
+    cancel: gr.Button
+    status: gr.HTML
+
+    @property
+    def outputs(self) -> list[Any]: ...
+    def waiting(self) -> Updates: ...
+    def working(self, report: Report, content: Any) -> Updates: ...
+    def finished(self, result: Any, content: Any) -> Updates: ...
+    def stopped(self, sentence: str) -> Updates: ...
 
 
 def connect_page(
     name: str,
     runner: Runner,
-    panel: ResultPanel,
+    panel: Panel,
     prepare: Prepare,
     inputs: Mapping[str, Component],
     examples: Examples | None = None,
+    *,
+    keeps_partial: bool = False,
 ) -> None:
-    """Lets Run, and a click on an example, do what `prepare` makes of the inputs; Cancel stops it."""
+    """Lets Run, and a click on an example, do what `prepare` makes of the inputs; Cancel stops it.
+
+    With `keeps_partial` a cancelled run still gives a result, so the page goes on listening to it.
+    """
 
     # Gradio's own `cancels` ends whatever runs under the same name when the request arrives, even a
     # run started since. So a run is stopped by its ticket, which the page carries from click to run.
     carried = gr.Textbox("", visible=False)
 
     def wait(request: gr.Request) -> Updates:
-        return {**panel.waiting(), carried: runner.admit(request)}
+        return {**panel.waiting(), carried: runner.admit(request, name)}
 
     def live(request: gr.Request, ticket: str, *values: Any) -> Iterator[Updates]:
         try:
@@ -52,7 +73,7 @@ def connect_page(
             yield panel.stopped(str(error))
             raise _shown(error) from None
         except Cancelled:
-            if not runner.has_admitted(request):  # else the panel is the next run's already
+            if not runner.has_admitted(request, name):  # else the panel is the next run's already
                 yield panel.stopped(CANCELLED)
         except Exception:
             yield panel.stopped("Something went wrong that should not have.")
@@ -65,7 +86,7 @@ def connect_page(
             runner.release(ticket)
         else:  # a client, which carries none
             runner.withdraw(request)
-        return panel.stopped(CANCELLED)
+        return {**panel.stopped(STOPPING), panel.run: gr.skip()} if keeps_partial else panel.stopped(CANCELLED)
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -105,22 +126,23 @@ def add_api(
     required: Collection[str],
     summary: str,
     descriptions: Mapping[str, str],
+    result: type[gr.Image | gr.Video] = gr.Image,
 ) -> None:
-    """The endpoint and MCP tool `/name`: the inputs by name in, the PNG and its record out.
+    """The endpoint and MCP tool `/name`: the inputs by name in, the PNG or MP4 and its record out.
 
     What is not `required` may be left out; it is then what the page starts with.
     """
 
     def endpoint(request: gr.Request, *values: Any) -> tuple[str, dict[str, Any]]:
         *given, progress = values
-        ticket = runner.admit(request)
+        ticket = runner.admit(request, name)
         try:
             job = prepare(dict(zip(inputs, given, strict=True)))
             for outcome in runner.run(job, ticket, previews=False):
                 if isinstance(outcome, Report):
                     progress((outcome.step, outcome.total), desc=progress_words(outcome))
                 elif isinstance(outcome, Stylization):
-                    return str(save(outcome, picture.GRADIO_CACHE)), outcome.record()
+                    return str(save(outcome, file.GRADIO_CACHE)), outcome.record()
             raise RuntimeError("a run ends with one result or an error")
         except StyleEngineError as error:
             raise _shown(error) from None
@@ -134,13 +156,13 @@ def add_api(
     endpoint.__annotations__ = {"request": gr.Request}
     lines = [f"    {field}: {descriptions[field]}" for field in inputs]
     endpoint.__doc__ = "\n".join([summary, "", "Args:", *lines])
-    picture = gr.Image(label="Result", visible=False)
+    file = result(label="Result", visible=False)
     record = gr.JSON(label="Record", visible=False)
     gr.on(
         [],
         endpoint,
         inputs=list(inputs.values()),
-        outputs=[picture, record],
+        outputs=[file, record],
         preprocess=False,
         api_name=name,
         **ENGINE_QUEUE,

@@ -9,7 +9,7 @@ from gradio.components import Component
 from gradio.helpers import Examples
 
 FOLDER = Path(__file__).parents[2] / "examples"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}
 MOST = 6
 
 
@@ -23,7 +23,16 @@ def content_style_examples(inputs: Sequence[Component], elem_id: str = "examples
 
     `elem_id` must be the page's only one of its name; the style sheet knows it by its ending, "examples".
     """
-    contents, styles = pictures("content"), pictures("style")
+    return _pairs(pictures("content"), inputs, elem_id)
+
+
+def clip_style_examples(inputs: Sequence[Component]) -> Examples | None:
+    """Pairs of clip and style."""
+    return _pairs(pictures("video"), inputs, "clip-examples")
+
+
+def _pairs(contents: Sequence[str], inputs: Sequence[Component], elem_id: str) -> Examples | None:
+    styles = pictures("style")
     if not contents or not styles:
         return None
     count = min(MOST, max(len(contents), len(styles)))

@@ -81,11 +81,11 @@ CSS = """
 .bar { height: 6px; border-radius: 3px; overflow: hidden; background: var(--border-color-primary); }
 .bar div { height: 100%; background: var(--color-accent); transition: width 0.2s linear; }
 .dice { align-self: end !important; height: 44px; font-size: 1.5rem; line-height: 1; padding: 0 !important; }
-[id$="examples"] :is(.table-wrap, table, tr, td, td .container) { margin: 0; padding: 0; border: 0; background: none; }
-[id$="examples"] thead { display: none; }
-[id$="examples"] tbody { display: flex; flex-wrap: wrap; gap: 12px; }
-[id$="examples"] tr { display: flex; gap: 2px; cursor: pointer; }
-[id$="examples"] tr:hover { outline: 2px solid var(--color-accent); outline-offset: 2px; }
-[id$="examples"] td :is(.container, img) { width: 68px; height: 68px; border-radius: 4px; object-fit: cover; }
+[id$=examples] :is(.table-wrap, table, tr, td, td .container) { margin: 0; padding: 0; border: 0; background: none; }
+[id$=examples] thead { display: none; }
+[id$=examples] tbody { display: flex; flex-wrap: wrap; gap: 12px; }
+[id$=examples] tr { display: flex; gap: 2px; cursor: pointer; }
+[id$=examples] tr:hover { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+[id$=examples] td :is(.container, img, video) { width: 68px; height: 68px; border-radius: 4px; object-fit: cover; }
 @media (max-width: 640px) { .result { height: 380px !important; } }
 """

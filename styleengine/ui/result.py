@@ -10,7 +10,7 @@ import gradio as gr
 from PIL import Image
 
 from styleengine.images import fit
-from styleengine.stylization import Stylization
+from styleengine.stylization import Stylization, VideoStylization
 from styleengine.ui.runs import Report, Result
 
 Updates = dict[Any, Any]
@@ -28,7 +28,7 @@ class ResultPanel:
         with gr.Row():
             self.run = gr.Button(action, variant="primary", scale=3, elem_classes="run")
             self.cancel = gr.Button("Cancel", variant="secondary", scale=1, min_width=96, interactive=False)
-        self.status = gr.HTML(_line("Choose a content and a style image, or an example below."), elem_classes="status")
+        self.status = gr.HTML(line("Choose a content and a style image, or an example below."), elem_classes="status")
         self.slider = gr.ImageSlider(
             label="Before and after",
             interactive=False,
@@ -44,7 +44,7 @@ class ResultPanel:
         return [self.run, self.cancel, self.status, self.slider, self.download]
 
     def waiting(self) -> Updates:
-        return {**self._busy(True), self.status: _line("Waiting for its turn …"), self.download: gr.skip()}
+        return {**self._busy(True), self.status: line("Waiting for its turn …"), self.download: gr.skip()}
 
     def working(self, report: Report, content: Image.Image) -> Updates:
         updates: Updates = {self.status: progress_bar(report)}
@@ -58,13 +58,13 @@ class ResultPanel:
         path = save(results[-1], self.slider.GRADIO_CACHE)
         return {
             **self._busy(False),
-            self.status: _line(summary(results)),
+            self.status: line(summary(results)),
             self.slider: (fit(content, results[-1].image.size), str(path)),
             self.download: gr.DownloadButton(value=str(path), interactive=True),
         }
 
     def stopped(self, sentence: str) -> Updates:
-        return {**self._busy(False), self.status: _line(sentence)}
+        return {**self._busy(False), self.status: line(sentence)}
 
     def _busy(self, busy: bool) -> Updates:
         return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
@@ -106,9 +106,16 @@ class StripPanel(ResultPanel):
 
 
 def save(result: Stylization, folder: str) -> Path:
-    """The result as a PNG with its record, in Gradio's own folder, which is swept."""
+    """The result as a PNG, or an MP4, with its record, in Gradio's own folder, which is swept."""
+    if isinstance(result, VideoStylization):
+        return result.path  # which `place` has put there
+    return result.save(place(folder, f"styleengine-{result.method}.png"))
+
+
+def place(folder: str, name: str) -> Path:
+    """A path for a new file in Gradio's own folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return result.save(Path(tempfile.mkdtemp(dir=folder)) / f"styleengine-{result.method}.png")
+    return Path(tempfile.mkdtemp(dir=folder)) / name
 
 
 def summary(results: Sequence[Stylization]) -> str:
@@ -121,15 +128,16 @@ def summary(results: Sequence[Stylization]) -> str:
 
 
 def progress_words(report: Report) -> str:
-    inverting = report.phase[-1:].isdigit()  # "content 1", "style 2"
+    inverting = report.phase.startswith(("content ", "style ", "frames "))  # "content 1", "style 2"
     phase = f"Inverting {report.phase}" if inverting else report.phase.capitalize()
     return f"{phase}: step {report.step} of {report.total}"
 
 
 def progress_bar(report: Report) -> str:
     percent = 100 * report.step / report.total
-    return f'{_line(progress_words(report))}<div class="bar"><div style="width: {percent:.1f}%"></div></div>'
+    return f'{line(progress_words(report))}<div class="bar"><div style="width: {percent:.1f}%"></div></div>'
 
 
-def _line(text: str) -> str:
+def line(text: str) -> str:
+    """A line of the status, as HTML."""
     return f"<p>{escape(text)}</p>"

@@ -34,7 +34,7 @@ class Job:
     """
 
     method: str
-    content: Image.Image
+    content: Any  # a picture or a Clip
     arguments: Mapping[str, Any]
     model: str | None = None
 
@@ -45,12 +45,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """How far a run has come; `preview` is there from time to time."""
+    """How far a run has come; `preview` is there from time to time, `seconds_left` once it can be guessed."""
 
     phase: str
     step: int
     total: int
     preview: Image.Image | None = None
+    seconds_left: float | None = None
 
 
 class Runner:
@@ -70,9 +71,9 @@ class Runner:
 
         self._outcomes = outcomes
 
-    def admit(self, request: gr.Request) -> str:
-        """A ticket for the session's next run."""
-        prefix = f"{_session(request)}-"
+    def admit(self, request: gr.Request, name: str) -> str:
+        """A ticket for the session's next run of what is called `name`."""
+        prefix = f"{_session(request)}-{name}-"
         with tempfile.NamedTemporaryFile(dir=self._tickets.name, prefix=prefix, delete=False) as file:
             return Path(file.name).name
 
@@ -95,15 +96,15 @@ class Runner:
         for ticket in self._tickets_of(request):
             ticket.unlink(missing_ok=True)
 
-    def has_admitted(self, request: gr.Request) -> bool:
-        """Whether the session has anything running or waiting that is not withdrawn."""
-        return any(self._tickets_of(request))
+    def has_admitted(self, request: gr.Request, name: str) -> bool:
+        """Whether the session has a run of that name going or waiting that is not withdrawn."""
+        return any(self._tickets_of(request, name))
 
     def _path(self, ticket: str) -> Path:
         return Path(self._tickets.name) / (Path(ticket).name or "none")
 
-    def _tickets_of(self, request: gr.Request) -> Iterator[Path]:
-        return Path(self._tickets.name).glob(f"{_session(request)}-*")
+    def _tickets_of(self, request: gr.Request, name: str = "*") -> Iterator[Path]:
+        return Path(self._tickets.name).glob(f"{_session(request)}-{name}-*")
 
 
 def _session(request: gr.Request) -> str:
@@ -136,19 +137,28 @@ class _Reporter:
     def __init__(self, ticket: Path, reports: queue.SimpleQueue, previews: bool) -> None:
         self.ticket, self.reports, self.previews = ticket, reports, previews
         self.next_report = self.next_preview = 0.0
+        self.began: tuple[float, int] | None = None
 
     def __call__(self, event: StepEvent) -> None:
         if not self.ticket.exists():
             raise Cancelled
+        self.began = self.began or (time.monotonic(), event.step)
         if time.monotonic() < self.next_report:
             return
         preview = self._preview(event) if self.previews else None
-        self.reports.put(Report(event.phase, event.step, event.total, preview))
+        self.reports.put(Report(event.phase, event.step, event.total, preview, self._seconds_left(event)))
         self.next_report = time.monotonic() + REPORT_PAUSE
+
+    def _seconds_left(self, event: StepEvent) -> float | None:
+        """At the pace since the first step seen: a run that goes on from earlier work begins far up."""
+        began, first = self.began or (0.0, event.step)
+        if event.step == first:
+            return None
+        return (event.total - event.step) * (time.monotonic() - began) / (event.step - first)
 
     def _preview(self, event: StepEvent) -> Image.Image | None:
         began = time.monotonic()
-        if event.phase != PREVIEWED_PHASE or began < self.next_preview:
+        if not event.phase.startswith(PREVIEWED_PHASE) or began < self.next_preview:
             return None
         preview = event.preview()
         ended = time.monotonic()

@@ -1,0 +1,470 @@
+"""Z-STAR+ for clips: the image method frame by frame, held together in two ways.
+
+Inter-frame attention: a frame's self-attention sees the keys and values of the first and the
+previous frame in place of its own (Eq. 18), beside the styles'. Energy: at each step the frame is
+drawn towards the previous one in the noise-free domain (Eq. 19). Frame i needs only frames 0 and
+i − 1 at each step and layer, so a clip of any length is worked on in the same memory.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from statistics import fmean, pvariance
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from styleengine import ddim
+from styleengine.attention import attend, tapped
+from styleengine.backbone import Backbone
+from styleengine.cache import ByteCache
+from styleengine.errors import Cancelled
+from styleengine.images import fit, to_images, to_tensor, working_size
+from styleengine.inversion import Inverter, Trajectory
+from styleengine.methods.zstar import (
+    Style,
+    StyleAttentionSettings,
+    StyleInjection,
+    align_colors,
+    check,
+    keys_values_at,
+    region,
+    style_records,
+    vary,
+)
+from styleengine.metrics import frame_differences
+from styleengine.progress import Progress
+from styleengine.settings import knob
+from styleengine.stylization import InputRecord, OnStep, StepEvent, VideoStylization
+from styleengine.video import Clip, Selection, write_clip
+from styleengine.workfolder import WorkFolder
+
+MOST_FRAMES = 3000
+RESULT, ALONE = "frames", "alone"  # the series of frames in the work folder
+FIRST, PREVIOUS = "first", "previous"  # the records of frames there
+
+
+class ZStarVideoSettings(StyleAttentionSettings):
+    """Settings of Z-STAR+ for clips: those for pictures, which part of the clip, and what steadies it."""
+
+    frames: int = knob(48, "Most frames to redraw; the rest of the clip is left out.", ge=1, le=MOST_FRAMES)
+    rate: float = knob(
+        12.0, "Frames per second of the result; 0 keeps the clip's own.", title="Frame rate", ge=0, le=60
+    )
+    begin: float = knob(0.0, "Second of the clip at which to begin.", title="Begin at second", ge=0, le=3600)
+    energy: float = knob(
+        0.3,
+        "Share of the difference to the previous frame that is taken away over the run; much of it blurs motion.",
+        title="Steadiness",
+        ge=0,
+        le=0.95,
+    )
+    attention: Literal["all", "styled", "none"] = knob(
+        "all",
+        "In which layers frames see the first and the previous frame: all, those that see the styles, or none.",
+        title="Inter-frame attention",
+        rare=True,
+    )
+    balance: bool = knob(
+        False, "Two frames' keys together count as much as one's: the first frame then differs less.", rare=True
+    )
+    gradient: Literal["closed_form", "backprop"] = knob(
+        "closed_form", "The energy's gradient: with the noise held fixed, or through the U-Net (slower).", rare=True
+    )
+    compare: bool = knob(
+        False, "Also redraw each frame on its own and report how much more that flickers (takes longer).", rare=True
+    )
+
+    def joined_layers(self) -> range:
+        """The self-attention layers with inter-frame attention."""
+        return {"all": range(16), "styled": self.styled_layers(), "none": range(0)}[self.attention]
+
+    def pull(self) -> float:
+        """w: the share of x̂0's difference taken away per step, `energy` being that of all steps together."""
+        return 1 - (1 - self.energy) ** (1 / self.steps)
+
+
+KeysValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass
+class FrameRecord:
+    """What later frames need of a frame, by noise level: each layer's keys and values, and x̂0."""
+
+    keys_values: dict[int, KeysValues] = field(default_factory=dict)
+    clean: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it as named tensors."""
+        named = {f"clean.{level}": x for level, x in self.clean.items()}
+        for level, layers in self.keys_values.items():
+            for layer, (k, v) in layers.items():
+                named |= {f"keys.{level}.{layer}": k, f"values.{level}.{layer}": v}
+        return named
+
+    @classmethod
+    def of(cls, named: Mapping[str, torch.Tensor], device: torch.device) -> "FrameRecord":
+        """The record whose `tensors` these are."""
+        record = cls()
+        for name, x in named.items():
+            kind, *numbers = name.split(".")
+            level = int(numbers[0])
+            if kind == "clean":
+                record.clean[level] = x.to(device)
+            elif kind == "keys":
+                v = named[f"values.{level}.{numbers[1]}"]
+                record.keys_values.setdefault(level, {})[int(numbers[1])] = (x.to(device), v.to(device))
+        return record
+
+
+class FrameAttention:
+    """The tap of a frame: keeps its keys and values, and lets it see those of earlier frames and the styles.
+
+    `references` are the keys and values of the first and the previous frame (none for the first),
+    `injection` the styles', or None where they have no part.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[KeysValues],
+        joined_layers: range,
+        injection: StyleInjection | None,
+        styled_layers: range,
+    ) -> None:
+        self.references, self.joined_layers = references, joined_layers
+        self.injection, self.styled_layers = injection, styled_layers
+        self.own: KeysValues = {}
+
+    def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if layer in self.joined_layers:
+            self.own[layer] = (k.detach(), v.detach())
+            if self.references:  # Eq. 18
+                k = torch.cat([reference[layer][0] for reference in self.references], 2)
+                v = torch.cat([reference[layer][1] for reference in self.references], 2)
+        if self.injection and layer in self.styled_layers:
+            return self.injection(layer, q, k, v)
+        return attend(q, k, v)
+
+
+def energy_gradient(clean: torch.Tensor, reference: torch.Tensor, alpha_t: torch.Tensor) -> torch.Tensor:
+    """∇E for E = ‖x̂0_i − x̂0_{i−1}‖² by x_t with ε held fixed, where ∂x̂0/∂x_t = 1/√ᾱ_t."""
+    return 2 * (clean - reference) / alpha_t.sqrt()
+
+
+def step_width(pull: float, alpha_t: torch.Tensor, alpha_prev: torch.Tensor) -> torch.Tensor:
+    """w of Eq. 19, such that at every noise level x̂0 loses the share `pull` of its difference.
+
+    ∇E grows as 1/√ᾱ_t and x_{t−1} carries x̂0 by √ᾱ_{t−1}; with w = pull·√(ᾱ_t·ᾱ_{t−1})/2 and ε held
+    fixed, f ← f − w·∇E is x̂0 ← x̂0 − pull·(x̂0 − x̂0_{i−1}).
+    """
+    return pull * (alpha_t * alpha_prev).sqrt() / 2
+
+
+class FramePainter:
+    """Redraws frames one by one, each from its inverted noise, with one set of styles and settings."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        schedule: ddim.Schedule,
+        styles: Sequence[Style],
+        paths: Sequence[Trajectory],
+        settings: ZStarVideoSettings,
+        size: tuple[int, int],
+    ) -> None:
+        self.backbone, self.schedule, self.paths, self.settings = backbone, schedule, paths, settings
+        self.null = backbone.condition([""])
+        masks = [region(style.mask, size, settings.feather) for style in styles]
+        self.injection = StyleInjection(settings, styles, masks, size, backbone.multiple)
+        # Twice the styles' weight beside two frames' keys is their weight beside one frame's.
+        doubled = [replace(style, weight=2 * style.weight) for style in styles] if settings.balance else styles
+        self.joined_injection = StyleInjection(settings, doubled, masks, size, backbone.multiple)
+
+    def start(self, x_T: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the paper's symbol
+        """The inverted noise with its colours aligned to the styles', as for a picture."""
+        noises = [path.latents[-1] for path in self.paths]
+        start = align_colors(x_T, noises, self.injection.shares(x_T), self.settings.color)
+        return vary(start, self.settings.variation, self.settings.seed) if self.settings.variation else start
+
+    def alone(self, x_T: torch.Tensor, after_step: ddim.AfterStep | None) -> torch.Tensor:  # noqa: N803
+        """x_0 of a frame by the image method."""
+        return self._denoised(x_T, [], None, after_step)
+
+    def first(
+        self,
+        x_T: torch.Tensor,  # noqa: N803
+        after_step: ddim.AfterStep | None,
+    ) -> tuple[torch.Tensor, FrameRecord]:
+        """x_0 of the first frame, which is the image method's, and its record."""
+        record = FrameRecord()
+        return self._denoised(x_T, [], record, after_step), record
+
+    def next(
+        self,
+        x_T: torch.Tensor,  # noqa: N803
+        first: FrameRecord,
+        previous: FrameRecord,
+        after_step: ddim.AfterStep | None,
+    ) -> tuple[torch.Tensor, FrameRecord]:
+        """x_0 of a later frame, and its record."""
+        record = FrameRecord()
+        return self._denoised(x_T, [first, previous], record, after_step), record
+
+    @torch.no_grad()
+    def _denoised(
+        self,
+        x_T: torch.Tensor,  # noqa: N803
+        references: Sequence[FrameRecord],
+        record: FrameRecord | None,
+        after_step: ddim.AfterStep | None,
+    ) -> torch.Tensor:
+        x_t, pull = self.start(x_T), self.settings.pull()
+        for level in range(self.schedule.steps, 0, -1):
+            alpha, alpha_prev = self.schedule.levels[level], self.schedule.levels[level - 1]
+            tap = self._tap(level, references)
+            reference = references[-1].clean[level] if references and pull > 0 else None
+            if reference is None:
+                noise, gradient = self._noise(x_t, level, tap), None
+            elif self.settings.gradient == "closed_form":
+                noise = self._noise(x_t, level, tap)
+                gradient = energy_gradient(ddim.predict_x0(x_t, noise, alpha), reference, alpha)
+            else:
+                noise, gradient = self._backpropagated(x_t, level, tap, reference)
+            clean = ddim.predict_x0(x_t, noise, alpha)
+            x_t = ddim.step(x_t, noise, alpha, alpha_prev)
+            if gradient is not None:  # Eq. 19
+                x_t = x_t - step_width(pull, alpha, alpha_prev) * gradient
+            if record is not None:
+                record.keys_values[level], record.clean[level] = tap.own, clean
+            if after_step:
+                after_step(self.schedule.steps - level + 1, x_t, clean)
+        return x_t
+
+    def _tap(self, level: int, references: Sequence[FrameRecord]) -> FrameAttention:
+        settings = self.settings
+        joined = settings.joined_layers()
+        references_here = [record.keys_values[level] for record in references] if joined else []
+        injection = self.joined_injection if references_here else self.injection
+        styled = settings.steps - level in settings.styled_steps() and injection.visible
+        if styled:
+            timestep = self.schedule.timesteps[level]
+            injection.keys_values = [
+                keys_values_at(path, level, timestep, self.backbone, self.null, settings) if visible else {}
+                for path, visible in zip(self.paths, injection.visible_styles, strict=True)
+            ]
+        return FrameAttention(references_here, joined, injection if styled else None, settings.styled_layers())
+
+    def _noise(self, x_t: torch.Tensor, level: int, tap: FrameAttention) -> torch.Tensor:
+        with self._tapped(tap):
+            return self.backbone.predict_noise(x_t, self.schedule.timesteps[level], self.null)
+
+    def _backpropagated(
+        self, x_t: torch.Tensor, level: int, tap: FrameAttention, reference: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """ε and ∇E by x_t, the latter through the U-Net."""
+        with torch.enable_grad(), self._tapped(tap):
+            x_t = x_t.detach().requires_grad_()
+            noise = self.backbone.predict_noise_with_gradient(x_t, self.schedule.timesteps[level], self.null)
+            clean = ddim.predict_x0(x_t, noise, self.schedule.levels[level])
+            (gradient,) = torch.autograd.grad((clean - reference).square().sum(), x_t)
+        return noise.detach(), gradient
+
+    def _tapped(self, tap: FrameAttention) -> Any:
+        layers = {*tap.joined_layers, *(tap.styled_layers if tap.injection else ())}
+        return tapped(self.backbone.unet, tap, sorted(layers))
+
+
+def stylize_clip(
+    backbone: Backbone,
+    clip: Clip,
+    styles: Sequence[Style],
+    settings: ZStarVideoSettings,
+    *,
+    output: Path,
+    work: Path,
+    batch: int = 4,
+    source: str = "",
+    keep_partial: bool = False,
+    on_step: OnStep | None = None,
+    cache: ByteCache | None = None,
+) -> VideoStylization:
+    """Redraws a clip in one or more styles and writes it to `output`, an MP4.
+
+    `work` is a folder for what is finished; a run that finds one of its own kind there goes on from
+    it and gives the same frames. `batch` frames are inverted at a time. Cancelled in `on_step` stops
+    the run; with `keep_partial` the frames finished by then, if any, are written and returned.
+
+    Raises StyleEngineError as `zstar.stylize_all` does, and for a part of the clip or a work folder
+    that will not do.
+    """
+    began = time.perf_counter()
+    check(backbone, styles, settings)
+    part = clip.select(settings.rate, settings.begin, settings.frames)
+    inputs = [InputRecord("clip", clip.sha256, source), *style_records(styles)]
+    manifest = {
+        "clip": clip.sha256,
+        "styles and masks": [[entry.role, entry.sha256, entry.weight] for entry in inputs[1:]],
+        "model": backbone.identity,
+        **settings.model_dump(),
+    }
+    folder = WorkFolder(work, manifest, {"batch": batch})
+    run = _ClipRun(backbone, part, [style for style in styles if style.weight > 0], settings, folder, on_step, cache)
+    try:
+        run.finish()
+    except Cancelled:
+        if not keep_partial or not folder.finished(RESULT):
+            raise
+    count = min(folder.finished(RESULT), part.count)
+    record = VideoStylization(
+        image=next(folder.frames(RESULT, 1)),
+        method="zstar_video",
+        settings=settings.model_dump(),
+        backbone=backbone.name,
+        revision=backbone.revision,
+        inputs=inputs,
+        seconds=time.perf_counter() - began,
+        details={},
+        path=output,
+        frames=count,
+        rate=part.rate,
+        complete=count == part.count,
+        notes=part.notes(),
+        differences=run.differences(count),
+    )
+    result = replace(record, details=_details(record.differences), seconds=time.perf_counter() - began)
+    sound = replace(part, count=count)
+    write_clip(output, folder.frames(RESULT, count), part.rate, sound=sound, record=result.as_text())
+    return result
+
+
+class _ClipRun:
+    """The frames of one run, from the first that is missing in the work folder to the last."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        part: Selection,
+        styles: Sequence[Style],
+        settings: ZStarVideoSettings,
+        folder: WorkFolder,
+        on_step: OnStep | None,
+        cache: ByteCache | None,
+    ) -> None:
+        self.backbone, self.part, self.styles, self.settings, self.folder = backbone, part, styles, settings, folder
+        self.size = working_size(part.clip.poster, settings.size, backbone.multiple)
+        self.schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
+        self.shown = fit(part.clip.poster, self.size)
+        self.cache = cache if cache is not None else ByteCache(0)
+        self.on_step = on_step
+
+    def finish(self) -> None:
+        """Makes the frames that are missing."""
+        first, previous, done = self._kept()
+        if done == self.part.count:
+            return
+        batches = [numbers for numbers in self._batches() if numbers.stop > done]
+        progress = self._progress(batches)
+        painter = self._painter(progress)
+        if first:
+            self.shown = list(self.folder.frames(RESULT, done))[-1]
+        frames = islice(self.part.frames(), done, None)
+        for numbers in batches:
+            noises = self._inverted([next(frames) for _ in numbers], progress, _inverting(numbers))
+            for number, x_T in zip(numbers, noises.split(1), strict=True):  # noqa: N806 - the paper's symbol
+                phase = self._painting(number)
+                progress.skip_to(phase)
+                after = progress.after(phase)
+                if first and previous:
+                    x_0, previous = painter.next(x_T, first, previous, after)
+                else:
+                    x_0, first = painter.first(x_T, after)
+                    previous = first
+                self.shown = to_images(self.backbone.decode(x_0))[0]
+                if self.settings.compare:
+                    lonely = painter.alone(x_T, progress.after(f"{phase} alone"))
+                    self.folder.save_frame(ALONE, number, to_images(self.backbone.decode(lonely))[0])
+                self.folder.save_frame(RESULT, number, self.shown)
+            self._keep(first, previous, numbers)
+
+    def differences(self, count: int) -> dict[str, list[float]]:
+        """Diff of each pair of neighbours among the first `count` frames: of the result and what it compares to."""
+        source = (fit(frame, self.size) for frame in islice(self.part.frames(), count))
+        series: dict[str, Iterator[Image.Image]] = {"result": self.folder.frames(RESULT, count), "clip": source}
+        if self.settings.compare:
+            series["alone"] = self.folder.frames(ALONE, count)
+        return {name: frame_differences(map(to_tensor, images)) for name, images in series.items()}
+
+    def _batches(self) -> list[range]:
+        """Frame 0 by itself, as the image method would invert it, then equal batches."""
+        batch, count = self.folder.fixed["batch"], self.part.count
+        return [range(1), *(range(i, min(i + batch, count)) for i in range(1, count, batch))]
+
+    def _progress(self, batches: Sequence[range]) -> Progress:
+        phases = [f"style {i + 1}" for i in range(len(self.styles))]
+        for numbers in batches:
+            phases.append(_inverting(numbers))
+            for number in numbers:
+                phases += [self._painting(number)] + [f"{self._painting(number)} alone"] * self.settings.compare
+
+        def with_last_frame(event: StepEvent) -> None:
+            if self.on_step:
+                self.on_step(replace(event, preview=lambda: self.shown))
+
+        return Progress(
+            self.backbone, phases, self.settings.steps, with_last_frame if self.on_step else None, self.shown
+        )
+
+    def _painter(self, progress: Progress) -> FramePainter:
+        invert = Inverter(self.backbone, self.schedule, self.settings.inversion_iterations, self.cache, progress)
+        paths = [
+            invert(style.image, working_size(style.image, self.settings.size, self.backbone.multiple), f"style {i + 1}")
+            for i, style in enumerate(self.styles)
+        ]
+        return FramePainter(self.backbone, self.schedule, self.styles, paths, self.settings, self.size)
+
+    def _inverted(self, frames: Sequence[Image.Image], progress: Progress, phase: str) -> torch.Tensor:
+        """x_T of each frame (batch, channels, height, width)."""
+        null = self.backbone.condition([""])
+
+        def predict_noise(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+            return self.backbone.predict_noise(x_t, timestep, null)
+
+        progress.skip_to(phase)
+        x_0 = self.backbone.encode(torch.cat([to_tensor(fit(frame, self.size)) for frame in frames]))
+        iterations = self.settings.inversion_iterations
+        return ddim.invert(x_0, self.schedule, predict_noise, iterations, progress.after(phase))[-1]
+
+    def _painting(self, number: int) -> str:
+        return f"stylizing frame {number + 1} of {self.part.count}"
+
+    def _keep(self, first: FrameRecord | None, previous: FrameRecord | None, numbers: range) -> None:
+        if first and numbers.start == 0:
+            self.folder.save_tensors(FIRST, first.tensors(), 0)
+        elif previous:
+            self.folder.save_tensors(PREVIOUS, previous.tensors(), numbers[-1])
+
+    def _kept(self) -> tuple[FrameRecord | None, FrameRecord | None, int]:
+        """The records of the first and the last kept frame, and how many frames are done with."""
+        first = self.folder.load_tensors(FIRST)
+        if first is None:
+            return None, None, 0
+        last, number = self.folder.load_tensors(PREVIOUS) or first
+        records = [FrameRecord.of(tensors, self.backbone.device) for tensors in (first[0], last)]
+        return records[0], records[1], number + 1
+
+
+def _inverting(numbers: range) -> str:
+    shown = f"{numbers[0] + 1}–{numbers[-1] + 1}" if len(numbers) > 1 else f"{numbers[0] + 1}"
+    return f"frames {shown}"
+
+
+def _details(differences: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Mean and variance of each series of differences (the paper's Table III)."""
+    details = {}
+    for name, values in differences.items():
+        if values:
+            details |= {f"{name}_diff_mean": fmean(values), f"{name}_diff_variance": pvariance(values)}
+    return details

@@ -1,0 +1,101 @@
+"""The result's side of a tab for clips: the last frame while it runs, then the clip beside the original."""
+
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from styleengine.images import fit
+from styleengine.stylization import VideoStylization
+from styleengine.ui.result import Updates, line, place, progress_bar
+from styleengine.ui.runs import Report
+from styleengine.video import Clip, beside, open_clip, write_clip
+
+SERIES = {"result": "the result", "alone": "each frame on its own", "clip": "the clip itself"}
+
+
+class VideoPanel:
+    """Made where it is called; its methods are the states of a run, as Gradio updates."""
+
+    def __init__(self) -> None:
+        with gr.Row():
+            self.run = gr.Button("Run", variant="primary", scale=3, elem_classes="run")
+            self.cancel = gr.Button("Cancel", variant="secondary", scale=1, min_width=96, interactive=False)
+        self.status = gr.HTML(line("Choose a clip and a style image, or an example below."), elem_classes="status")
+        self.frame = gr.Image(label="The last finished frame", interactive=False, height=320, visible=False, buttons=[])
+        self.video = gr.Video(
+            label="Before and after", interactive=False, height=420, loop=True, buttons=[], elem_classes="clip"
+        )
+        self.plot = gr.LinePlot(
+            x="frame",
+            y="difference",
+            color="of",
+            title="How much each frame differs from the one before",
+            x_title="Frame",
+            y_title="Difference",
+            height=220,
+            visible=False,
+        )
+        self.download = gr.DownloadButton("Download MP4", interactive=False)
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [self.run, self.cancel, self.status, self.frame, self.video, self.plot, self.download]
+
+    def waiting(self) -> Updates:
+        return {**self._busy(True), self.status: line("Waiting for its turn …"), self.download: gr.skip()}
+
+    def working(self, report: Report, content: Clip) -> Updates:
+        updates: Updates = {self.status: progress_bar(report) + line(time_left(report.seconds_left))}
+        if report.preview:
+            updates[self.frame] = gr.Image(report.preview, visible=True)
+        return updates
+
+    def finished(self, result: VideoStylization, content: Clip) -> Updates:
+        return {
+            **self._busy(False),
+            self.status: "".join(map(line, [summary(result), *result.notes])),
+            self.frame: gr.Image(None, visible=False),
+            self.video: comparison(result, content, self.video.GRADIO_CACHE),
+            self.plot: gr.LinePlot(differences(result), visible=result.frames > 1),
+            self.download: gr.DownloadButton(value=str(result.path), interactive=True),
+        }
+
+    def stopped(self, sentence: str) -> Updates:
+        return {**self._busy(False), self.status: line(sentence)}
+
+    def _busy(self, busy: bool) -> Updates:
+        return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
+
+
+def comparison(result: VideoStylization, clip: Clip, folder: str) -> str:
+    """An MP4 with the original on the left and the result on the right: they cannot fall out of step."""
+    settings = result.settings
+    part = clip.select(settings["rate"], settings["begin"], result.frames)
+    before = (fit(frame, result.image.size) for frame in part.frames())
+    after = open_clip(result.path).select(0, 0, result.frames).frames()
+    pairs = zip(before, after, strict=False)
+    return str(write_clip(place(folder, "before-and-after.mp4"), beside(pairs), result.rate, sound=part))
+
+
+def differences(result: VideoStylization) -> pd.DataFrame:
+    """One row for each frame and series: how much it differs from the frame before."""
+    rows = [
+        (frame, value, SERIES[name])
+        for name, values in result.differences.items()
+        for frame, value in enumerate(values, start=2)
+    ]
+    return pd.DataFrame(rows, columns=["frame", "difference", "of"])
+
+
+def summary(result: VideoStylization) -> str:
+    """Size, length and time in one plain line."""
+    width, height = result.image.size
+    shown = f"{result.frames} frames of {width}×{height} pixels in {result.seconds:.1f} s."
+    return shown if result.complete else f"Cancelled; {shown}"
+
+
+def time_left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"About {seconds / 60:.0f} min left." if seconds >= 90 else f"About {seconds:.0f} s left."

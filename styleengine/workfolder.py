@@ -1,0 +1,114 @@
+"""A folder in which a long run keeps what is finished, so that an interrupted one can go on."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from styleengine.errors import StyleEngineError
+from styleengine.images import save_png, write_whole
+
+MANIFEST = "run.json"
+
+
+class WorkFolder:
+    """Frames as PNG, tensors as safetensors, and a manifest that says which run they belong to.
+
+    Each file appears whole or not at all. `fixed` are values of the manifest that a run takes over
+    from the one it continues, in place of its own.
+
+    Raises StyleEngineError where the folder belongs to another run, or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], manifest: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            known = self._known()
+            if known is None:
+                self.fixed = dict(fixed)
+                whole = {"run": dict(manifest), "fixed": self.fixed}
+                write_whole(self.path / MANIFEST, json.dumps(whole, ensure_ascii=False, indent=1).encode())
+                return
+        except OSError as error:
+            raise StyleEngineError(
+                f"The work folder {self.path} cannot be used ({error.strerror}): name another."
+            ) from error
+        self.fixed = known["fixed"]
+        asked = json.loads(json.dumps(manifest))
+        others = sorted(name for name in {*asked, *known["run"]} if asked.get(name) != known["run"].get(name))
+        if others:
+            raise StyleEngineError(
+                f"The work folder {self.path} belongs to another run (what differs: {', '.join(others)}). "
+                "Delete it to start anew, name another, or repeat that run."
+            )
+
+    def save_frame(self, kind: str, number: int, image: Image.Image) -> None:
+        """Keeps frame `number` of a series of frames."""
+        (self.path / kind).mkdir(exist_ok=True)
+        save_png(image, self._frame(kind, number), {})
+
+    def frames(self, kind: str, count: int) -> Iterator[Image.Image]:
+        """The first `count` frames of a series, one at a time."""
+        for number in range(count):
+            with Image.open(self._frame(kind, number)) as image:
+                yield image.convert("RGB")
+
+    def finished(self, kind: str) -> int:
+        """How many frames of a series there are, without a gap, from the first on."""
+        count = 0
+        while self._frame(kind, count).is_file():
+            count += 1
+        return count
+
+    def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], number: int) -> None:
+        """Keeps named tensors, and the number of the frame they belong to."""
+        file, partial = self._tensors(name), self.path / f".{name}.partial"
+        try:
+            save_file({key: x.contiguous().cpu() for key, x in tensors.items()}, partial, {"frame": str(number)})
+            os.replace(partial, file)
+        except OSError as error:
+            raise StyleEngineError(
+                f"The state of the run could not be kept in {self.path} ({error.strerror}): make room there."
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], int] | None:
+        """What `save_tensors` kept last, or None."""
+        if not self._tensors(name).is_file():
+            return None
+        try:
+            with safe_open(self._tensors(name), "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, int(file.metadata()["frame"])  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(self._tensors(name)) from error
+
+    def _known(self) -> dict[str, Any] | None:
+        file = self.path / MANIFEST
+        if not file.is_file():
+            if any(self.path.iterdir()):
+                raise StyleEngineError(
+                    f"The folder {self.path} holds other things than a run's work: name an empty or a new one."
+                )
+            return None
+        try:
+            known = json.loads(file.read_text())
+            return {"run": dict(known["run"]), "fixed": dict(known["fixed"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(file) from error
+
+    def _damaged(self, file: Path) -> StyleEngineError:
+        return StyleEngineError(f"The file {file} is damaged: delete the work folder and start anew.")
+
+    def _frame(self, kind: str, number: int) -> Path:
+        return self.path / kind / f"{number:05}.png"
+
+    def _tensors(self, name: str) -> Path:
+        return self.path / f"{name}.safetensors"
