@@ -74,7 +74,7 @@ def samples(backbone: Backbone, prompts: tuple[str, ...], side: int, guidance: f
     """One picture for each prompt, from noise, by DDIM with classifier-free guidance (0: none)."""
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, STEPS)
     condition, null = backbone.condition(prompts), backbone.condition([""])
-    channels, latent = backbone.vae.config.latent_channels, side // backbone.multiple
+    channels, latent = backbone.unet.config.in_channels, side // backbone.multiple
     x_T = torch.randn(len(prompts), channels, latent, latent, generator=torch.Generator().manual_seed(seed))  # noqa: N806
 
     def predict(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
