@@ -11,6 +11,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 from judge import OutsideJudge, mean_of, measure, table
@@ -27,8 +28,8 @@ CELL = 192
 Maker = Callable[[Image.Image, Image.Image], Image.Image]
 
 
-def by_engine(engine: StyleEngine, size: int) -> Maker:
-    return lambda content, style: engine.zstar(content, [style], ZStarSettings(size=size)).image
+def by_engine(engine: StyleEngine, settings: ZStarSettings) -> Maker:
+    return lambda content, style: engine.zstar(content, [style], settings).image
 
 
 def by_feed_forward(size: int) -> Maker:
@@ -44,13 +45,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--gentle", type=float, default=1.0, help="a strength that keeps more of the content")
     parser.add_argument("--earlier", help="a folder with an earlier version of the embedded model")
     parser.add_argument("--sheet", type=Path, help="where to write pictures of some of the pairs side by side")
     arguments = parser.parse_args()
     engine, judge = StyleEngine("mini"), OutsideJudge()
-    makers: dict[str, Maker] = {"this model": by_engine(engine, arguments.size)}
+    recommended = ZStarSettings(size=arguments.size)
+    gentle = recommended.replace(strength=arguments.gentle)
+    makers: dict[str, Maker] = {"this model": by_engine(engine, recommended)}
+    makers[f"this model, λ {arguments.gentle:g}"] = by_engine(engine, gentle)
     if arguments.earlier:
-        makers["earlier model"] = by_engine(StyleEngine(arguments.earlier), arguments.size)
+        makers["earlier model"] = by_engine(StyleEngine(arguments.earlier), recommended)
     makers["feed-forward"] = by_feed_forward(arguments.size)
 
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
@@ -74,12 +79,12 @@ def main() -> None:
 
     print(f"\n{machine()}; {engine.backbone.identity}; {arguments.pairs} pairs at {arguments.size} px\n")
     print(table({name: mean_of(values) for name, values in rows.items()}))
-    names = list(makers)
-    for other in names[1:]:
+    ours, others = list(makers)[:2], list(makers)[2:]
+    for one, other in product(ours, others):
         for measured, sign in (("style loss", 1), ("outside style", 1), ("content loss", 1), ("SSIM", -1)):
-            ours, theirs = ([row[measured] for row in rows[name]] for name in (names[0], other))
-            better = sum(sign * a < sign * b for a, b in zip(ours, theirs, strict=True))
-            print(f"{names[0]} is better than {other} by {measured} on {better} of {len(ours)} pairs")
+            values = zip(rows[one], rows[other], strict=True)
+            better = sum(sign * a[measured] < sign * b[measured] for a, b in values)
+            print(f"{one} is better than {other} by {measured} on {better} of {len(rows[one])} pairs")
     if arguments.sheet:
         sheet = Image.new("RGB", (CELL * len(shown[0]), CELL * len(shown)), "white")
         for y, pictures in enumerate(shown):
