@@ -10,12 +10,14 @@ __version__ = "0.1.0"
 
 from styleengine.engine import StyleEngine
 from styleengine.methods.h_space import HSpaceSettings
+from styleengine.methods.qs_attn import QSAttnSettings
 from styleengine.methods.zstar import Style, ZStarSettings
 from styleengine.stylization import StepEvent, Stylization
 
 __all__ = [
     "Cancelled",
     "HSpaceSettings",
+    "QSAttnSettings",
     "StepEvent",
     "Style",
     "StyleEngine",

@@ -25,12 +25,24 @@ class Knob:
     low: float | None
     high: float | None
     choices: tuple[str, ...]
+    suggestions: tuple[str, ...]
     rare: bool
 
 
-def knob(default: Any, description: str, *, title: str = "", rare: bool = False, **bounds: Any) -> Any:
-    """A settings field. `rare` ones are folded away in the app; `bounds` are pydantic's ge, le …"""
-    extra: dict[str, Any] = {"rare": rare}
+def knob(
+    default: Any,
+    description: str,
+    *,
+    title: str = "",
+    rare: bool = False,
+    suggestions: tuple[str, ...] = (),
+    **bounds: Any,
+) -> Any:
+    """A settings field. `rare` ones are folded away in the app; `bounds` are pydantic's ge, le …
+
+    `suggestions` are some of the values that a text may have.
+    """
+    extra: dict[str, Any] = {"rare": rare, "suggestions": suggestions}
     return Field(default, title=title or None, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -75,6 +87,7 @@ class Settings(BaseModel):
             low=low,
             high=high,
             choices=choices,
+            suggestions=tuple(extra.get("suggestions", ())),
             rare=bool(extra.get("rare")),
         )
 
