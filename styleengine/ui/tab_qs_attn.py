@@ -36,12 +36,11 @@ ANCHOR_WORDS = (
 
 def build(runner: Runner) -> None:
     controls = Controls(runner.engine.settings_for(QSAttnSettings, NAME, None))
-    inputs: dict[str, Component] = {}
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            inputs["content"] = content = picture("Content", height=240)
+            content = picture("Content", height=240)
             controls.show("prompt", "balance", "source_text")
-            inputs["model"] = model = model_choice(runner.engine)
+            model = model_choice(runner.engine)
             with gr.Row():
                 controls.show("size", "steps")
             controls.show("depth")
@@ -64,7 +63,7 @@ def build(runner: Runner) -> None:
         job = prepare(values)
         return Job(NAME, job.content, {"settings": controls.as_shown(values)}, job.model)
 
-    inputs |= controls.components
+    inputs: dict[str, Component] = {"content": content, **controls.components, "model": model}
     connect_page(NAME, runner, panel, prepare_page, inputs, examples)
     add_api(
         NAME,
