@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 from styleengine.engine import StyleEngine
 from styleengine.methods.h_space import HSpaceSettings
+from styleengine.methods.qs_attn import QSAttnSettings
 from styleengine.methods.zstar import Style, ZStarSettings
 from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.stylization import StepEvent, Stylization, VideoStylization
@@ -17,6 +18,7 @@ from styleengine.stylization import StepEvent, Stylization, VideoStylization
 __all__ = [
     "Cancelled",
     "HSpaceSettings",
+    "QSAttnSettings",
     "StepEvent",
     "Style",
     "StyleEngine",

@@ -54,7 +54,8 @@ class Origin:
 CLIP_ON_HUB = Origin("openai/clip-vit-large-patch14", title="CLIP ViT-L/14")
 CLIP_FOLDER = "clip"  # of a model's folder: a CLIPModel, its tokenizer and image processor
 
-PIXELS_256 = {"h_space": {"size": 256}}
+SIZED_AS_TRAINED = ("h_space", "qs_attn")  # methods that run on pixel models, which have one size that suits them
+PIXELS_256 = {method: {"size": 256} for method in SIZED_AS_TRAINED}
 BACKBONES = {
     "mini": Origin(str(MODELS / "mini"), title="Mini (embedded, runs anywhere)"),
     "sd15": Origin(
@@ -108,9 +109,14 @@ class Backbone(ABC):
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pictures → latents, without chance."""
 
-    @abstractmethod
+    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents → pictures."""
+        return self.decode_with_gradient(latents)
+
+    @abstractmethod
+    def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
+        """`decode`, differentiable by the latents where gradients are enabled."""
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -158,8 +164,7 @@ class LatentBackbone(Backbone):
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
         return latents.float() * self.vae.config.scaling_factor
 
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
         scaled = latents / self.vae.config.scaling_factor
         return self.vae.decode(scaled.to(self.device, self.dtype)).sample.float()
 
@@ -198,7 +203,7 @@ class PixelBackbone(Backbone):
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.to(self.device, torch.float32).contiguous()  # kernels round by memory layout
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
         return latents
 
     def condition(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -276,7 +281,14 @@ def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImagePr
     """
     folder = backbone.folder / CLIP_FOLDER
     if not folder.is_dir():
-        folder, _ = _download(CLIP_ON_HUB.location, CLIP_ON_HUB)
+        try:
+            folder, _ = _download(CLIP_ON_HUB.location, CLIP_ON_HUB)
+        except StyleEngineError as error:
+            raise StyleEngineError(
+                f"The model “{backbone.name}” brings no CLIP to compare pictures and words with, and "
+                f"“{CLIP_ON_HUB.location}” is not on this machine and the hub cannot be reached. Connect to the "
+                f"network and try again, or choose a model with a CLIP in its folder “{CLIP_FOLDER}”."
+            ) from error
     try:
         model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -360,7 +372,7 @@ def _recommended(origin: Origin, folder: Path) -> dict[str, Mapping[str, Any]]:
         stated: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError as error:
         raise StyleEngineError(f"The file {file} is not valid JSON ({error}): mend or delete it.") from error
-    trained = {"h_space": {"size": size}} if (size := _trained_size(folder)) else {}
+    trained = {method: {"size": size} for method in SIZED_AS_TRAINED} if (size := _trained_size(folder)) else {}
     layers = (trained, origin.recommended, stated)
     methods = dict.fromkeys(method for layer in layers for method in layer)
     return {

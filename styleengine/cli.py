@@ -3,6 +3,7 @@
 python -m styleengine zstar photo.jpg painting.jpg -o out.png --strength 1.4
 python -m styleengine h-space photo.jpg painting.jpg -o out.png --gamma 0.5
 python -m styleengine zstar-video clip.mp4 painting.jpg -o out.mp4
+python -m styleengine qs-attn photo.jpg "a watercolor painting" -o out.png
 python -m styleengine rerun out.png
 """
 
@@ -21,7 +22,15 @@ from PIL import Image, ImageChops, ImageOps
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from styleengine import HSpaceSettings, StyleEngine, StyleEngineError, ZStarSettings, ZStarVideoSettings, __version__
+from styleengine import (
+    HSpaceSettings,
+    QSAttnSettings,
+    StyleEngine,
+    StyleEngineError,
+    ZStarSettings,
+    ZStarVideoSettings,
+    __version__,
+)
 from styleengine.images import check_output, content_hash, open_image, open_mask
 from styleengine.methods.zstar import Style
 from styleengine.settings import Settings
@@ -84,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(video, ZStarVideoSettings)
 
+    qs_attn = _command(commands, "qs-attn", _qs_attn, "redraw a picture in a style said in words (QS-Attn)")
+    qs_attn.add_argument("content", metavar="CONTENT", help="the picture to redraw")
+    qs_attn.add_argument("prompt", metavar="STYLE", help=QSAttnSettings.model_fields["prompt"].description)
+    _add_output(qs_attn, "where to write the PNG")
+    _add_settings(qs_attn, QSAttnSettings, without="prompt")
+
     rerun = _command(commands, "rerun", _rerun, "make a saved result again from the record inside it")
     rerun.add_argument("result", metavar="OUT.png", help="a PNG that styleengine has saved")
     rerun.add_argument("--content", help="the content image, if it has moved")
@@ -116,9 +131,12 @@ def _add_output(command: argparse.ArgumentParser, text: str, required: bool = Tr
     command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
 
 
-def _add_settings(command: argparse.ArgumentParser, settings: type[Settings]) -> None:
+def _add_settings(command: argparse.ArgumentParser, settings: type[Settings], without: str = "") -> None:
+    """A flag for each setting but the one that the command takes by its place."""
     group = command.add_argument_group("settings")
     for knob in settings.knobs():
+        if knob.name == without:
+            continue
         flag = f"--{knob.name.replace('_', '-')}"
         bounds = f", {knob.low:g} to {knob.high:g}" if knob.low is not None and knob.high is not None else ""
         shown = f"{knob.default:.3g}" if isinstance(knob.default, float) else knob.default
@@ -193,6 +211,16 @@ def _h_space(chosen: argparse.Namespace) -> None:
     engine = StyleEngine(chosen.model, chosen.device)
     with _progress_bar() as on_step:
         result = engine.h_space(chosen.content, chosen.style, settings, mask=chosen.mask, on_step=on_step)
+    _save(result, chosen.output)
+
+
+def _qs_attn(chosen: argparse.Namespace) -> None:
+    settings = QSAttnSettings(**_given(chosen, QSAttnSettings))
+    open_image(chosen.content, "content image")
+    check_output(chosen.output)  # at once, not after minutes of work
+    engine = StyleEngine(chosen.model, chosen.device)
+    with _progress_bar() as on_step:
+        result = engine.qs_attn(chosen.content, settings=settings, on_step=on_step)
     _save(result, chosen.output)
 
 
@@ -273,12 +301,21 @@ def _repeat_h_space(
     )
 
 
-REPEATERS = {"zstar": _repeat_zstar, "h_space": _repeat_h_space}
+def _repeat_qs_attn(
+    engine: StyleEngine, inputs: Sequence[_Input], settings: dict[str, Any], on_step: OnStep
+) -> Stylization:
+    return engine.qs_attn(inputs[0].source, settings=QSAttnSettings(**settings), on_step=on_step)
+
+
+REPEATERS = {"zstar": _repeat_zstar, "h_space": _repeat_h_space, "qs_attn": _repeat_qs_attn}
 
 
 def _save(result: Stylization, path: str) -> None:
     result.save(path)
-    details = ", ".join(f"{name.replace('_', ' ')} {value:.1f} dB" for name, value in result.details.items())
+    details = ", ".join(
+        f"{name.replace('_', ' ')} {f'{value:.1f} dB' if name.endswith('psnr') else f'{value:.3f}'}"
+        for name, value in result.details.items()
+    )
     shown = f"{result.image.width}×{result.image.height}, {result.seconds:.1f} s on {result.backbone}"
     print(f"{path}: {shown} ({details})" if details else f"{path}: {shown}")
 

@@ -38,6 +38,10 @@ class Schedule:
         levels = torch.stack([alphas_cumprod[0], *(alphas_cumprod[t] for t in timesteps)])
         return cls(levels.float(), (-1, *timesteps))
 
+    def lowest(self, steps: int) -> "Schedule":
+        """The cleanest `steps` levels above level 0: the way of a picture that is only noised so far."""
+        return Schedule(self.levels[: steps + 1], self.timesteps[: steps + 1])
+
 
 def predict_x0(x_t: torch.Tensor, noise: torch.Tensor, alpha_t: torch.Tensor) -> torch.Tensor:
     """x̂0 = (x_t − √(1−ᾱ_t)·ε) / √ᾱ_t."""
@@ -47,6 +51,11 @@ def predict_x0(x_t: torch.Tensor, noise: torch.Tensor, alpha_t: torch.Tensor) ->
 def move(x_t: torch.Tensor, noise: torch.Tensor, alpha_from: torch.Tensor, alpha_to: torch.Tensor) -> torch.Tensor:
     """The deterministic DDIM map between two noise levels, in either direction (η = 0)."""
     return alpha_to.sqrt() * predict_x0(x_t, noise, alpha_from) + (1 - alpha_to).sqrt() * noise
+
+
+def step_noise(alpha_t: torch.Tensor, alpha_prev: torch.Tensor, eta: float = 1.0) -> torch.Tensor:
+    """σ = η·√((1−ᾱ_prev)/(1−ᾱ_t))·√(1−ᾱ_t/ᾱ_prev): the spread of what a step adds; η = 1 is DDPM's."""
+    return eta * ((1 - alpha_prev) / (1 - alpha_t)).sqrt() * (1 - alpha_t / alpha_prev).sqrt()
 
 
 def step(
@@ -65,7 +74,7 @@ def step(
     clean, direction = predict_x0(x_t, noise, alpha_t), noise if direction is None else direction
     if eta == 0:
         return alpha_prev.sqrt() * clean + (1 - alpha_prev).sqrt() * direction
-    sigma = eta * ((1 - alpha_prev) / (1 - alpha_t)).sqrt() * (1 - alpha_t / alpha_prev).sqrt()
+    sigma = step_noise(alpha_t, alpha_prev, eta)
     z = torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype).to(x_t.device)
     return alpha_prev.sqrt() * clean + (1 - alpha_prev - sigma**2).clamp(min=0).sqrt() * direction + sigma * z
 

@@ -7,23 +7,26 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
+from PIL import Image
 
 from styleengine.backbone import Backbone, load_backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
-from styleengine.methods import h_space, zstar, zstar_video
+from styleengine.methods import h_space, qs_attn, zstar, zstar_video
 from styleengine.methods.h_space import HSpaceSettings
+from styleengine.methods.qs_attn import QSAttnSettings
 from styleengine.methods.zstar import Style, ZStarSettings
 from styleengine.methods.zstar_video import ZStarVideoSettings
+from styleengine.perceptual import Clip
+from styleengine.progress import part_of
 from styleengine.settings import Settings
-from styleengine.stylization import OnStep, StepEvent, Stylization, VideoStylization, source_name
-from styleengine.video import Clip, open_clip
+from styleengine.stylization import OnStep, Stylization, VideoStylization, source_name
+from styleengine.video import VideoClip, open_clip
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -135,7 +138,7 @@ class StyleEngine:
                     [opened[i] for i in batch],
                     ready,
                     settings,
-                    on_step=_part(on_step, number, len(batches)),
+                    on_step=part_of(on_step, number, len(batches)),
                     cache=self.cache,
                     sources=[source_name(contents[i]) for i in batch],
                 )
@@ -188,7 +191,7 @@ class StyleEngine:
                     batch,
                     settings,
                     mask=region,
-                    on_step=_part(on_step, number, len(batches)),
+                    on_step=part_of(on_step, number, len(batches)),
                     cache=self.cache,
                     sources=sources,
                 )
@@ -196,7 +199,7 @@ class StyleEngine:
 
     def zstar_video(
         self,
-        clip: str | os.PathLike[str] | Clip,
+        clip: str | os.PathLike[str] | VideoClip,
         styles: Sequence[ImageSource | Style],
         settings: ZStarVideoSettings | None = None,
         *,
@@ -215,7 +218,7 @@ class StyleEngine:
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
         settings = self.settings_for(ZStarVideoSettings, "zstar_video", settings)
-        opened = clip if isinstance(clip, Clip) else open_clip(clip)
+        opened = clip if isinstance(clip, VideoClip) else open_clip(clip)
         ready, path = _opened_styles(styles, mask), check_output(output, ".mp4")
         width, height = working_size(opened.poster, settings.size, self.backbone.multiple)
         with contextlib.ExitStack() as stack:
@@ -231,11 +234,53 @@ class StyleEngine:
                 output=path,
                 work=Path(work),
                 batch=min(MOST_FRAMES_AT_ONCE, self._batch_size(width * height)),
-                source="" if isinstance(clip, Clip) else source_name(clip),
+                source="" if isinstance(clip, VideoClip) else source_name(clip),
                 keep_partial=keep_partial,
                 on_step=on_step,
                 cache=self.cache,
             )
+
+    def qs_attn(
+        self,
+        content: ImageSource,
+        prompt: str | None = None,
+        settings: QSAttnSettings | None = None,
+        *,
+        on_step: OnStep | None = None,
+    ) -> Stylization:
+        """QS-Attn: the content in a style said in words, nothing trained.
+
+        `prompt` is the short form of the setting of that name: “golden”, or several as in
+        “golden::2 | wooden”. Runs on latent and on pixel-space models; CLIP, which reads the words, is
+        the model's own or comes from the hub.
+
+        Raises StyleEngineError for bad input or where there is no CLIP, Cancelled if `on_step` raised it.
+        """
+        settings = self.settings_for(QSAttnSettings, "qs_attn", settings)
+        if prompt is not None:
+            settings = settings.replace(prompt=prompt)
+        image = open_image(content, "content image")
+        with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
+            clip = self._backbones.get_or_make(("clip", self.backbone.name), lambda: Clip(self.backbone))
+            return qs_attn.stylize(
+                self.backbone,
+                image,
+                clip,
+                settings,
+                on_step=on_step,
+                cache=self.cache,
+                source=source_name(content),
+            )
+
+    def qs_attn_anchors(self, content: ImageSource, settings: QSAttnSettings | None = None) -> Image.Image:
+        """Where `qs_attn` holds on to the content: entropy maps and anchors over it, a picture for each layer.
+
+        They lie side by side, the finest layer first. Blue is low entropy. Needs no CLIP and no words.
+        """
+        settings = self.settings_for(QSAttnSettings, "qs_attn", settings)
+        image = open_image(content, "content image")
+        with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
+            return qs_attn.anchors_picture(self.backbone, image, settings, self.cache)
 
     def _batch_size(self, pixels: int) -> int:
         if self.backbone.device.type == "cuda":
@@ -252,17 +297,6 @@ def _opened_styles(styles: Sequence[ImageSource | Style], mask: ImageSource | No
         open_mask(mask) if mask is not None else None,
         source_name(mask) if mask is not None else "",
     )
-
-
-def _part(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
-    """Makes the steps of one of several batches count towards them all."""
-    if on_step is None or count == 1:
-        return on_step
-
-    def on_part(event: StepEvent) -> None:
-        on_step(replace(event, step=number * event.total + event.step, total=count * event.total))
-
-    return on_part
 
 
 @contextlib.contextmanager

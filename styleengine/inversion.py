@@ -57,4 +57,4 @@ class Inverter:
 
     def key(self, image: Image.Image, size: tuple[int, int]) -> tuple[Hashable, ...]:
         """What the trajectory depends on."""
-        return (content_hash(image), size, self.backbone.identity, self.schedule.steps, self.iterations)
+        return (content_hash(image), size, self.backbone.identity, self.schedule.timesteps, self.iterations)

@@ -31,24 +31,37 @@ class Clip:
     def nbytes(self) -> int:
         return sum(weight.nbytes for weight in self.model.parameters())
 
-    def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
-        """The middle square of each picture at CLIP's size, normalised as its image processor does."""
+    def framed(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The middle square of each picture at CLIP's size."""
         height, width = pictures.shape[2:]
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
         square = pictures[..., top : top + side, left : left + side].to(self.mean)
-        if side != self.side:
-            square = F.interpolate(square, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False)
-        return (square.clamp(-1, 1).add(1).div(2) - self.mean) / self.std
+        if side == self.side:
+            return square
+        return F.interpolate(square, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False)
+
+    def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
+        """The middle square of each picture at CLIP's size, normalised as its image processor does."""
+        return (self.framed(pictures).clamp(-1, 1).add(1).div(2) - self.mean) / self.std
+
+    def look(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`image_embeddings` and `patch_tokens` of the pictures, seen once."""
+        seen = self.model.vision_model(pixel_values=self.prepare(pictures))
+        return F.normalize(self.model.visual_projection(seen.pooler_output), dim=-1), seen.last_hidden_state[:, 1:]
 
     def image_embeddings(self, pictures: torch.Tensor) -> torch.Tensor:
         """Unit vectors (batch, width), in the space of `text_embeddings`."""
-        pooled = self.model.vision_model(pixel_values=self.prepare(pictures)).pooler_output
-        return F.normalize(self.model.visual_projection(pooled), dim=-1)
+        return self.look(pictures)[0]
 
     def patch_tokens(self, pictures: torch.Tensor) -> torch.Tensor:
         """The image encoder's last states without that of the class token: (batch, patches, width)."""
-        return self.model.vision_model(pixel_values=self.prepare(pictures)).last_hidden_state[:, 1:]
+        return self.look(pictures)[1]
+
+    def reads(self, text: str) -> bool:
+        """Whether the tokenizer finds anything in the text that it knows."""
+        marks = {*self.tokenizer.all_special_ids}
+        return any(token not in marks for token in self.tokenizer(text).input_ids)
 
     @torch.no_grad()
     def text_embeddings(self, texts: Sequence[str]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """One count of steps for a run of several phases."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -48,3 +49,14 @@ class Progress:
             on_step(StepEvent(phase, offset + step, self.total, preview))
 
         return after_step
+
+
+def part_of(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
+    """Makes the steps of one of several equal runs count towards them all."""
+    if on_step is None or count == 1:
+        return on_step
+
+    def on_part(event: StepEvent) -> None:
+        on_step(replace(event, step=number * event.total + event.step, total=count * event.total))
+
+    return on_part

@@ -25,12 +25,24 @@ class Knob:
     low: float | None
     high: float | None
     choices: tuple[str, ...]
+    suggestions: tuple[str, ...]
     rare: bool
 
 
-def knob(default: Any, description: str, *, title: str = "", rare: bool = False, **bounds: Any) -> Any:
-    """A settings field. `rare` ones are folded away in the app; `bounds` are pydantic's ge, le …"""
-    extra: dict[str, Any] = {"rare": rare}
+def knob(
+    default: Any,
+    description: str,
+    *,
+    title: str = "",
+    rare: bool = False,
+    suggestions: tuple[str, ...] = (),
+    **bounds: Any,
+) -> Any:
+    """A settings field. `rare` ones are folded away in the app; `bounds` are pydantic's ge, le …
+
+    `suggestions` are some of the values that a text may have.
+    """
+    extra: dict[str, Any] = {"rare": rare, "suggestions": suggestions}
     return Field(default, title=title or None, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -64,7 +76,7 @@ class Settings(BaseModel):
         for bound in field.metadata:
             low = getattr(bound, "ge", getattr(bound, "gt", low))
             high = getattr(bound, "le", getattr(bound, "lt", high))
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        extra: dict[str, Any] = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         return Knob(
             name=name,
@@ -75,6 +87,7 @@ class Settings(BaseModel):
             low=low,
             high=high,
             choices=choices,
+            suggestions=tuple(extra.get("suggestions", ())),
             rare=bool(extra.get("rare")),
         )
 

@@ -37,7 +37,7 @@ UNEVEN = 1.5  # times the usual pause between two frames: beyond it a clip's rat
 
 
 @dataclass(frozen=True)
-class Clip:
+class VideoClip:
     """A video file that can be read, and what is known of it without decoding it all.
 
     `times` are the moments in seconds, from 0, at which its frames appear; `seconds` is its length;
@@ -79,7 +79,7 @@ class Clip:
 class Selection:
     """The part of a clip that is worked on: `count` of the `available` frames from `begin`, at `rate`."""
 
-    clip: Clip
+    clip: VideoClip
     rate: Fraction
     begin: float
     count: int
@@ -129,7 +129,7 @@ class Selection:
         return self.begin + float(number / self.rate)
 
 
-def open_clip(source: str | os.PathLike[str] | None, what: str = "clip") -> Clip:
+def open_clip(source: str | os.PathLike[str] | None, what: str = "clip") -> VideoClip:
     """Checks a video file and decodes its first frame; `what` names it in error messages.
 
     Raises StyleEngineError for what is missing, larger than 2 GiB, no video, without a video stream,
@@ -151,7 +151,7 @@ def open_clip(source: str | os.PathLike[str] | None, what: str = "clip") -> Clip
             times, length = _times(container, stream)
         if not times:
             raise StyleEngineError(f"The {what} {path.name} holds no frames. Choose another file.")
-        clip = Clip(path, _file_hash(path), Image.new("RGB", (1, 1)), times, length)
+        clip = VideoClip(path, _file_hash(path), Image.new("RGB", (1, 1)), times, length)
         poster = next((frame for _, frame in _decoded(clip, 0)), None)
     except (av.FFmpegError, ValueError, OverflowError) as error:
         if isinstance(error, StyleEngineError):
@@ -164,7 +164,7 @@ def open_clip(source: str | os.PathLike[str] | None, what: str = "clip") -> Clip
             f"No frame of the {what} {path.name} can be decoded: it is damaged. Save it again as MP4."
         )
     check_size(poster.size, what)
-    return Clip(path, clip.sha256, poster, times, length)
+    return VideoClip(path, clip.sha256, poster, times, length)
 
 
 def write_clip(
@@ -241,7 +241,7 @@ def _pauses(times: Sequence[float]) -> list[float]:
     return sorted(after - before for before, after in pairwise(times))
 
 
-def _decoded(clip: Clip, begin: float) -> Iterator[tuple[float, Image.Image]]:
+def _decoded(clip: VideoClip, begin: float) -> Iterator[tuple[float, Image.Image]]:
     """(moment, upright frame) in order, from the frame that is seen at `begin`, or some before it."""
     with av.open(str(clip.path), options=READ_OPTIONS) as container:
         stream = _pictures(container, clip.path.name)

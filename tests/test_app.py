@@ -23,7 +23,7 @@ from models import write_random_pixel_model
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
-from styleengine import HSpaceSettings, StyleEngine, ZStarSettings, ui
+from styleengine import HSpaceSettings, QSAttnSettings, StyleEngine, ZStarSettings, ui
 from styleengine import backbone as backbone_module
 from styleengine.settings import Settings
 from styleengine.stylization import METADATA_KEY, read_record
@@ -94,6 +94,18 @@ def h_space(client: Client, files: dict[str, Path]) -> Callable[..., Job]:
         given = {"content": "content", "style": "style", **QUICK, **inputs}
         uploads = {name: handle_file(files[value]) for name, value in given.items() if value in files}
         return client.submit(**{**given, **uploads}, api_name="/h_space")
+
+    return submit
+
+
+@pytest.fixture
+def qs_attn(client: Client, files: dict[str, Path]) -> Callable[..., Job]:
+    """As `zstar`, for the QS-Attn tab."""
+
+    def submit(**inputs: Any) -> Job:
+        given = {"content": "content", "prompt": "ink", "size": 64, "steps": 2, "patches": 2, **inputs}
+        given["content"] = handle_file(files[given["content"]]) if given["content"] else None
+        return client.submit(**given, api_name="/qs_attn")
 
     return submit
 
@@ -219,7 +231,9 @@ def test_a_client_can_cancel_and_run_again(client: Client, zstar: Callable[..., 
     assert zstar().result()
 
 
-@pytest.mark.parametrize(("name", "settings"), [("zstar", ZStarSettings), ("h_space", HSpaceSettings)])
+@pytest.mark.parametrize(
+    ("name", "settings"), [("zstar", ZStarSettings), ("h_space", HSpaceSettings), ("qs_attn", QSAttnSettings)]
+)
 def test_each_setting_is_described_to_mcp_clients(address: str, name: str, settings: type[Settings]) -> None:
     tools = httpx.get(f"{address}gradio_api/mcp/schema").json()
     (tool,) = [tool for tool in tools if tool["name"] == name]
@@ -262,6 +276,35 @@ def test_bad_input_to_h_space_gets_the_engines_sentence(
 ) -> None:
     with pytest.raises(AppError, match=sentence):
         h_space(**inputs).result()
+
+
+def test_the_qs_attn_api_gives_a_png_with_the_record(qs_attn: Callable[..., Job]) -> None:
+    path, record = qs_attn(prompt="ink | oil::2", balance=0.7).result()
+    with Image.open(path) as image:
+        assert image.size == (96, 64)
+    assert read_record(path) == record
+    assert record["method"] == "qs_attn"
+    expected = QSAttnSettings(prompt="ink | oil::2", balance=0.7, size=64, steps=2, patches=2)
+    assert record["settings"] == expected.model_dump()
+    assert roles(record) == ["content"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"prompt": ""}, "No style was given"),
+        ({"prompt": "🎨"}, "knows nothing of what"),
+        ({"content": None}, "No content image was given"),
+        ({"balance": 2}, "“balance” is 2"),
+        ({"model": "owner/name"}, "There is no model “owner/name” here"),
+        ({"model": "squares"}, "brings no CLIP"),
+    ],
+)
+def test_bad_input_to_qs_attn_gets_the_engines_sentence(
+    qs_attn: Callable[..., Job], inputs: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(AppError, match=sentence):
+        qs_attn(**inputs).result()
 
 
 def test_controls_start_from_what_the_backbone_recommends(
@@ -413,6 +456,33 @@ def test_cancel_stops_a_run_of_h_space(page: Page, files: dict[str, Path]) -> No
     page.get_by_role("button", name="Cancel").locator("visible=true").click()
     expect_status(page, "Cancelled.")
     expect(page.locator("button.run:visible")).to_be_enabled()
+
+
+def test_qs_attn_in_the_browser_draws_shows_its_anchors_and_can_be_cancelled(
+    page: Page, files: dict[str, Path]
+) -> None:
+    open_tab(page, "QS-Attn")
+    upload(page, "Content", files["content"])
+    run(page)
+    expect_status(page, "No style was given")
+    words = page.get_by_label("Style", exact=True).locator("visible=true")
+    words.fill("ink")
+    words.press("Enter")
+    fill(page, size=64, steps=100)
+    run(page)
+    expect_status(page, "of 200")
+    page.get_by_role("button", name="Cancel").locator("visible=true").click()
+    expect_status(page, "Cancelled.")
+    fill(page, steps=2)
+    run(page)
+    expect_status(page, "96×64 pixels in")
+    expect_status(page, "similarity to the words")
+    with page.expect_download() as download:
+        page.locator("button:visible, a:visible").get_by_text("Download PNG").first.click()
+    assert read_record(download.value.path())["settings"]["prompt"] == "ink"
+    page.get_by_role("button", name="What is kept").click()
+    page.locator("button.look").click()
+    expect(page.locator(".anchors img").first).to_be_visible(timeout=PATIENCE)
 
 
 def paint(page: Page, box: Any) -> None:

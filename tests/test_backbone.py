@@ -178,11 +178,16 @@ def test_the_size_that_a_ddpm_was_trained_at_is_recommended_and_its_folder_may_s
     pixel_model_folder: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(pixel_model_folder, tmp_path / "model"))
-    assert recommended_settings(str(folder)) == {"h_space": {"size": 64}}
+    sized = {"size": 64}
+    assert recommended_settings(str(folder)) == {"h_space": sized, "qs_attn": sized}
     (folder / "recommended.json").write_text('{"h_space": {"gamma": 0.6}, "other": {"size": 1}}')
-    assert recommended_settings(str(folder)) == {"h_space": {"size": 64, "gamma": 0.6}, "other": {"size": 1}}
+    assert recommended_settings(str(folder)) == {
+        "h_space": {"size": 64, "gamma": 0.6},
+        "qs_attn": sized,
+        "other": {"size": 1},
+    }
     assert load_backbone(str(folder), "cpu").settings_for("h_space") == {"size": 64, "gamma": 0.6}
-    assert recommended_settings("ddpm-church-256") == {"h_space": {"size": 256}}
+    assert recommended_settings("ddpm-church-256") == {"h_space": {"size": 256}, "qs_attn": {"size": 256}}
     assert "size" in recommended_settings("mini")["zstar"]
 
 

@@ -161,9 +161,38 @@ def test_an_interrupted_clip_goes_on_with_the_same_command(
     assert len(open_clip(tmp_path / "out.mp4").times) == 4
 
 
+def test_rerun_repeats_a_result_of_qs_attn(
+    pictures: dict[str, Path], model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.png"
+    options = [
+        "--balance",
+        "0.7",
+        "--patches",
+        "2",
+        "--selection",
+        "random",
+        "--seed",
+        "5",
+        "--size",
+        "64",
+        "--steps",
+        "2",
+    ]
+    assert run("qs-attn", pictures["content"], "ink | oil::2", "-o", out, "--model", model_folder, *options) == 0
+    assert "similarity after" in capsys.readouterr().out
+    record = read_record(out)
+    assert (record["method"], record["settings"]["prompt"]) == ("qs_attn", "ink | oil::2")
+    assert run("rerun", out) == 0
+    assert "Every pixel is as it was" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["qs-attn", "CONTENT", "ink", "-o", "OUT", "--balance", "2"], "less than or equal to 1"),
+        (["qs-attn", "missing.jpg", "ink", "-o", "OUT"], "content image missing.jpg does not exist"),
+        (["qs-attn", "CONTENT", "ink", "-o", "out.jpg"], "saved as PNG"),
         (["h-space", "CONTENT", "missing.jpg", "-o", "OUT"], "style image missing.jpg does not exist"),
         (["h-space", "CONTENT", "STYLE", "-o", "out.jpg"], "saved as PNG"),
         (["h-space", "CONTENT", "STYLE", "-o", "OUT", "--gamma", "2"], "less than or equal to 1"),

@@ -39,7 +39,7 @@ from styleengine.metrics import frame_differences
 from styleengine.progress import Progress
 from styleengine.settings import knob
 from styleengine.stylization import InputRecord, OnStep, StepEvent, VideoStylization
-from styleengine.video import Clip, Selection, write_clip
+from styleengine.video import Selection, VideoClip, write_clip
 from styleengine.workfolder import WorkFolder
 
 MOST_FRAMES = 3000
@@ -279,7 +279,7 @@ class FramePainter:
 
 def stylize_clip(
     backbone: Backbone,
-    clip: Clip,
+    clip: VideoClip,
     styles: Sequence[Style],
     settings: ZStarVideoSettings,
     *,

@@ -77,6 +77,10 @@ def _control(knob: Knob, value: Any) -> Component:
         return gr.Radio([(choice.replace("_", " "), choice) for choice in knob.choices], value=value, **words)
     if knob.type is bool:
         return gr.Checkbox(value=value, **words)
+    if knob.suggestions:
+        return gr.Dropdown(list(knob.suggestions), value=value or None, allow_custom_value=True, **words)
+    if knob.type is str:
+        return gr.Textbox(value=value, **words)
     low, high = knob.low or 0, knob.high or 0
     if high > LARGEST_SLIDER:
         return gr.Number(value=value, minimum=low, maximum=high, precision=0, **words)

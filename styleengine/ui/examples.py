@@ -38,3 +38,12 @@ def _pairs(contents: Sequence[str], inputs: Sequence[Component], elem_id: str) -
     count = min(MOST, max(len(contents), len(styles)))
     pairs = [list(pair) for pair in islice(zip(cycle(contents), cycle(styles), strict=False), count)]
     return gr.Examples(pairs, list(inputs), label="Examples: a click runs one", elem_id=elem_id, preload=False)
+
+
+def content_words_examples(inputs: Sequence[Component], words: Sequence[str], elem_id: str) -> Examples | None:
+    """Contents, each with some words; `elem_id` as in `content_style_examples`."""
+    contents = pictures("content")
+    if not contents:
+        return None
+    pairs = [list(pair) for pair in islice(zip(contents, cycle(words), strict=False), MOST)]
+    return gr.Examples(pairs, list(inputs), label="Examples: a click runs one", elem_id=elem_id, preload=False)

@@ -15,20 +15,24 @@ from styleengine.ui.runs import Report, Result
 
 Updates = dict[Any, Any]
 
+HINT = "Choose a content and a style image, or an example below."
+
 DETAIL_WORDS = {
     "autoencoder_psnr": "the model redraws the content at {:.1f} dB PSNR",
     "reconstruction_psnr": "unstyled reconstruction {:.1f} dB PSNR",
+    "similarity_before": "similarity to the words {:.3f} before",
+    "similarity_after": "{:.3f} after",
 }
 
 
 class ResultPanel:
     """Made where it is called; its methods are the states of a run, as Gradio updates."""
 
-    def __init__(self, action: str) -> None:
+    def __init__(self, action: str, hint: str = HINT) -> None:
         with gr.Row():
             self.run = gr.Button(action, variant="primary", scale=3, elem_classes="run")
             self.cancel = gr.Button("Cancel", variant="secondary", scale=1, min_width=96, interactive=False)
-        self.status = gr.HTML(line("Choose a content and a style image, or an example below."), elem_classes="status")
+        self.status = gr.HTML(line(hint), elem_classes="status")
         self.slider = gr.ImageSlider(
             label="Before and after",
             interactive=False,

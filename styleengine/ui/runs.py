@@ -34,7 +34,7 @@ class Job:
     """
 
     method: str
-    content: Any  # a picture or a Clip
+    content: Any  # a picture or a VideoClip
     arguments: Mapping[str, Any]
     model: str | None = None
 

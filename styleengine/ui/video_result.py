@@ -9,7 +9,7 @@ from styleengine.images import fit
 from styleengine.stylization import VideoStylization
 from styleengine.ui.result import Updates, line, place, progress_bar
 from styleengine.ui.runs import Report
-from styleengine.video import Clip, beside, open_clip, write_clip
+from styleengine.video import VideoClip, beside, open_clip, write_clip
 
 SERIES = {"result": "the result", "alone": "each frame on its own", "clip": "the clip itself"}
 
@@ -45,13 +45,13 @@ class VideoPanel:
     def waiting(self) -> Updates:
         return {**self._busy(True), self.status: line("Waiting for its turn …"), self.download: gr.skip()}
 
-    def working(self, report: Report, content: Clip) -> Updates:
+    def working(self, report: Report, content: VideoClip) -> Updates:
         updates: Updates = {self.status: progress_bar(report) + line(time_left(report.seconds_left))}
         if report.preview:
             updates[self.frame] = gr.Image(report.preview, visible=True)
         return updates
 
-    def finished(self, result: VideoStylization, content: Clip) -> Updates:
+    def finished(self, result: VideoStylization, content: VideoClip) -> Updates:
         return {
             **self._busy(False),
             self.status: "".join(map(line, [summary(result), *result.notes])),
@@ -68,7 +68,7 @@ class VideoPanel:
         return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
 
 
-def comparison(result: VideoStylization, clip: Clip, folder: str) -> str:
+def comparison(result: VideoStylization, clip: VideoClip, folder: str) -> str:
     """An MP4 with the original on the left and the result on the right: they cannot fall out of step."""
     settings = result.settings
     part = clip.select(settings["rate"], settings["begin"], result.frames)

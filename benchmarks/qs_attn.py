@@ -1,0 +1,186 @@
+"""QS-Attn: do the pictures come nearer to the words, what holds the content, and where does the time go?
+
+    PYTHONPATH=. python benchmarks/qs_attn.py --to sheets
+
+With --to, a sheet of pictures for each prompt: a row for each content, and in it the content, then
+the result with each choice of anchors and without any contrast.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from gallery import sheet
+from judge import mean_of, table
+from machine import machine
+from pairs import CONTENTS, content_image
+from PIL import Image
+
+from styleengine import QSAttnSettings, StyleEngine
+from styleengine.cache import ByteCache
+from styleengine.images import fit, to_tensor, working_size
+from styleengine.methods.qs_attn import Guide, cut, encoder_features, parse_prompts
+from styleengine.metrics import ssim
+from styleengine.perceptual import Clip
+
+PROMPTS = (
+    "a sketch with crayon", "golden", "a watercolor painting", "wooden", "red bricks",
+    "a mosaic", "a stained glass window", "a pencil sketch",
+)  # fmt: skip
+VARIANTS = {
+    "global": {"selection": "global"},
+    "local": {"selection": "local"},
+    "local + global": {"selection": "local_global"},
+    "random (ZeCon)": {"selection": "random"},
+    "no contrast": {"contrast": 0.0},
+}
+MOST_OVER_BARE = 1.15
+
+
+def kept(clip: Clip, image: Image.Image, content: Image.Image) -> dict[str, float]:
+    """How much of the content is left: structure, and CLIP's patch tokens, place by place."""
+    x, c = to_tensor(image), to_tensor(fit(content, image.size))
+    with torch.no_grad():
+        tokens = torch.cosine_similarity(clip.patch_tokens(x), clip.patch_tokens(c), dim=-1).mean()
+    return {"SSIM": ssim(x, c), "patch tokens": float(tokens)}
+
+
+def quality(
+    engine: StyleEngine,
+    clip: Clip,
+    contents: Sequence[str],
+    prompts: Sequence[str],
+    settings: QSAttnSettings,
+    to: Path | None,
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """The means by variant, and those of the method as it stands by prompt."""
+    by_variant: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    by_prompt: dict[str, dict[str, float]] = {}
+    for prompt in prompts:
+        rows, rises = [], []
+        for name in contents:
+            content, images = content_image(name), list[Image.Image | None]()
+            for variant, changed in VARIANTS.items():
+                result = engine.qs_attn(content, prompt, settings.replace(**changed))
+                rise = result.details["similarity_after"] - result.details["similarity_before"]
+                measures = {"similarity": result.details["similarity_after"], "its rise": rise}
+                by_variant[variant].append({**measures, **kept(clip, result.image, content)})
+                images.append(result.image)
+            rises.append(by_variant["global"][-1])
+            rows.append([fit(content, result.image.size), *images])
+            print(f"{prompt}: {name}", flush=True)
+        by_prompt[prompt] = mean_of(rises)
+        if to:
+            sheet(rows, (192, 192)).save(to / f"{prompt.replace(' ', '-')}.png")
+    return {variant: mean_of(values) for variant, values in by_variant.items()}, by_prompt
+
+
+def at_equal_style(engine: StyleEngine, clip: Clip, name: str, prompt: str, settings: QSAttnSettings) -> list[str]:
+    """For three balances, similarity and structure with selected and with random anchors: to be compared on a level."""
+    lines = []
+    for selection in ("global", "random"):
+        cells = []
+        for balance in (0.3, 0.5, 0.7):
+            content = content_image(name)
+            result = engine.qs_attn(content, prompt, settings.replace(selection=selection, balance=balance))
+            structure = kept(clip, result.image, content)["SSIM"]
+            cells.append(f"{result.details['similarity_after']:.3f} / {structure:.3f}")
+        lines.append(f"| {selection} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def seconds(function: Callable[[], object], repeats: int) -> float:
+    """The median of several calls."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def cost(engine: StyleEngine, clip: Clip, settings: QSAttnSettings, repeats: int) -> tuple[dict[str, float], float]:
+    """Seconds of the parts of a run, each the bare passes that it needs, and of the run itself, nothing cached."""
+    backbone, content = engine.backbone, content_image("temple")
+    content = fit(content, working_size(content, settings.size, backbone.multiple))
+    x = backbone.encode(to_tensor(content))
+    guide = Guide(backbone, clip, content, x, parse_prompts(settings.prompt), settings, ByteCache(0))
+    picture, null = backbone.decode(x), guide.null
+    # As many pictures as a step shows CLIP: the whole one, for the perceptual loss, and the patches.
+    seen = torch.cat([clip.framed(picture), cut(picture, guide.boxes[0], clip.side)])
+
+    def forward_and_back(function: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> Callable[[], object]:
+        def run() -> object:
+            leaf = given.detach().requires_grad_()
+            return torch.autograd.grad(function(leaf).sum(), leaf)
+
+        return run
+
+    guided = settings.steps - 1  # the last step is not guided
+    passes = {
+        "U-Net, no gradient": (settings.steps + 1, lambda: backbone.predict_noise(x, 1, null)),
+        "U-Net": (guided, forward_and_back(lambda v: backbone.predict_noise_with_gradient(v, 1, null), x)),
+        "U-Net's encoder": (guided, forward_and_back(lambda v: encoder_features(backbone, v, null)[-1], x)),
+        "decoder": (guided, forward_and_back(backbone.decode_with_gradient, x)),
+        "CLIP": (guided, forward_and_back(lambda v: clip.look(v)[0], seen)),
+        "CLIP, no gradient": (len(guide.boxes), lambda: clip.image_embeddings(seen.detach())),
+    }
+    with torch.enable_grad():
+        bare = {part: count * seconds(function, repeats) for part, (count, function) in passes.items()}
+
+    def whole() -> object:
+        engine.cache.clear()
+        return engine.qs_attn(content, settings=settings)
+
+    return bare, seconds(whole, repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--contents", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--patches", type=int)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--to", type=Path, help="a folder for sheets of the pictures")
+    arguments = parser.parse_args()
+    if arguments.to:
+        arguments.to.mkdir(parents=True, exist_ok=True)
+    engine = StyleEngine(arguments.model)
+    given = {"size": arguments.size, "steps": arguments.steps, "prompt": PROMPTS[1]}
+    if arguments.patches:
+        given["patches"] = arguments.patches
+    settings = engine.settings_for(QSAttnSettings, "qs_attn", QSAttnSettings(**given))
+    clip = Clip(engine.backbone)
+    contents, prompts = list(CONTENTS[: arguments.contents]), list(PROMPTS[: arguments.prompts])
+
+    by_variant, by_prompt = quality(engine, clip, contents, prompts, settings, arguments.to)
+    level = at_equal_style(engine, clip, contents[0], settings.prompt, settings)
+    bare, whole = cost(engine, clip, settings, arguments.repeats)
+
+    about = f"{len(contents)} contents × {len(prompts)} prompts at {arguments.size} px, {arguments.steps} steps"
+    print(f"\n{machine()}; {engine.backbone.identity}; {about}\n\n{table(by_prompt)}\n\n{table(by_variant)}\n")
+    print(f"“{settings.prompt}” on {contents[0]}, similarity / SSIM by balance\n")
+    print("\n".join(["| anchors | 0.3 | 0.5 | 0.7 |", "| --- | --- | --- | --- |", *level]))
+    print("\n| bare passes | seconds |\n| --- | --- |")
+    print("\n".join(f"| {part} | {taken:.2f} |" for part, taken in bare.items()))
+    ratio = whole / sum(bare.values())
+    print(f"\na picture {whole:.1f} s, its bare passes {sum(bare.values()):.1f} s: {ratio:.2f} times\n")
+    selected, random, none = (by_variant[name] for name in ("global", "random (ZeCon)", "no contrast"))
+    claims = {
+        "similarity rises for every prompt in the mean": all(row["its rise"] > 0 for row in by_prompt.values()),
+        "without contrast the structure is worse": none["SSIM"] < selected["SSIM"],
+        "selected anchors keep more structure than random ones": selected["SSIM"] > random["SSIM"],
+        f"a picture costs less than {MOST_OVER_BARE:g} times its bare passes": ratio < MOST_OVER_BARE,
+    }
+    for claim, holds in claims.items():
+        print(f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}")
+
+
+if __name__ == "__main__":
+    main()
