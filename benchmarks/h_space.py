@@ -16,15 +16,18 @@ import torch.nn.functional as F
 from gallery import sheet
 from judge import OutsideJudge, mean_of, measure, table
 from machine import machine
-from pairs import content_image, pairs, style_image
+from pairs import STYLES, content_image, pairs, style_image
 from PIL import Image
 
 from styleengine import HSpaceSettings, StyleEngine
+from styleengine.backbone import Backbone
 from styleengine.engine import STRIP
 from styleengine.images import fit, to_tensor
+from styleengine.methods.h_space import injection
 from styleengine.metrics import ssim
 
 CALIBRATION = {True: "with", False: "without"}
+REACH_AT = (900, 700, 500)
 REPEATS = 3
 MOST_SINGLE_RUNS = 2.5  # what a strip of six may cost
 
@@ -47,6 +50,26 @@ def artefacts(image: Image.Image, unchanged: Image.Image) -> dict[str, float]:
         "roughness / γ 0": roughness(image) / roughness(unchanged),
         "clipped, % above γ 0": clipped(image) - clipped(unchanged),
     }
+
+
+@torch.no_grad()
+def reach(backbone: Backbone, size: int) -> dict[int, float]:
+    """By timestep: |ε without h − ε| / |ε|, the mean over pictures. Where it is nothing, h-space can do nothing.
+
+    A U-Net that has learnt little leans on its skip connections and leaves its bottleneck unused.
+    """
+    null, generator = backbone.condition([""]), torch.Generator().manual_seed(0)
+    pictures = [to_tensor(fit(style_image(name), (size, size))) for name in STYLES]
+    shares: dict[int, list[float]] = {t: [] for t in REACH_AT}
+    for x_0 in map(backbone.encode, pictures):
+        for t, values in shares.items():
+            alpha = backbone.alphas_cumprod[t]
+            noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+            with injection(backbone.unet, torch.zeros_like):
+                given = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise
+                plain, without = backbone.predict_noise(given, t, null).chunk(2)
+            values.append(float((without - plain).norm() / plain.norm()))
+    return {t: statistics.mean(values) for t, values in shares.items()}
 
 
 def moves_one_way(rows: dict[str, dict[str, float]], name: str, rising: bool) -> bool:
@@ -109,6 +132,8 @@ def main() -> None:
     settings = engine.settings_for(
         HSpaceSettings, "h_space", HSpaceSettings(size=arguments.size, steps=arguments.steps)
     )
+    hanging = ", ".join(f"t {t}: {share:.1e}" for t, share in reach(engine.backbone, arguments.size).items())
+    print(f"share of the predicted noise that hangs on h: {hanging}", flush=True)
     rows = quality(engine, pairs(arguments.pairs), settings, arguments.to)
     single, strip = cost(engine, settings)
 

@@ -118,6 +118,13 @@ def test_the_blended_norm_is_the_styles(gamma: float, size: float) -> None:
     torch.testing.assert_close(norms(blended) / norms(style), torch.ones(2), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("angle", [0.3, 0.03, 0.003])
+def test_the_norm_is_kept_at_small_angles_too(angle: float) -> None:
+    style = random_h(1)
+    blended = blend(style, style + angle * random_h(1, seed=1), as_shares(0.5))
+    assert float(norms(blended) / norms(style)) == pytest.approx(1, abs=1e-6)
+
+
 def test_gamma_1_gives_the_contents_direction_with_the_styles_norm_and_0_the_style() -> None:
     style, content = random_h(), 5 * random_h(1, seed=1)
     blended = blend(style, content, as_shares(0.0, 1.0))
