@@ -29,7 +29,6 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 MANIFEST = "pictures.jsonl"
 SMALLEST_SIDE = 112
 HELD_OUT_SHARE = 20  # one picture in twenty is never trained on
-Image.MAX_IMAGE_PIXELS = 400_000_000
 
 
 def fetch(package: str, debs: Path) -> Path:
@@ -139,6 +138,7 @@ def read_manifest(work: Path) -> list[dict]:
 
 
 def main() -> None:
+    Image.MAX_IMAGE_PIXELS = 400_000_000  # our own packages' wallpapers are no attack
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     arguments = parser.parse_args()

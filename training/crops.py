@@ -24,7 +24,6 @@ from styles import STYLES, apply
 
 SIDE = 256
 SHARD_BYTES = 58_000_000
-Image.MAX_IMAGE_PIXELS = 400_000_000
 
 
 def backdrop(size: tuple[int, int], photographs: list[Path], rng: random.Random) -> Image.Image:
@@ -137,6 +136,7 @@ class Shards:
 
 
 def main() -> None:
+    Image.MAX_IMAGE_PIXELS = 400_000_000  # our own packages' wallpapers are no attack
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     arguments = parser.parse_args()

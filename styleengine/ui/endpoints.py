@@ -81,12 +81,12 @@ def connect_page(
         finally:
             runner.release(ticket)
 
-    def cancel(request: gr.Request, ticket: str) -> Updates:
-        if ticket:
-            runner.release(ticket)
-        else:  # a client, which carries none
-            runner.withdraw(request)
+    def cancel(ticket: str) -> Updates:
+        runner.release(ticket)
         return {**panel.stopped(STOPPING), panel.run: gr.skip()} if keeps_partial else panel.stopped(CANCELLED)
+
+    def cancel_for_client(request: gr.Request) -> None:
+        runner.withdraw(request, name)
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
@@ -106,15 +106,8 @@ def connect_page(
     start_on(panel.run.click, f"{name}_live")
     if examples:
         start_on(examples.load_input_event.then, f"{name}_example")
-    panel.cancel.click(
-        cancel,
-        inputs=carried,
-        outputs=[panel.run, panel.cancel, panel.status],
-        queue=False,
-        show_progress="hidden",
-        api_name=f"{name}_cancel",
-        api_visibility="undocumented",
-    )
+    panel.cancel.click(cancel, inputs=carried, outputs=[panel.run, panel.cancel, panel.status], **quiet)
+    gr.on([], cancel_for_client, api_name=f"{name}_cancel", api_visibility="undocumented", queue=False)
 
 
 def add_api(

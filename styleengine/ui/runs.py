@@ -91,9 +91,9 @@ class Runner:
         """Takes back the ticket of a run that has ended."""
         self._path(ticket).unlink(missing_ok=True)
 
-    def withdraw(self, request: gr.Request) -> None:
-        """Stops what the session has running, and what it has waiting as soon as its turn comes."""
-        for ticket in self._tickets_of(request):
+    def withdraw(self, request: gr.Request, name: str = "*") -> None:
+        """Stops what the session has running of that name, and what it has waiting as soon as its turn comes."""
+        for ticket in self._tickets_of(request, name):
             ticket.unlink(missing_ok=True)
 
     def has_admitted(self, request: gr.Request, name: str) -> bool:
