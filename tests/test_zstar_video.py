@@ -241,7 +241,7 @@ def test_in_a_still_clip_balanced_frames_are_all_the_first(
     result = run(QUICK.replace(gradient=gradient, balance=True, frames=3), clip=still)
     assert max(result.differences["result"]) < 1e-4
     unbalanced = run(QUICK.replace(gradient=gradient, frames=3), clip=still)
-    assert unbalanced.differences["result"][0] > 5e-4  # two frames' keys outweigh the styles
+    assert unbalanced.differences["result"][0] > 2e-4  # two frames' keys outweigh the styles
 
 
 def test_attention_and_energy_each_make_the_clip_steadier(run: Callable[..., VideoStylization]) -> None:
