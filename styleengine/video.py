@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
@@ -215,7 +216,7 @@ def beside(pairs: Iterable[tuple[Image.Image, Image.Image]]) -> Iterator[Image.I
 def _pictures(container: Any, name: str) -> Any:
     """The video stream; the cover picture of a song is none."""
     for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
+        if not stream.disposition & Disposition.attached_pic:
             return stream
     raise StyleEngineError(f"{name} has no video stream, only sound. Choose a video file, such as an MP4.")
 
