@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--gentle", type=float, default=1.0, help="a strength that keeps more of the content, from a fifth of the run on")
+    parser.add_argument(
+        "--gentle", type=float, default=1.0, help="a strength that keeps more of the content; from a fifth on"
+    )
     parser.add_argument("--earlier", help="a folder with an earlier version of the embedded model")
     parser.add_argument("--sheet", type=Path, help="where to write pictures of some of the pairs side by side")
     arguments = parser.parse_args()
