@@ -128,8 +128,7 @@ def cost(engine: StyleEngine, clip: Clip, settings: QSAttnSettings, repeats: int
         "CLIP": (guided, forward_and_back(lambda v: clip.look(v)[0], seen)),
         "CLIP, no gradient": (len(guide.boxes), lambda: clip.image_embeddings(seen.detach())),
     }
-    with torch.enable_grad():
-        bare = {part: count * seconds(function, repeats) for part, (count, function) in passes.items()}
+    bare = {part: count * seconds(function, repeats) for part, (count, function) in passes.items()}
 
     def whole() -> object:
         engine.cache.clear()
