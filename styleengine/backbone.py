@@ -34,6 +34,7 @@ from styleengine.images import to_images, to_tensor
 MODELS = Path(__file__).parent / "models"
 RECOMMENDED_FILE = "recommended.json"
 MODEL_VARIABLE = "STYLEENGINE_MODEL"
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
@@ -85,6 +86,7 @@ class Backbone(ABC):
     dtype: torch.dtype
     recommended: Mapping[str, Mapping[str, Any]]
     folder: Path
+    prediction_type: str  # of PREDICTION_TYPES: what the U-Net gives, turned into noise by `predict_noise`
 
     @property
     def identity(self) -> str:
@@ -127,6 +129,13 @@ class Backbone(ABC):
         self, latents: torch.Tensor, timestep: int, condition: torch.Tensor
     ) -> torch.Tensor:
         """`predict_noise`, differentiable by the latents and the condition where gradients are enabled."""
+
+    def noise_of(self, output: torch.Tensor, latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        """The noise in what the U-Net gave: itself, or ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t (Salimans & Ho 2022, App. D)."""
+        if self.prediction_type == "epsilon":
+            return output
+        alpha = self.alphas_cumprod[timestep]
+        return alpha.sqrt() * output + (1 - alpha).sqrt() * latents
 
     @torch.no_grad()
     def predict_noise(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
@@ -184,7 +193,8 @@ class LatentBackbone(Backbone):
         self, latents: torch.Tensor, timestep: int, condition: torch.Tensor
     ) -> torch.Tensor:
         expanded = condition.expand(len(latents), -1, -1)
-        return self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=expanded).sample.float()
+        output = self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=expanded).sample.float()
+        return self.noise_of(output, latents, timestep)
 
 
 @dataclass
@@ -213,7 +223,7 @@ class PixelBackbone(Backbone):
     def predict_noise_with_gradient(
         self, latents: torch.Tensor, timestep: int, condition: torch.Tensor
     ) -> torch.Tensor:
-        return self.unet(latents.to(self.dtype), timestep).sample.float()
+        return self.noise_of(self.unet(latents.to(self.dtype), timestep).sample.float(), latents, timestep)
 
 
 def named_backbones() -> dict[str, Origin]:
@@ -420,12 +430,13 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
             f"The model “{name}” could not be loaded ({reason}). It must be a Stable Diffusion 1 model or an "
             "unconditional DDPM of RGB pixels, in diffusers' format with safetensors weights."
         ) from error
-    if scheduler.config.prediction_type != "epsilon":
+    predicted = scheduler.config.prediction_type
+    if predicted not in PREDICTION_TYPES:
         raise StyleEngineError(
-            f"The model “{name}” predicts “{scheduler.config.prediction_type}”; StyleEngine works with models "
-            "that predict the noise (epsilon), such as Stable Diffusion 1.x."
+            f"The model “{name}” predicts “{predicted}”; StyleEngine works with models that predict the noise "
+            "(“epsilon”), such as Stable Diffusion 1.x, or the velocity (“v_prediction”)."
         )
-    return {**parts, "alphas_cumprod": scheduler.alphas_cumprod}
+    return {**parts, "alphas_cumprod": scheduler.alphas_cumprod, "prediction_type": predicted}
 
 
 def _read_latent_model(folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

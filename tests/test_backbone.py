@@ -4,12 +4,13 @@ import os
 import pickle
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DDPMPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DDIMScheduler, DDPMPipeline, StableDiffusionPipeline
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -157,7 +158,7 @@ def test_a_ddpm_of_diffusers_first_days_keeps_its_parts_at_the_top(pixel_model_f
         ({"out_channels": 6}, "it takes 3 channels and gives 6"),
         ({"num_class_embeds": 10}, "must be told a class"),
         ({"mid_block_type": None}, "no mid block"),
-        ({"prediction_type": "v_prediction"}, r"predicts “v_prediction”; StyleEngine works with .* the noise"),
+        ({"prediction_type": "sample"}, r"predicts “sample”; StyleEngine works with .* the noise"),
     ],
     ids=str,
 )
@@ -263,10 +264,35 @@ def test_an_incomplete_or_damaged_folder_is_refused(model_copy: Path, file: str,
         load_backbone(str(model_copy))
 
 
-def test_a_model_that_predicts_v_is_refused(tmp_path: Path) -> None:
-    folder = write_random_model(tmp_path / "v", prediction_type="v_prediction")
-    with pytest.raises(StyleEngineError, match=r"predicts “v_prediction”; StyleEngine works with .* the noise"):
+def test_a_model_that_predicts_the_picture_is_refused(tmp_path: Path) -> None:
+    folder = write_random_model(tmp_path / "sample", prediction_type="sample")
+    with pytest.raises(StyleEngineError, match=r"predicts “sample”; StyleEngine works with .* the noise"):
         load_backbone(str(folder))
+
+
+@pytest.mark.parametrize("write", [write_random_model, write_random_pixel_model], ids=["latent", "pixel"])
+@pytest.mark.parametrize("timestep", [1, 500, 998])
+def test_a_model_that_predicts_v_gives_the_noise_that_diffusers_finds_in_it(
+    tmp_path: Path, write: Callable[..., Path], timestep: int
+) -> None:
+    backbone = load_backbone(str(write(tmp_path / "v", prediction_type="v_prediction")))
+    x_t = torch.randn(2, backbone.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    condition = backbone.condition([""])
+    told = (condition.expand(2, -1, -1),) if condition.numel() else ()
+    velocity = backbone.unet(x_t, timestep, *told).sample
+    betas = betas_of(backbone.alphas_cumprod)
+    scheduler = DDIMScheduler(trained_betas=betas, prediction_type="v_prediction", clip_sample=False)
+    scheduler.set_timesteps(1000)
+    clean = scheduler.step(velocity, timestep, x_t).pred_original_sample
+    alpha = backbone.alphas_cumprod[timestep]
+    noise = backbone.predict_noise(x_t, timestep, condition)
+    torch.testing.assert_close(alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, x_t, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(noise, velocity)
+
+
+def betas_of(alphas_cumprod: torch.Tensor) -> list[float]:
+    before = torch.cat([torch.ones(1), alphas_cumprod[:-1]])
+    return (1 - alphas_cumprod / before).tolist()
 
 
 # The hub

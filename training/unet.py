@@ -1,8 +1,12 @@
 """Stage 7: train the U-Net on the latents, conditioned on the captions.
 
-Stable Diffusion's blocks, order and schedule at a twentieth of its size. Most of the time is spent
+Stable Diffusion's blocks, order and schedule at a fortieth of its size. Most of the time is spent
 on 16×16 latents (whole crops at 128 pixels, windows of crops at 256), the last part on 32×32. The
 weights that are kept are their exponential moving average.
+
+The network predicts the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022). A predicted noise is nearly
+x_t itself where there is much noise, just where words and composition are decided: trained for
+that, this U-Net left its deeper levels unused.
 
     accelerate launch training/unet.py --work training/work --minutes 60
 """
@@ -20,11 +24,12 @@ from clip import WIDTH
 from crop_store import load_words
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-SNR_CAP = 5.0  # min-SNR weighting (Hang et al. 2023): γ
+SNR_CAP = 5.0  # errors of x̂0 weigh SNR + 1, up to this cap + 1 (after min-SNR, Hang et al. 2023)
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
 WINDOW_SHARE = 0.3  # of the small views are windows of crops at full size
 GUIDANCE = 3.0
@@ -36,7 +41,8 @@ PROMPTS = (
 
 
 def make_unet(latent_channels: int) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+    """Every residual branch begins at zero, so that even the deepest level starts by passing its input on."""
+    unet = UNet2DConditionModel(
         sample_size=32,
         in_channels=latent_channels,
         out_channels=latent_channels,
@@ -45,6 +51,12 @@ def make_unet(latent_channels: int) -> UNet2DConditionModel:
         attention_head_dim=(2, 4, 6, 6),
         cross_attention_dim=WIDTH,
     )
+    for module in unet.modules():
+        last = module.conv2 if isinstance(module, ResnetBlock2D) else getattr(module, "proj_out", None)
+        if last is not None:
+            torch.nn.init.zeros_(last.weight)
+            torch.nn.init.zeros_(last.bias)
+    return unet
 
 
 def make_scheduler() -> DDIMScheduler:
@@ -52,6 +64,7 @@ def make_scheduler() -> DDIMScheduler:
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
+        prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
@@ -117,7 +130,7 @@ class Latents:
 
 @torch.no_grad()
 def held_out_loss(unet, scheduler, latents: Latents, captions: Captions, empty_share: float, device) -> float:
-    """Noise-prediction error on fixed crops, noises and timesteps: with captions, or with none (share 1)."""
+    """Error of the predicted velocity on fixed crops, noises and timesteps: with captions, or with none (share 1)."""
     generator, losses = torch.Generator().manual_seed(0), []
     count, batch = min(256, len(latents.whole)), 16
     chosen = np.linspace(0, len(latents.whole) - 1, count).astype(int)
@@ -128,8 +141,25 @@ def held_out_loss(unet, scheduler, latents: Latents, captions: Captions, empty_s
         timesteps = torch.linspace(20, 980, len(x_0)).long().to(device)
         condition = captions.batch(crops, np.random.default_rng(0), empty_share, device)
         predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps, condition).sample
-        losses.append(torch.nn.functional.mse_loss(predicted.float(), noise).item())
+        velocity = scheduler.get_velocity(x_0, noise, timesteps)
+        losses.append(torch.nn.functional.mse_loss(predicted.float(), velocity).item())
     return float(np.mean(losses))
+
+
+@torch.no_grad()
+def bottleneck_share(unet, scheduler, latents: Latents, null: torch.Tensor, device) -> float:
+    """How much of the prediction goes through the mid block: ‖v − v without it‖ / ‖v‖ at t = 700."""
+    x_0 = torch.from_numpy(latents.whole[:16]).float().to(device)
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    timesteps = torch.full((len(x_0),), 700, device=device)
+    arguments = scheduler.add_noise(x_0, noise, timesteps), timesteps, null.float().to(device).expand(len(x_0), -1, -1)
+    whole = unet(*arguments).sample
+    silenced = unet.mid_block.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    try:
+        without = unet(*arguments).sample
+    finally:
+        silenced.remove()
+    return ((whole - without).norm() / whole.norm()).item()
 
 
 @torch.no_grad()
@@ -211,8 +241,8 @@ def main() -> None:
         with accelerator.autocast():
             predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps, condition).sample
         snr = compute_snr(scheduler, timesteps)
-        weight = snr.clamp(max=SNR_CAP) / snr
-        errors = (predicted.float() - noise).square().mean((1, 2, 3))
+        weight = (snr + 1).clamp(max=SNR_CAP + 1) / (snr + 1)
+        errors = (predicted.float() - scheduler.get_velocity(x_0, noise, timesteps)).square().mean((1, 2, 3))
         loss = (weight * errors).mean() / weight.mean()
         optimizer.zero_grad()
         accelerator.backward(loss)
@@ -232,6 +262,7 @@ def main() -> None:
                 judged = [
                     held_out_loss(plain, scheduler, held_out, held_out_captions, share, device) for share in (0, 1)
                 ]
+                share = bottleneck_share(plain, scheduler, held_out, prompt_states[:1], device)
                 sample_grid(
                     plain, vae, scheduler, prompt_states, folder / f"samples-{step:06d}.png", 32 if large else 16
                 )
@@ -239,6 +270,7 @@ def main() -> None:
             reported = time.time()
             line = {"step": step, "minutes": round((reported - began) / 60, 1), "loss": round(average, 4)}
             line |= {"held_out": round(judged[0], 4), "held_out_uncaptioned": round(judged[1], 4)}
+            line |= {"bottleneck": float(f"{share:.2g}")}
             print(line, flush=True)
             with open(folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
