@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ MODELS = Path(__file__).parent / "models"
 RECOMMENDED_FILE = "recommended.json"
 MODEL_VARIABLE = "STYLEENGINE_MODEL"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+PLACEHOLDER = "*"  # in a prompt, where a learnt word goes
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
@@ -126,15 +128,18 @@ class Backbone(ABC):
 
     @abstractmethod
     def predict_noise_with_gradient(
-        self, latents: torch.Tensor, timestep: int, condition: torch.Tensor
+        self, latents: torch.Tensor, timestep: int | torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
-        """`predict_noise`, differentiable by the latents and the condition where gradients are enabled."""
+        """`predict_noise`, differentiable by the latents and the condition where gradients are enabled.
 
-    def noise_of(self, output: torch.Tensor, latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        `timestep` may be a tensor (batch,), one for each row.
+        """
+
+    def noise_of(self, output: torch.Tensor, latents: torch.Tensor, timestep: int | torch.Tensor) -> torch.Tensor:
         """The noise in what the U-Net gave: itself, or ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t (Salimans & Ho 2022, App. D)."""
         if self.prediction_type == "epsilon":
             return output
-        alpha = self.alphas_cumprod[timestep]
+        alpha = self.alphas_cumprod[timestep].view(-1, 1, 1, 1)
         return alpha.sqrt() * output + (1 - alpha).sqrt() * latents
 
     @torch.no_grad()
@@ -189,8 +194,67 @@ class LatentBackbone(Backbone):
         )
         return self.text_encoder(tokens.input_ids.to(self.device))[0].to(self.dtype)
 
+    @property
+    def words(self) -> str:
+        """The shape of the text encoder: words learnt on one are read by any other of the same."""
+        config: Any = self.text_encoder.config
+        return f"{config.vocab_size} tokens, width {config.hidden_size}, {config.num_hidden_layers} layers"
+
+    @property
+    def word_width(self) -> int:
+        return self._dictionary.weight.shape[1]
+
+    @property
+    def word_size(self) -> float:
+        """The root mean square of the token embeddings: how large a number in a word is."""
+        return float(self._dictionary.weight.float().square().mean().sqrt())
+
+    def condition_with_word(self, prompt: str, words: torch.Tensor) -> torch.Tensor:
+        """Text embeddings (batch, tokens, width) of the prompt, its “*” standing for each of `words` in turn.
+
+        `words` are token embeddings (batch, word_width); differentiable by them where gradients are
+        enabled. “*” may stand several times; the tokenizer need not know it.
+
+        Raises StyleEngineError for a prompt without “*”, or with so much before it that it is cut off.
+        """
+        ids, places = self._tokens_around_word(prompt)
+        tokens = torch.tensor([ids], device=self.device).expand(len(words), -1)
+        with _spoken(self._dictionary, torch.tensor(places, device=self.device), words):
+            return self.text_encoder(tokens)[0].to(self.dtype)
+
+    @property
+    def _dictionary(self) -> nn.Embedding:
+        encoder: Any = self.text_encoder
+        return encoder.get_input_embeddings()
+
+    def _tokens_around_word(self, prompt: str) -> tuple[list[int], list[bool]]:
+        """Token ids of full length, and which of them the word replaces."""
+        before, *others = prompt.split(PLACEHOLDER)
+        if not others:
+            raise StyleEngineError(
+                f"The prompt “{prompt}” says nowhere where the learnt style goes: put a {PLACEHOLDER} there, "
+                f"as in “a lighthouse in the style of {PLACEHOLDER}”."
+            )
+        tokenizer, room = self.tokenizer, self.tokenizer.model_max_length
+
+        def read(text: str) -> list[int]:
+            return tokenizer(text, add_special_tokens=False).input_ids
+
+        start = [tokenizer.bos_token_id, *read(before)]
+        if len(start) > room - 2:
+            raise StyleEngineError(
+                f"The prompt “{prompt}” is too long: of {room} tokens, {len(start)} come before the {PLACEHOLDER}. "
+                "Shorten what stands before it."
+            )
+        ids, places = start, [False] * len(start)
+        for piece in map(read, others):
+            ids, places = [*ids, tokenizer.bos_token_id, *piece], [*places, True, *[False] * len(piece)]
+        ids, places = [*ids[: room - 1], tokenizer.eos_token_id], [*places[: room - 1], False]
+        padding = room - len(ids)
+        return ids + [tokenizer.pad_token_id] * padding, places + [False] * padding
+
     def predict_noise_with_gradient(
-        self, latents: torch.Tensor, timestep: int, condition: torch.Tensor
+        self, latents: torch.Tensor, timestep: int | torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
         expanded = condition.expand(len(latents), -1, -1)
         output = self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=expanded).sample.float()
@@ -221,9 +285,32 @@ class PixelBackbone(Backbone):
         return torch.empty(len(prompts), 0, 0, device=self.device)
 
     def predict_noise_with_gradient(
-        self, latents: torch.Tensor, timestep: int, condition: torch.Tensor
+        self, latents: torch.Tensor, timestep: int | torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
         return self.noise_of(self.unet(latents.to(self.dtype), timestep).sample.float(), latents, timestep)
+
+
+@contextmanager
+def _spoken(dictionary: nn.Embedding, places: torch.Tensor, words: torch.Tensor) -> Iterator[None]:
+    """Within the context the dictionary gives row i of `words` for the tokens of row i at `places` (tokens,)."""
+
+    def put_in(layer: nn.Module, given: Any, embeddings: torch.Tensor) -> torch.Tensor:
+        return torch.where(places[None, :, None], words[:, None].to(embeddings.dtype), embeddings)
+
+    handle = dictionary.register_forward_hook(put_in)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def that_listens(backbone: Backbone) -> LatentBackbone:
+    """The backbone, if words can be said to it; StyleEngineError for one without a text encoder."""
+    if not isinstance(backbone, LatentBackbone):
+        raise StyleEngineError(
+            f"The model “{backbone.name}” listens to no words, so it can learn none. Choose a latent model."
+        )
+    return backbone
 
 
 def named_backbones() -> dict[str, Origin]:

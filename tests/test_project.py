@@ -20,7 +20,8 @@ FLOORS = [
     {"stylization", "workfolder"},
     {"backbone", "metrics"},
     {"ddim", "attention", "perceptual", "video", "progress", "inversion"},
-    {"methods"},
+    {"learned_style"},
+    {"methods", "style_library"},
     {"engine"},
     {"ui", "cli", "__main__"},
 ]

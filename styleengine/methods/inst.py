@@ -1,0 +1,175 @@
+"""InST: a learnt word (`inst_training`) redraws a picture, or draws one from nothing but a prompt.
+
+The content is noised part of the way and denoised again under a prompt with the word in it. The
+noise is not plain chance: what the model itself takes for the noise in the noised content is laid
+over it in its place ("stochastic inversion"), so that the way back leads to the content's shapes.
+After Zhang et al., "Inversion-based Style Transfer with Diffusion Models" (CVPR 2023).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from PIL import Image
+
+from styleengine import ddim
+from styleengine.backbone import PLACEHOLDER, LatentBackbone
+from styleengine.errors import StyleEngineError
+from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
+from styleengine.learned_style import LearnedStyle, mixed
+from styleengine.progress import Progress
+from styleengine.settings import Settings, knob
+from styleengine.stylization import InputRecord, OnStep, Stylization
+
+STYLE_ROLE = "learnt style"  # of an input that is no picture
+
+
+class InSTSettings(Settings):
+    """Settings of drawing with a learnt style; the defaults are the paper's."""
+
+    prompt: str = knob(
+        PLACEHOLDER,
+        f"What to draw, with {PLACEHOLDER} where the style goes: “a lighthouse in the style of {PLACEHOLDER}”.",
+    )
+    strength: float = knob(
+        0.7, "How far the content is noised before it is drawn again: more is more style; 0 keeps it.", ge=0, le=1
+    )
+    guidance: float = knob(10.0, "How much the prompt counts over none; 1 takes it as it is.", ge=0, le=30)
+    mix: float = knob(0.5, "With two styles: 0 is the first, 1 the second.", ge=0, le=1)
+    adain: bool = knob(
+        False, "Give the content the painting's colours first (AdaIN), where the two are far apart.", title="AdaIN"
+    )
+    size: int = knob(512, "Length of the result's shorter side in pixels.", ge=64, le=2048)
+    steps: int = knob(50, "Denoising steps of the whole way; strength says what part of them is gone.", ge=2, le=500)
+    seed: int = knob(0, "Picks the noise.", ge=0, le=2**32 - 1)
+    noise: Literal["stochastic_inversion", "random"] = knob(
+        "stochastic_inversion", "What is laid over the content: the noise the model sees in it, or chance.", rare=True
+    )
+
+
+def stylize(
+    backbone: LatentBackbone,
+    content: Image.Image | None,
+    styles: Sequence[LearnedStyle],
+    settings: InSTSettings,
+    *,
+    on_step: OnStep | None = None,
+    source: str = "",
+) -> Stylization:
+    """The content redrawn in a learnt style, or between two; without a content, the prompt drawn from pure noise.
+
+    Without a content the result is a square of `settings.size`, and strength, AdaIN and the kind of
+    noise mean nothing. `on_step` is called after each step and may raise `Cancelled`. `source` says
+    where the content came from.
+
+    Raises StyleEngineError for a prompt without the placeholder, no or more than two styles, or a
+    style of another kind of model.
+    """
+    began = time.perf_counter()
+    style = _one_style(backbone, styles, settings.mix)
+    size = working_size(content, settings.size, backbone.multiple) if content else _square(backbone, settings.size)
+    predictor = Told(backbone, style, settings)
+    generator = torch.Generator().manual_seed(settings.seed)
+    schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
+    if content:
+        schedule = schedule.lowest(steps_of(settings))
+        z_0 = backbone.encode(to_tensor(fit(content, size)))
+        z_0 = adain(z_0, style) if settings.adain else z_0
+        x_T = start(z_0, schedule, predictor, settings, generator)  # noqa: N806
+    else:
+        shape = (1, len(style.latent_mean), size[1] // backbone.multiple, size[0] // backbone.multiple)
+        x_T = torch.randn(shape, generator=generator).to(backbone.device)  # noqa: N806
+    first_preview = content or style.thumbnail
+    progress = Progress(backbone, ["stylizing"], schedule.steps, on_step, first_preview)
+    x_0 = ddim.sample(x_T, schedule, predictor, after_step=progress.after("stylizing"))
+    inputs = [InputRecord("content", content_hash(content), source)] if content else []
+    weights = (1 - settings.mix, settings.mix) if len(styles) == 2 else (1.0,)
+    return Stylization(
+        image=to_images(backbone.decode(x_0))[0],
+        method="inst",
+        settings=settings.model_dump(),
+        backbone=backbone.name,
+        revision=backbone.revision,
+        inputs=[
+            *inputs,
+            *(
+                InputRecord(STYLE_ROLE, style.sha256, style.source, weight)
+                for style, weight in zip(styles, weights, strict=True)
+            ),
+        ],
+        seconds=time.perf_counter() - began,
+        details={},
+    )
+
+
+class Told:
+    """ε_θ told the prompt with the style's word in it: ε(∅) + g·(ε(c) − ε(∅))."""
+
+    def __init__(self, backbone: LatentBackbone, style: LearnedStyle, settings: InSTSettings) -> None:
+        self.backbone, self.guidance = backbone, settings.guidance
+        with torch.no_grad():
+            self.condition = backbone.condition_with_word(settings.prompt, style.word[None].to(backbone.device))
+            self.both = torch.cat([backbone.condition([""]), self.condition])
+
+    def plainly(self, x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+        """ε(c) without guidance, of a batch of one."""
+        return self.backbone.predict_noise(x_t, timestep, self.condition)
+
+    def __call__(self, x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+        if self.guidance == 1:
+            return self.plainly(x_t, timestep)
+        blank, told = self.backbone.predict_noise(torch.cat([x_t, x_t]), timestep, self.both).chunk(2)
+        return blank + self.guidance * (told - blank)
+
+
+def steps_of(settings: InSTSettings) -> int:
+    """How many of the steps are gone: `strength`·`steps`, rounded up, so that none means strength 0."""
+    return math.ceil(round(settings.strength * settings.steps, 6))
+
+
+def start(
+    z_0: torch.Tensor,
+    schedule: ddim.Schedule,
+    predictor: Told,
+    settings: InSTSettings,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """z_t at the top of the schedule: z_0 itself where that has no steps.
+
+    Stochastic inversion: z_t = √ᾱ z_0 + √(1−ᾱ) ε, ε̂ = ε_θ(z_t, t, c), and √ᾱ z_0 + √(1−ᾱ) ε̂ in its
+    place. ε̂ is predicted without guidance: it is to be the noise, and not to draw.
+    """
+    if not schedule.steps:
+        return z_0
+    noise = torch.randn(z_0.shape, generator=generator).to(z_0.device)
+    alpha = schedule.levels[-1]
+    if settings.noise == "stochastic_inversion":
+        noise = predictor.plainly(noised(z_0, noise, alpha), schedule.timesteps[-1])
+    return noised(z_0, noise, alpha)
+
+
+def noised(z_0: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """√ᾱ z_0 + √(1−ᾱ) ε."""
+    return alpha.sqrt() * z_0 + (1 - alpha).sqrt() * noise
+
+
+def adain(z_0: torch.Tensor, style: LearnedStyle) -> torch.Tensor:
+    """z_0 (1, channels, height, width) with the mean and the spread of the painting's latents in each channel."""
+    mean, std = z_0.mean((2, 3), keepdim=True), z_0.std((2, 3), keepdim=True)
+    wanted_mean, wanted_std = (x.to(z_0).view(1, -1, 1, 1) for x in (style.latent_mean, style.latent_std))
+    return (z_0 - mean) / std.clamp(min=1e-6) * wanted_std + wanted_mean
+
+
+def _one_style(backbone: LatentBackbone, styles: Sequence[LearnedStyle], share: float) -> LearnedStyle:
+    if not 1 <= len(styles) <= 2:
+        raise StyleEngineError(f"{len(styles) or 'No'} styles were given: choose one learnt style, or two to mix.")
+    for style in styles:
+        style.check_fits(backbone)
+    return styles[0] if len(styles) == 1 else mixed(styles[0], styles[1], share)
+
+
+def _square(backbone: LatentBackbone, size: int) -> tuple[int, int]:
+    side = max(backbone.multiple, size // backbone.multiple * backbone.multiple)
+    return side, side

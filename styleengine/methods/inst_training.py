@@ -1,0 +1,458 @@
+"""InST, learning: one painting becomes a word by attention over what CLIP sees in it.
+
+CLIP's view of the painting goes through a few layers of cross-attention and comes out as a token
+embedding, the word “*”. The word is right when the diffusion model, told nothing but “*”, best
+predicts the noise laid over the painting. Only the attention layers learn; U-Net, text encoder and
+CLIP stay as they are. After Zhang et al., "Inversion-based Style Transfer with Diffusion Models"
+(CVPR 2023); a plain embedding in place of the attention is textual inversion (Gal et al., 2022).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import nn
+
+from styleengine import __version__
+from styleengine.backbone import PLACEHOLDER, LatentBackbone
+from styleengine.cache import ByteCache
+from styleengine.errors import StyleEngineError
+from styleengine.images import content_hash, fit, to_tensor
+from styleengine.learned_style import LearnedStyle, StyleRecord, fitting_name, thumbnail_of
+from styleengine.perceptual import Clip
+from styleengine.settings import Settings, knob
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+JUDGED = 8  # (t, ε) pairs of the fixed set
+LEAST_FALL = 1e-3  # of the loss on the fixed set, as a share of it, that counts as falling
+SMALLEST_VIEW = 0.6  # of the painting's largest square, on a side
+MOST_STEPS = 10_000
+# Draws of one run that must not repeat one another start from seed·2³² + one of these + a count.
+VIEWS_DRAW, WEIGHTS_DRAW, JUDGED_DRAW, STEP_DRAW = 1, 2, 3, 1 << 20
+
+
+class InSTLearningSettings(Settings):
+    """Settings of learning a painting; the defaults are the authors', who went on for up to 6100 steps.
+
+    Number of layers and of heads are ours: the paper names none.
+    """
+
+    steps: int = knob(1000, "At most so many steps; most paintings are learnt by 500 to 1000.", ge=1, le=MOST_STEPS)
+    size: int = knob(512, "Side of the squares that are cut from the painting, in pixels.", ge=32, le=1024)
+    learning_rate: float = knob(1e-4, "AdamW's rate, for each of a batch.", gt=0, le=0.1)
+    batch: int = knob(4, "Noised views of the painting in each step.", ge=1, le=32)
+    views: int = knob(8, "Squares cut from the painting, some mirrored; 1 is the middle alone.", ge=1, le=64)
+    seed: int = knob(0, "Picks squares, noise and the first weights.", ge=0, le=2**31 - 1)
+    mode: Literal["attention", "embedding"] = knob(
+        "attention", "Learn attention over the painting, or the bare word (textual inversion).", rare=True
+    )
+    layers: int = knob(3, "Layers of cross-attention.", rare=True, ge=1, le=8)
+    heads: int = knob(8, "Heads of each layer.", rare=True, ge=1, le=16)
+    dropout: float = knob(
+        0.05, "Share of each layer's output that is left out while learning.", rare=True, ge=0, le=0.9
+    )
+    check_every: int = knob(25, "Steps between two looks at the loss on the fixed set.", rare=True, ge=1, le=1000)
+    patience: int = knob(
+        8, "Looks in a row without a fall of that loss after which learning ends; 0: never.", rare=True, ge=0, le=1000
+    )
+    save_memory: bool = knob(
+        False, "Compute what gradients need a second time instead of keeping it: slower, less memory.", rare=True
+    )
+
+
+class AttentionInversion(nn.Module):
+    """The attention-based inversion: v_0 = τ(y) pooled; v_{i+1} = Attention(W_Q v_i, W_K τ(y), W_V τ(y)).
+
+    K and V come from CLIP's patch tokens: with the pooled token alone the softmax would be over a
+    single entry and each layer a linear map. The last v, brought to unit size, is projected to the
+    width of the text encoder's token embeddings and to their size, where learning then begins.
+    """
+
+    def __init__(
+        self,
+        pooled_width: int,
+        token_width: int,
+        word_width: int,
+        word_size: float,
+        settings: InSTLearningSettings,
+    ) -> None:
+        super().__init__()
+        self.word_size, self.dropout = word_size, settings.dropout
+        self.layers = nn.ModuleList(
+            CrossAttention(pooled_width, token_width, settings.heads) for _ in range(settings.layers)
+        )
+        self.to_word = nn.Linear(pooled_width, word_width, bias=False)
+        _begin(self, settings.seed)
+
+    def forward(
+        self, pooled: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Words (batch, word_width) of pictures seen as `pooled` (batch, width) and `tokens` (batch, patches, width).
+
+        With a generator there is dropout after every layer, drawn from it; without, none.
+        """
+        v, tokens = _unit(pooled), _unit(tokens)
+        for layer in self.layers:
+            v = layer(v, tokens)
+            if generator and self.dropout:
+                kept = torch.rand(v.shape, generator=generator).to(v.device) >= self.dropout
+                v = v * kept / (1 - self.dropout)
+        return self.to_word(_unit(v)) * self.word_size
+
+
+class CrossAttention(nn.Module):
+    """softmax(Q Kᵀ/√d)·V with one query for each picture, and W_O after it."""
+
+    def __init__(self, width: int, token_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        inner = heads * max(1, -(-width // heads))  # the next multiple of heads
+        self.to_q, self.to_out = nn.Linear(width, inner, bias=False), nn.Linear(inner, width, bias=False)
+        self.to_k, self.to_v = nn.Linear(token_width, inner, bias=False), nn.Linear(token_width, inner, bias=False)
+
+    def forward(self, v: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        q, k, values = (x.unflatten(-1, (self.heads, -1)) for x in (self.to_q(v), self.to_k(tokens), self.to_v(tokens)))
+        logits = torch.einsum("bhd,bphd->bhp", q, k) / q.shape[-1] ** 0.5
+        return self.to_out(torch.einsum("bhp,bphd->bhd", logits.softmax(-1), values).flatten(1))
+
+
+class PlainWord(nn.Module):
+    """Textual inversion: the word itself learns, from the very word at which the attention would begin."""
+
+    def __init__(self, word: torch.Tensor) -> None:
+        super().__init__()
+        self.word = nn.Parameter(word)
+
+    def forward(
+        self, pooled: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        return self.word.expand(len(pooled), -1)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A painting as it is learnt from, made once: `latents` (views, channels, height, width) of its
+    squares, and CLIP's view of each: `pooled` (views, width) and `tokens` (views, patches, width).
+
+    The first square is the middle of the painting; it alone gives the word that is kept.
+    """
+
+    latents: torch.Tensor
+    pooled: torch.Tensor
+    tokens: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.latents.nbytes + self.pooled.nbytes + self.tokens.nbytes
+
+
+@dataclass(frozen=True)
+class LearningState:
+    """How far learning has come. `style()` is what is learnt by now; it is to be called before the next state.
+
+    `loss` is that of the step, None before the first; `judged` are (step, loss on the fixed set) so
+    far. With `with_state` the style also carries what `learn` needs to go on from it.
+    """
+
+    step: int
+    total: int
+    loss: float | None
+    judged: tuple[tuple[int, float], ...]
+    steps_per_second: float
+    finished: bool
+    style: Callable[[bool], LearnedStyle]
+
+
+def learn(
+    backbone: LatentBackbone,
+    painting: Image.Image,
+    clip: Callable[[], Clip],
+    settings: InSTLearningSettings,
+    *,
+    name: str = "",
+    known: LearnedStyle | None = None,
+    cache: ByteCache | None = None,
+) -> Iterator[LearningState]:
+    """Learns the painting: the state at the start, then one after each step, the last one `finished`.
+
+    `known` is a style with its state, to go on from: the result is that of an uninterrupted run.
+    `clip` is called only if the painting has not been looked at yet; `cache` keeps what was seen.
+
+    Raises StyleEngineError where `known` is of another painting, model or settings.
+    """
+    learner = Learner(backbone, prepare(backbone, painting, clip, settings, cache), settings)
+    name = fitting_name(name or (known.record.name if known else ""))
+    if known:
+        _check_same_run(known, backbone, painting, settings)
+        learner.restore(known)
+    elif not learner.judged:
+        learner.judge()
+    began, first = time.perf_counter(), learner.step
+
+    def state(loss: float | None) -> LearningState:
+        seconds = time.perf_counter() - began
+        return LearningState(
+            step=learner.step,
+            total=settings.steps,
+            loss=loss,
+            judged=tuple(learner.judged),
+            steps_per_second=(learner.step - first) / seconds if learner.step > first else 0.0,
+            finished=learner.finished,
+            style=lambda with_state: learner.style(painting, name, with_state),
+        )
+
+    yield state(None)
+    while not learner.finished:
+        yield state(learner.advance())
+
+
+def prepare(
+    backbone: LatentBackbone,
+    painting: Image.Image,
+    clip: Callable[[], Clip],
+    settings: InSTLearningSettings,
+    cache: ByteCache | None = None,
+) -> Lesson:
+    """The painting's squares as latents and as CLIP sees them; latents and image tokens are computed here alone."""
+
+    @torch.no_grad()
+    def make() -> Lesson:
+        squares = cut(painting, settings, backbone.multiple)
+        pictures, eye = [to_tensor(square) for square in squares], clip()
+        latents = torch.cat([backbone.encode(picture) for picture in pictures])
+        seen = [eye.look(picture.to(backbone.device)) for picture in pictures]
+        return Lesson(latents, *(torch.cat(part).float() for part in zip(*seen, strict=True)))
+
+    key = ("lesson", content_hash(painting), backbone.identity, settings.size, settings.views, settings.seed)
+    return (cache if cache is not None else ByteCache(0)).get_or_make(key, make)
+
+
+def cut(painting: Image.Image, settings: InSTLearningSettings, multiple: int) -> list[Image.Image]:
+    """The middle square of the painting, then `views` − 1 squares from anywhere in it, every other one mirrored."""
+    side = max(multiple, settings.size // multiple * multiple)
+    generator = _generator(settings.seed, VIEWS_DRAW)
+    views = [fit(painting, (side, side))]
+    for number in range(1, settings.views):
+        share, left, top = torch.rand(3, generator=generator).tolist()
+        length = min(painting.size) * (SMALLEST_VIEW + (1 - SMALLEST_VIEW) * share)
+        left, top = left * (painting.width - length), top * (painting.height - length)
+        box = (left, top, left + length, top + length)
+        view = painting.resize((side, side), Image.Resampling.LANCZOS, box)
+        views.append(ImageOps.mirror(view) if number % 2 else view)
+    return views
+
+
+class Learner:
+    """The module, its optimizer, and the loss; everything drawn comes from the seed and the step's number."""
+
+    def __init__(self, backbone: LatentBackbone, lesson: Lesson, settings: InSTLearningSettings) -> None:
+        self.backbone, self.lesson, self.settings = backbone, lesson, settings
+        self.module = self._fresh_module().to(backbone.device)
+        rate = settings.learning_rate * settings.batch  # the authors scale it so
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=rate)
+        self.step = 0
+        self.judged: list[tuple[int, float]] = []
+        self.best_word = torch.empty(0)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.settings.steps or self._stuck
+
+    @property
+    def best_step(self) -> int:
+        return min(self.judged, key=lambda entry: entry[1])[0]
+
+    @property
+    def _stuck(self) -> bool:
+        """Whether the last looks have brought no fall of the loss on the fixed set."""
+        patience, losses = self.settings.patience, [loss for _, loss in self.judged]
+        if not patience or len(losses) <= patience:
+            return False
+        return min(losses[-patience:]) > min(losses[:-patience]) * (1 - LEAST_FALL)
+
+    def advance(self) -> float:
+        """One step; the loss before it. At every `check_every` steps, and at the last, it is judged too."""
+        self.step += 1
+        generator = _generator(self.settings.seed, STEP_DRAW + self.step)
+        lesson, count = self.lesson, self.settings.batch
+        views = torch.randint(len(lesson.latents), (count,), generator=generator)
+        # Spread over the timesteps, one in each n-th of them: evenly drawn all the same, with less noise.
+        places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        noise = torch.randn((count, *lesson.latents.shape[1:]), generator=generator)
+        with torch.enable_grad():
+            words = self.module(lesson.pooled[views], lesson.tokens[views], generator)
+            condition = self.backbone.condition_with_word(PLACEHOLDER, words)
+            loss = self.loss(condition, lesson.latents[views], places, noise)
+            self.optimizer.zero_grad()
+            self._backward(loss, noise[0].numel())
+        self.optimizer.step()
+        if self.step % self.settings.check_every == 0 or self.step >= self.settings.steps:
+            self.judge()
+        return float(loss.detach())
+
+    def loss(
+        self, condition: torch.Tensor, x_0: torch.Tensor, places: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """E‖ε − ε_θ(z_t, t, c)‖², the mean over all numbers; `places` (batch,) in [0, 1) say the timesteps.
+
+        For a model that predicts the velocity, E‖v − v_θ‖² = E‖ε − ε_θ‖²/ᾱ_t: what it was trained on,
+        and what words matter for. Its ε at high t is hardly its own, but nearly z_t itself.
+        """
+        backbone = self.backbone
+        timesteps = (places * len(backbone.alphas_cumprod)).long().to(x_0.device)
+        alpha, noise = backbone.alphas_cumprod[timesteps].view(-1, 1, 1, 1), noise.to(x_0)
+        z_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise
+        with checkpointing(backbone.unet, self.settings.save_memory):
+            errors = (backbone.predict_noise_with_gradient(z_t, timesteps, condition) - noise).square()
+        return (errors / alpha if backbone.prediction_type == "v_prediction" else errors).mean()
+
+    @torch.no_grad()
+    def judged_loss(self, condition: torch.Tensor) -> float:
+        """The loss on the fixed (t, ε) set under a condition (1, tokens, width).
+
+        The set is the same for all runs of a seed: timesteps evenly spread, one noise for each, the
+        painting's squares in turn.
+        """
+        generator, latents = _generator(self.settings.seed, JUDGED_DRAW), self.lesson.latents
+        x_0 = latents[torch.arange(JUDGED) % len(latents)]
+        noise = torch.randn(x_0.shape, generator=generator)
+        places = (torch.arange(JUDGED) + 0.5) / JUDGED
+        room = min(JUDGED, self.settings.batch)
+        batches = zip(x_0.split(room), places.split(room), noise.split(room), strict=True)
+        return sum(float(self.loss(condition, *batch)) * len(batch[0]) for batch in batches) / JUDGED
+
+    @torch.no_grad()
+    def judge(self) -> float:
+        """The loss of the painting's word on the fixed set, noted; the best word so far is kept."""
+        word = self.word()
+        loss = self.judged_loss(self.backbone.condition_with_word(PLACEHOLDER, word))
+        if not self.judged or loss < min(entry[1] for entry in self.judged):
+            self.best_word = word
+        self.judged.append((self.step, loss))
+        return loss
+
+    @torch.no_grad()
+    def word(self) -> torch.Tensor:
+        """The word (1, width) of the whole painting, as the module stands, without dropout."""
+        return self.module(self.lesson.pooled[:1], self.lesson.tokens[:1]).clone()
+
+    def style(self, painting: Image.Image, name: str, with_state: bool) -> LearnedStyle:
+        backbone, latents = self.backbone, self.lesson.latents[0].flatten(1)
+        return LearnedStyle(
+            record=StyleRecord(
+                name=name,
+                painting=content_hash(painting),
+                backbone=backbone.name,
+                revision=backbone.revision,
+                words=backbone.words,
+                settings=self.settings.model_dump(),
+                step=self.step,
+                best_step=self.best_step,
+                complete=self.finished,
+                history=list(self.judged),
+                version=__version__,
+            ),
+            word=self.best_word[0].cpu(),
+            latent_mean=latents.mean(1).cpu(),
+            latent_std=latents.std(1).cpu(),
+            thumbnail=thumbnail_of(painting),
+            state=self._state() if with_state else {},
+        )
+
+    def restore(self, known: LearnedStyle) -> None:
+        """Puts back what `style` kept; StyleEngineError where its state is not of this module."""
+        fresh = {name: x.shape for name, x in self._state(zeros=True).items()}
+        if {name: x.shape for name, x in known.state.items()} != fresh:
+            raise StyleEngineError(
+                f"The style “{known.record.name}” does not carry what is needed to go on learning: begin it anew."
+            )
+        with torch.no_grad():
+            for name, weight in self.module.named_parameters():
+                weight.copy_(known.state[f"module.{name}"])
+                self.optimizer.state[weight] = {
+                    "step": torch.tensor(float(known.record.step)),
+                    **{key: known.state[f"{key}.{name}"].to(weight, copy=True) for key in MOMENTS},
+                }
+        self.step, self.judged = known.record.step, list(known.record.history)
+        self.best_word = known.word[None].to(self.backbone.device)
+
+    def _state(self, zeros: bool = False) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = {}
+        for name, weight in self.module.named_parameters():
+            state[f"module.{name}"] = weight.detach().cpu().clone()
+            moments: Mapping[str, Any] = self.optimizer.state.get(weight, {})
+            for key in MOMENTS:
+                state[f"{key}.{name}"] = moments[key].cpu().clone() if moments else torch.zeros(weight.shape)
+        return state
+
+    def _backward(self, loss: torch.Tensor, numbers: int) -> None:
+        """The gradient. In half precision it is taken of the sum, not the mean: a mean's is too small to be said.
+
+        A gradient that overflows all the same counts as none.
+        """
+        scale = numbers if self.backbone.dtype == torch.float16 else 1
+        (loss * scale).backward()
+        weights = [weight for weight in self.module.parameters() if weight.grad is not None]
+        sound = all(bool(weight.grad.isfinite().all()) for weight in weights if weight.grad is not None)
+        for weight in weights:
+            weight.grad = weight.grad / scale if sound and weight.grad is not None else torch.zeros_like(weight)
+
+    def _fresh_module(self) -> nn.Module:
+        backbone, lesson = self.backbone, self.lesson
+        widths = lesson.pooled.shape[-1], lesson.tokens.shape[-1], backbone.word_width
+        module = AttentionInversion(*widths, backbone.word_size, self.settings).to(lesson.pooled.device)
+        if self.settings.mode == "attention":
+            return module
+        with torch.no_grad():
+            return PlainWord(module(lesson.pooled[:1], lesson.tokens[:1]).clone())
+
+
+@contextmanager
+def checkpointing(unet: Any, wanted: bool) -> Iterator[None]:
+    """Within the context the U-Net keeps less for the gradient and makes it again, if that is wanted."""
+    before = unet.is_gradient_checkpointing
+    if not wanted or before:
+        yield
+        return
+    unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
+
+
+def _begin(module: nn.Module, seed: int) -> None:
+    """First weights drawn from the seed, such that outputs are about as large as inputs."""
+    generator = _generator(seed, WEIGHTS_DRAW)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    """x with mean 0 and mean square 1 along the last axis."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def _generator(seed: int, draw: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed << 32) + draw)
+
+
+def _check_same_run(
+    known: LearnedStyle, backbone: LatentBackbone, painting: Image.Image, settings: InSTLearningSettings
+) -> None:
+    record, ours = known.record, settings.model_dump()
+    theirs: dict[str, Any] = {name: record.settings.get(name) for name in ours}
+    differing = {"painting": record.painting != content_hash(painting), "model": record.revision != backbone.revision}
+    differing |= {name: theirs[name] != ours[name] for name in ours if name not in ("steps", "patience", "save_memory")}
+    others = [name.replace("_", " ") for name, differs in differing.items() if differs]
+    if others:
+        raise StyleEngineError(
+            f"What has been learnt of the style “{record.name}” belongs to another run (what differs: "
+            f"{', '.join(others)}). Delete it to begin anew, or repeat that run."
+        )

@@ -1,0 +1,531 @@
+"""InST: attention, learning and drawing against direct computations; resuming; nothing left behind."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import counted_evaluations
+from models import write_random_model
+from PIL import Image, ImageOps
+
+from styleengine import Cancelled, StyleEngineError
+from styleengine.backbone import Backbone, LatentBackbone, load_backbone
+from styleengine.cache import ByteCache
+from styleengine.ddim import Schedule
+from styleengine.images import content_hash, fit, to_images, to_tensor
+from styleengine.learned_style import LearnedStyle
+from styleengine.methods import inst
+from styleengine.methods.inst import InSTSettings, Told, adain, start, steps_of
+from styleengine.methods.inst_training import (
+    AttentionInversion,
+    CrossAttention,
+    InSTLearningSettings,
+    Learner,
+    LearningState,
+    checkpointing,
+    cut,
+    learn,
+    prepare,
+)
+from styleengine.perceptual import Clip
+
+FAST = InSTLearningSettings(
+    steps=6, size=32, batch=2, views=3, learning_rate=0.01, check_every=2, patience=0, layers=2, heads=2, dropout=0.2
+)
+
+
+@pytest.fixture(scope="module")
+def clip(backbone: LatentBackbone) -> Clip:
+    return Clip(backbone)
+
+
+@pytest.fixture(scope="module")
+def learner(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> Learner:
+    return Learner(backbone, prepare(backbone, cat, lambda: clip, FAST), FAST)
+
+
+@pytest.fixture(scope="module")
+def style(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> LearnedStyle:
+    return finished(learn(backbone, cat, lambda: clip, FAST, name="cat"))
+
+
+def finished(states: Iterator[LearningState]) -> LearnedStyle:
+    last = None
+    for state in states:
+        last = state
+    assert last is not None
+    assert last.finished
+    return last.style(True)
+
+
+def at_step(states: Iterator[LearningState], step: int) -> LearnedStyle:
+    return next(state.style(True) for state in states if state.step == step)
+
+
+def unet_output(backbone: LatentBackbone) -> torch.Tensor:
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    return backbone.predict_noise(x, 300, backbone.condition(["ink"]))
+
+
+# The word in the prompt
+
+
+def embedding_of(backbone: LatentBackbone, token: str) -> torch.Tensor:
+    encoder: Any = backbone.text_encoder
+    return encoder.get_input_embeddings().weight[backbone.tokenizer.convert_tokens_to_ids(token)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"), [("*", "c"), ("a *", "a c"), ("a * b", "a c b"), ("* b *", "c b c"), ("ab*", "ab c")]
+)
+def test_a_word_with_a_known_words_embedding_is_that_word(backbone: LatentBackbone, prompt: str, said: str) -> None:
+    word = embedding_of(backbone, "c</w>")[None]
+    assert torch.equal(backbone.condition_with_word(prompt, word), backbone.condition([said]))
+
+
+def test_each_row_has_its_own_word(backbone: LatentBackbone) -> None:
+    words = torch.stack([embedding_of(backbone, "c</w>"), embedding_of(backbone, "d</w>")])
+    together = backbone.condition_with_word("a *", words)
+    torch.testing.assert_close(together, backbone.condition(["a c", "a d"]))
+
+
+def test_what_follows_the_word_is_cut_off_as_in_any_prompt(backbone: LatentBackbone) -> None:
+    word = embedding_of(backbone, "c</w>")[None]
+    long = "a b " * 20
+    assert torch.equal(backbone.condition_with_word(f"* {long}", word), backbone.condition([f"c {long}"]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [("a lighthouse", "put a \\* there"), ("", "put a \\* there"), ("a " * 20 + "*", "too long")],
+)
+def test_a_prompt_in_which_the_word_cannot_stand_is_refused(
+    backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image, prompt: str, sentence: str
+) -> None:
+    with pytest.raises(StyleEngineError, match=sentence):
+        inst.stylize(backbone, cat, [style], InSTSettings(prompt=prompt, size=64, steps=2))
+
+
+def test_the_word_leaves_the_text_encoder_as_it_was_even_when_it_fails(
+    backbone: LatentBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = backbone.condition(["a b"])
+    encoder: Any = backbone.text_encoder
+
+    def fail(*given: Any, **named: Any) -> None:
+        raise RuntimeError("half way")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder.final_layer_norm, "forward", fail)
+        with pytest.raises(RuntimeError, match="half way"):
+            backbone.condition_with_word("*", torch.ones(1, backbone.word_width))
+    assert torch.equal(backbone.condition(["a b"]), before)
+    assert not encoder.get_input_embeddings()._forward_hooks
+
+
+# The attention module
+
+
+def test_a_layer_is_the_attention_of_a_direct_computation() -> None:
+    layer = CrossAttention(6, 5, heads=2)
+    v, tokens = torch.randn(2, 6), torch.randn(2, 7, 5)
+    q, k, values, out = (w.weight.detach().double().numpy() for w in (layer.to_q, layer.to_k, layer.to_v, layer.to_out))
+    for row in range(2):
+        heads = []
+        for head in (slice(0, 3), slice(3, 6)):
+            query, keys = q[head] @ v[row].numpy(), tokens[row].numpy() @ k[head].T
+            weights = np.exp(keys @ query / np.sqrt(3))
+            heads.append(weights / weights.sum() @ (tokens[row].numpy() @ values[head].T))
+        expected = out @ np.concatenate(heads)
+        np.testing.assert_allclose(layer(v, tokens)[row].detach(), expected, atol=1e-5)
+
+
+def test_the_word_depends_on_the_patch_tokens_and_on_the_pooled_one(learner: Learner) -> None:
+    lesson, module = learner.lesson, learner.module
+    word = module(lesson.pooled[:1], lesson.tokens[:1])
+    assert not torch.allclose(module(lesson.pooled[:1], lesson.tokens[1:2]), word, atol=1e-4)
+    assert not torch.allclose(module(lesson.pooled[1:2], lesson.tokens[:1]), word, atol=1e-5)
+
+
+def test_learning_begins_with_a_word_as_large_as_others(learner: Learner, backbone: LatentBackbone) -> None:
+    size = learner.word().square().mean().sqrt()
+    assert 0.5 * backbone.word_size < size < 2 * backbone.word_size
+
+
+def test_dropout_leaves_out_its_share_after_each_layer_and_keeps_the_mean() -> None:
+    settings = FAST.replace(layers=1, dropout=0.25)
+    module = AttentionInversion(64, 8, 16, 1.0, settings)
+    seen: list[torch.Tensor] = []
+    pooled, tokens = torch.randn(200, 64), torch.randn(200, 4, 8)
+    plain = module.layers[0](
+        torch.nn.functional.layer_norm(pooled, (64,)), torch.nn.functional.layer_norm(tokens, (8,))
+    )
+    module.to_word.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    dropped = module(pooled, tokens, torch.Generator().manual_seed(0))
+    out = (
+        seen[0] - seen[0].mode(dim=1, keepdim=True).values
+    ).abs() < 1e-6  # what was zero before it was brought to size
+    assert out.float().mean() == pytest.approx(0.25, abs=0.02)
+    kept = torch.where(out, 0, plain / 0.75)
+    torch.testing.assert_close(seen[0], torch.nn.functional.layer_norm(kept, (64,)), atol=1e-4, rtol=1e-3)
+    assert not torch.equal(dropped, module(pooled, tokens, torch.Generator().manual_seed(1)))
+    assert torch.equal(module(pooled, tokens), module(pooled, tokens))
+    none = AttentionInversion(64, 8, 16, 1.0, settings.replace(dropout=0.0))
+    assert torch.equal(none(pooled, tokens, torch.Generator()), none(pooled, tokens))
+
+
+# The loss
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_is_that_of_a_direct_computation(tmp_path: Path, cat: Image.Image, prediction_type: str) -> None:
+    backbone: Any = load_backbone(str(write_random_model(tmp_path / "model", prediction_type)), device="cpu")
+    learner = Learner(backbone, prepare(backbone, cat, lambda: Clip(backbone), FAST), FAST)
+    x_0, places = learner.lesson.latents[:2], torch.tensor([0.1, 0.7])
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1))
+    condition = backbone.condition_with_word("*", learner.word().expand(2, -1))
+    errors = []
+    for row, t in enumerate((100, 700)):
+        alpha = backbone.alphas_cumprod[t]
+        z_t = alpha.sqrt() * x_0[row] + (1 - alpha).sqrt() * noise[row]
+        output = backbone.unet(z_t[None], t, encoder_hidden_states=condition[:1]).sample[0]
+        velocity = alpha.sqrt() * noise[row] - (1 - alpha).sqrt() * x_0[row]
+        errors.append((output - (noise[row] if prediction_type == "epsilon" else velocity)).square().mean())
+    loss = learner.loss(condition, x_0, places, noise)
+    assert float(loss) == pytest.approx(float(sum(errors)) / 2, rel=1e-3)
+
+
+def test_the_gradient_by_the_word_is_that_of_differences(learner: Learner) -> None:
+    backbone, lesson = learner.backbone, learner.lesson
+    noise = torch.randn(lesson.latents[:2].shape, generator=torch.Generator().manual_seed(1))
+
+    def loss(word: torch.Tensor) -> torch.Tensor:
+        condition = backbone.condition_with_word("*", word.expand(2, -1))
+        return learner.loss(condition, lesson.latents[:2], torch.tensor([0.1, 0.7]), noise)
+
+    word = learner.word().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(word), word)
+    along = gradient / gradient.norm()
+    with torch.no_grad():
+        difference = (loss(word + 0.01 * along) - loss(word - 0.01 * along)) / 0.02
+    assert float(difference) == pytest.approx(float((gradient * along).sum()), rel=0.05)
+
+
+def test_only_the_module_learns_in_one_evaluation_a_step(
+    backbone: LatentBackbone, learner: Learner, clip: Clip
+) -> None:
+    fresh = Learner(backbone, learner.lesson, FAST.replace(check_every=1000))
+    before = {name: weight.clone() for name, weight in fresh.module.named_parameters()}
+    with counted_evaluations(backbone) as batches:
+        fresh.advance()
+    assert batches == [FAST.batch]
+    for name, weight in fresh.module.named_parameters():
+        assert not torch.equal(weight, before[name]), name
+    for network in (*backbone.networks, clip.model):
+        assert all(weight.grad is None and not weight.requires_grad for weight in network.parameters())
+
+
+def test_saving_memory_gives_the_same_gradient(backbone: LatentBackbone, learner: Learner) -> None:
+    gradients = []
+    for save_memory in (False, True):
+        one = Learner(backbone, learner.lesson, FAST.replace(save_memory=save_memory))
+        one.advance()
+        gradients.append([weight.grad for weight in one.module.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+
+
+def test_checkpointing_is_undone_when_what_it_serves_fails(backbone: LatentBackbone) -> None:
+    def fail() -> None:
+        with checkpointing(backbone.unet, True):
+            assert backbone.unet.is_gradient_checkpointing
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
+    assert not backbone.unet.is_gradient_checkpointing
+
+
+# Learning
+
+
+def test_learning_brings_the_loss_below_the_untrained_words_and_the_empty_prompts(
+    backbone: LatentBackbone, learner: Learner, clip: Clip, cat: Image.Image
+) -> None:
+    settings = FAST.replace(steps=40, learning_rate=0.005)
+    style = finished(learn(backbone, cat, lambda: clip, settings))
+    untrained = learner.judged_loss(backbone.condition_with_word("*", learner.word()))
+    null = learner.judged_loss(backbone.condition([""]))
+    learnt = learner.judged_loss(backbone.condition_with_word("*", style.word[None]))
+    assert style.record.history[0] == (0, pytest.approx(untrained))
+    assert learnt == pytest.approx(min(loss for _, loss in style.record.history))
+    assert learnt < 0.99 * min(untrained, null)
+
+
+@pytest.mark.parametrize("mode", ["attention", "embedding"])
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_an_interrupted_run_that_goes_on_gives_the_same_module(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image, tmp_path: Path, mode: str, step: int
+) -> None:
+    settings = FAST.replace(mode=mode)
+    whole = finished(learn(backbone, cat, lambda: clip, settings))
+    torch.manual_seed(step)  # what is drawn elsewhere must not matter
+    part = at_step(learn(backbone, cat, lambda: clip, settings), step).save(tmp_path / "part.safetensors")
+    torch.manual_seed(99)
+    known = LearnedStyle.open(part, with_state=True)
+    assert not known.record.complete
+    again = finished(learn(backbone, cat, lambda: clip, settings, known=known))
+    assert again.state.keys() == whole.state.keys()
+    for name, x in whole.state.items():
+        torch.testing.assert_close(again.state[name], x, atol=1e-6, rtol=0)
+    torch.testing.assert_close(again.word, whole.word, atol=1e-6, rtol=0)
+    assert [s for s, _ in again.record.history] == [s for s, _ in whole.record.history]
+    moved = max(float((whole.state[n] - known.state[n]).abs().max()) for n in whole.state if n.startswith("module."))
+    assert moved > 1e-4  # else there would be nothing to get wrong
+
+
+def test_learning_does_not_touch_the_global_random_numbers(backbone: LatentBackbone, learner: Learner) -> None:
+    fresh, before = Learner(backbone, learner.lesson, FAST), torch.get_rng_state()
+    fresh.advance()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_longer_run_begins_as_a_shorter_one(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> None:
+    short = finished(learn(backbone, cat, lambda: clip, FAST.replace(steps=2)))
+    longer = finished(learn(backbone, cat, lambda: clip, FAST, known=short))
+    whole = finished(learn(backbone, cat, lambda: clip, FAST))
+    for name, x in whole.state.items():
+        torch.testing.assert_close(longer.state[name], x, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"), [({"learning_rate": 0.1}, "learning rate"), ({"seed": 1, "batch": 3}, "batch, seed")]
+)
+def test_what_was_learnt_otherwise_is_not_gone_on_from(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image, style: LearnedStyle, changed: dict, difference: str
+) -> None:
+    with pytest.raises(StyleEngineError, match=f"what differs: {difference}"):
+        next(learn(backbone, cat, lambda: clip, FAST.replace(**changed), known=style))
+
+
+def test_another_painting_or_a_style_without_state_is_not_gone_on_from(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image, coffee: Image.Image, style: LearnedStyle
+) -> None:
+    with pytest.raises(StyleEngineError, match="what differs: painting"):
+        next(learn(backbone, coffee, lambda: clip, FAST, known=style))
+    with pytest.raises(StyleEngineError, match="begin it anew"):
+        next(learn(backbone, cat, lambda: clip, FAST, known=style.without_state()))
+
+
+def test_learning_ends_when_the_loss_no_longer_falls(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> None:
+    settings = FAST.replace(steps=50, learning_rate=1e-9, patience=3)
+    style = finished(learn(backbone, cat, lambda: clip, settings))
+    assert style.record.step == 6  # three looks, two steps apart
+    assert style.record.complete
+    falling = finished(learn(backbone, cat, lambda: clip, FAST.replace(patience=3, learning_rate=0.005)))
+    assert falling.record.step == FAST.steps
+
+
+def test_the_word_kept_is_the_best_one(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image, learner: Learner
+) -> None:
+    settings = FAST.replace(steps=20, learning_rate=0.1)  # far too fast: the loss goes up and down
+    style = finished(learn(backbone, cat, lambda: clip, settings))
+    best = min(style.record.history, key=lambda entry: entry[1])
+    assert style.record.best_step == best[0] != style.record.step
+    assert learner.judged_loss(backbone.condition_with_word("*", style.word[None])) == pytest.approx(best[1])
+
+
+def test_each_step_is_reported_with_its_loss_and_the_pace(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image
+) -> None:
+    states = list(learn(backbone, cat, lambda: clip, FAST))
+    assert [state.step for state in states] == list(range(7))
+    assert states[0].loss is None
+    assert all((state.loss or 0) > 0 and state.steps_per_second > 0 for state in states[1:])
+    assert [step for step, _ in states[-1].judged] == [0, 2, 4, 6]
+    assert [state.finished for state in states] == [False] * 6 + [True]
+
+
+def test_the_painting_is_looked_at_once(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> None:
+    cache, looks = ByteCache(1 << 20), []
+
+    def look() -> Clip:
+        looks.append(1)
+        return clip
+
+    for _ in range(2):
+        finished(learn(backbone, cat, look, FAST.replace(steps=1), cache=cache))
+    assert len(looks) == 1
+    lesson = prepare(backbone, cat, look, FAST, cache)
+    assert len(looks) == 1
+    whole = to_tensor(fit(cat, (32, 32)))
+    torch.testing.assert_close(lesson.latents[:1], backbone.encode(whole))
+    torch.testing.assert_close(lesson.tokens[:1], clip.patch_tokens(whole))
+    assert lesson.latents.shape[0] == lesson.tokens.shape[0] == lesson.pooled.shape[0] == FAST.views
+
+
+def test_squares_are_cut_from_within_the_painting_and_every_other_one_is_mirrored() -> None:
+    ramp = Image.merge("RGB", [Image.linear_gradient("L").rotate(90).resize((180, 90))] * 3)
+    middle, *others = cut(ramp, FAST.replace(views=7), 8)
+    assert middle.tobytes() == fit(ramp, (32, 32)).tobytes()
+    assert len({view.tobytes() for view in others}) == 6
+    rising = [np.asarray(view)[16, -1, 0] > np.asarray(view)[16, 0, 0] for view in others]
+    upright = np.asarray(ramp)[0, -1, 0] > np.asarray(ramp)[0, 0, 0]
+    assert rising == [not upright, upright] * 3
+    assert np.asarray(ImageOps.mirror(others[0]))[16, -1, 0] > 0
+
+
+def test_a_run_that_fails_half_way_leaves_the_unet_as_it_was(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image
+) -> None:
+    before = unet_output(backbone)
+
+    def fail(*given: Any) -> None:
+        raise RuntimeError("half way")
+
+    states = learn(backbone, cat, lambda: clip, FAST.replace(save_memory=True))
+    next(states)
+    handle = backbone.unet.up_blocks[1].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="half way"):
+        list(states)
+    handle.remove()
+    assert torch.equal(unet_output(backbone), before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in backbone.unet.modules())
+    assert not backbone.unet.is_gradient_checkpointing
+    assert not any(weight.requires_grad for network in backbone.networks for weight in network.parameters())
+
+
+# Drawing
+
+
+DRAW = InSTSettings(size=32 * 2, steps=8)
+
+
+def test_strength_0_gives_what_the_autoencoder_makes_of_the_content(
+    backbone: LatentBackbone, style: LearnedStyle, coffee: Image.Image
+) -> None:
+    result = inst.stylize(backbone, coffee, [style], DRAW.replace(strength=0.0))
+    expected = to_images(backbone.decode(backbone.encode(to_tensor(fit(coffee, (96, 64))))))[0]
+    assert result.image.tobytes() == expected.tobytes()
+
+
+def test_stochastic_inversion_puts_the_predicted_noise_in_the_place_of_chance(
+    backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image
+) -> None:
+    schedule = Schedule.spaced(backbone.alphas_cumprod, 8).lowest(5)
+    z_0, alpha, t = backbone.encode(to_tensor(fit(cat, (64, 64)))), schedule.levels[5], schedule.timesteps[5]
+    told = Told(backbone, style, DRAW)
+    chance = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(7))
+    condition = backbone.condition_with_word("*", style.word[None])
+    predicted = backbone.predict_noise(alpha.sqrt() * z_0 + (1 - alpha).sqrt() * chance, t, condition)
+    for noise, expected in (("random", chance), ("stochastic_inversion", predicted)):
+        generator = torch.Generator().manual_seed(7)
+        z_t = start(z_0, schedule, told, DRAW.replace(noise=noise), generator)
+        torch.testing.assert_close(z_t, alpha.sqrt() * z_0 + (1 - alpha).sqrt() * expected)
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(0.0, 0), (0.01, 1), (0.5, 4), (0.51, 5), (0.7, 6), (1.0, 8)])
+def test_strength_is_the_part_of_the_way_that_is_gone(
+    backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image, strength: float, steps: int
+) -> None:
+    settings = DRAW.replace(strength=strength)
+    assert steps_of(settings) == steps
+    with counted_evaluations(backbone) as batches:
+        inst.stylize(backbone, cat, [style], settings)
+    assert batches == ([1] + [2] * steps if steps else [])  # ε̂ without guidance, then both at once
+
+
+def test_guidance_leads_away_from_the_empty_prompt(backbone: LatentBackbone, style: LearnedStyle) -> None:
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    condition = backbone.condition_with_word("a *", style.word[None])
+    told, blank = (backbone.predict_noise(x, 300, c) for c in (condition, backbone.condition([""])))
+    for guidance in (0.0, 1.0, 10.0):
+        predicted = Told(backbone, style, DRAW.replace(prompt="a *", guidance=guidance))(x, 300)
+        torch.testing.assert_close(predicted, blank + guidance * (told - blank), atol=1e-5, rtol=1e-4)
+
+
+def test_adain_gives_the_latents_the_paintings_statistics(
+    backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image, rocket: Image.Image
+) -> None:
+    painting = backbone.encode(to_tensor(fit(cat, (32, 32))))[0].flatten(1)
+    torch.testing.assert_close(style.latent_mean, painting.mean(1))
+    torch.testing.assert_close(style.latent_std, painting.std(1))
+    z = adain(backbone.encode(to_tensor(rocket)), style)[0].flatten(1)
+    torch.testing.assert_close(z.mean(1), style.latent_mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(z.std(1), style.latent_std, atol=1e-4, rtol=1e-4)
+    with_it, without = (
+        inst.stylize(backbone, rocket, [style], DRAW.replace(adain=wanted, strength=0.0)) for wanted in (True, False)
+    )
+    assert with_it.image.tobytes() != without.image.tobytes()
+
+
+def test_two_styles_are_mixed_and_the_ends_are_each_alone(
+    backbone: LatentBackbone, clip: Clip, style: LearnedStyle, coffee: Image.Image, cat: Image.Image
+) -> None:
+    other = finished(learn(backbone, coffee, lambda: clip, FAST, name="coffee"))
+
+    def drawn(styles: list[LearnedStyle], mix: float) -> bytes:
+        return inst.stylize(backbone, cat, styles, DRAW.replace(mix=mix)).image.tobytes()
+
+    both = [style, other]
+    assert drawn(both, 0.0) == drawn([style], 0.5)
+    assert drawn(both, 1.0) == drawn([other], 0.5)
+    assert len({drawn(both, mix) for mix in (0.0, 0.5, 1.0)}) == 3
+
+
+def test_without_a_content_the_prompt_is_drawn_from_the_seed(backbone: LatentBackbone, style: LearnedStyle) -> None:
+    def drawn(**changed: Any) -> Image.Image:
+        return inst.stylize(backbone, None, [style], DRAW.replace(prompt="a * b", **changed)).image
+
+    assert drawn().size == (64, 64)
+    assert drawn().tobytes() == drawn(strength=0.1).tobytes()
+    assert drawn().tobytes() != drawn(seed=1).tobytes()
+    assert drawn().tobytes() != drawn(guidance=1.0).tobytes()
+
+
+def test_the_result_says_how_it_was_made(backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image) -> None:
+    result = inst.stylize(backbone, cat, [style, style], DRAW.replace(mix=0.25), source="cat.png")
+    record = result.record()
+    assert record["method"] == "inst"
+    assert record["settings"] == DRAW.replace(mix=0.25).model_dump()
+    assert [(e["role"], e["sha256"], e["weight"]) for e in record["inputs"]] == [
+        ("content", content_hash(cat), 1.0),
+        ("learnt style", style.sha256, 0.75),
+        ("learnt style", style.sha256, 0.25),
+    ]
+
+
+def test_no_style_and_three_styles_are_refused(backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image) -> None:
+    for styles, words in (([], "No styles were given"), ([style] * 3, "3 styles were given")):
+        with pytest.raises(StyleEngineError, match=words):
+            inst.stylize(backbone, cat, styles, DRAW)
+
+
+def test_a_style_of_another_model_is_refused(backbone: Backbone, style: LearnedStyle, cat: Image.Image) -> None:
+    foreign = replace(style, word=torch.ones(768))
+    with pytest.raises(StyleEngineError, match="cannot read it"):
+        inst.stylize(backbone, cat, [foreign], DRAW)  # type: ignore[arg-type]
+
+
+def test_a_cancelled_drawing_leaves_the_networks_as_they_were(
+    backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image
+) -> None:
+    before, text = unet_output(backbone), backbone.condition(["ink"])
+    seen: list[tuple[int, int]] = []
+
+    def stop(event: Any) -> None:
+        seen.append((event.step, event.total))
+        assert event.preview().size == (64, 64)
+        if event.step == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        inst.stylize(backbone, fit(cat, (64, 64)), [style], DRAW, on_step=stop)
+    assert seen == [(1, 6), (2, 6), (3, 6)]
+    assert torch.equal(unet_output(backbone), before)
+    assert torch.equal(backbone.condition(["ink"]), text)

@@ -1,0 +1,272 @@
+"""Style files: what goes in comes out, and what is not a sound style is refused in a sentence."""
+
+import json
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load, save
+
+from styleengine import StyleEngineError
+from styleengine.backbone import LatentBackbone
+from styleengine.learned_style import (
+    METADATA_KEY,
+    MOST_BYTES,
+    MOST_HEADER_BYTES,
+    THUMBNAIL_KEY,
+    LearnedStyle,
+    StyleRecord,
+    fitting_name,
+    mixed,
+    thumbnail_of,
+)
+
+
+@pytest.fixture
+def style(backbone: LatentBackbone, cat: Image.Image) -> LearnedStyle:
+    return made_up(backbone, cat)
+
+
+def made_up(backbone: LatentBackbone, painting: Image.Image, seed: int = 0, name: str = "cat") -> LearnedStyle:
+    generator = torch.Generator().manual_seed(seed)
+    record = StyleRecord(
+        name=name,
+        painting="0" * 64,
+        backbone=backbone.name,
+        revision=backbone.revision,
+        words=backbone.words,
+        settings={"steps": 20, "learning_rate": 1e-4, "mode": "attention", "save_memory": False},
+        step=20,
+        best_step=10,
+        complete=True,
+        history=[(0, 0.5), (10, 0.25), (20, 0.3)],
+        version="0.1.0",
+    )
+    return LearnedStyle(
+        record=record,
+        word=torch.randn(backbone.word_width, generator=generator) * 0.02,
+        latent_mean=torch.randn(4, generator=generator),
+        latent_std=torch.rand(4, generator=generator) + 0.5,
+        thumbnail=thumbnail_of(painting),
+    )
+
+
+def equal(one: LearnedStyle, other: LearnedStyle) -> bool:
+    tensors = [(getattr(style, name) for name in ("word", "latent_mean", "latent_std")) for style in (one, other)]
+    return all(torch.equal(a, b) for a, b in zip(*tensors, strict=True)) and one.record == other.record
+
+
+def test_a_style_comes_back_from_its_file_as_it_was(style: LearnedStyle, tmp_path: Path) -> None:
+    style = replace(style, state={"module.word": torch.ones(3, 2), "exp_avg.word": torch.zeros(3, 2)})
+    path = style.save(tmp_path / "cat.safetensors")
+    again = LearnedStyle.open(path, with_state=True)
+    assert equal(again, style)
+    assert again.sha256 == style.sha256
+    assert again.thumbnail.tobytes() == style.thumbnail.tobytes()
+    assert again.state.keys() == style.state.keys()
+    assert torch.equal(again.state["module.word"], style.state["module.word"])
+    assert again.source == str(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["cat.safetensors"]
+
+
+def test_a_finished_style_is_small(style: LearnedStyle, tmp_path: Path) -> None:
+    wide = replace(style, word=torch.zeros(1024))
+    assert wide.save(tmp_path / "cat.safetensors").stat().st_size < 64_000
+
+
+def test_another_word_is_another_style_but_another_name_is_not(style: LearnedStyle) -> None:
+    assert style.renamed("dog").sha256 == style.sha256
+    assert style.renamed("dog").record.name == "dog"
+    assert replace(style, word=style.word + 1e-6).sha256 != style.sha256
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("The Great Wave (1831)", "The Great Wave 1831"),
+        ("../../etc/passwd", "etc passwd"),
+        ("<b>bold</b>", "b bold b"),
+        ("", "style"),
+        ("...", "style"),
+        ("星月夜", "星月夜"),
+        ("x" * 300, "x" * 80),
+    ],
+)
+def test_names_are_made_to_fit(text: str, name: str) -> None:
+    assert fitting_name(text) == name
+    assert fitting_name(name) == name
+
+
+def parts(style: LearnedStyle) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    content = style.to_bytes()
+    length = int.from_bytes(content[:8], "little")
+    return load(content), json.loads(content[8 : 8 + length])["__metadata__"]
+
+
+def with_tensors(**changed: torch.Tensor | None) -> Callable[[LearnedStyle], bytes]:
+    def forge(style: LearnedStyle) -> bytes:
+        tensors, metadata = parts(style)
+        tensors |= {name: x for name, x in changed.items() if x is not None}
+        return save({name: x for name, x in tensors.items() if changed.get(name, x) is not None}, metadata)
+
+    return forge
+
+
+def with_record(**changed: Any) -> Callable[[LearnedStyle], bytes]:
+    def forge(style: LearnedStyle) -> bytes:
+        tensors, metadata = parts(style)
+        metadata[METADATA_KEY] = json.dumps({**json.loads(metadata[METADATA_KEY]), **changed})
+        return save(tensors, metadata)
+
+    return forge
+
+
+def with_metadata(**changed: str) -> Callable[[LearnedStyle], bytes]:
+    def forge(style: LearnedStyle) -> bytes:
+        tensors, metadata = parts(style)
+        return save(tensors, {**metadata, **changed})
+
+    return forge
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("/tmp/styleengine-was-unpickled"),))
+
+
+def with_wrong_offsets(style: LearnedStyle) -> bytes:
+    content = style.to_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["word"]["data_offsets"] = [0, 10**9]
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+
+def nested(style: LearnedStyle) -> bytes:
+    text = b"{" + b'"a":{' * 100_000
+    return struct.pack("<Q", len(text)) + text
+
+
+DAMAGE: dict[str, tuple[Callable[[LearnedStyle], bytes], str]] = {
+    "empty": (lambda style: b"", "not a safetensors file"),
+    "text": (lambda style: b"hello, this is text and no tensors", "not a safetensors file"),
+    "pickle": (lambda style: pickle.dumps(Malicious()), "not a safetensors file"),
+    "zip": (lambda style: b"PK\x03\x04" + b"\0" * 100, "not a safetensors file"),
+    "huge header": (lambda style: struct.pack("<Q", MOST_HEADER_BYTES + 1) + b"{" * 100, "header has more than"),
+    "absurd header": (lambda style: struct.pack("<Q", 2**63) + b"{}" * 100, "header has more than"),
+    "header beyond the end": (lambda style: struct.pack("<Q", 5000) + b"{}" * 100, "cut off"),
+    "header no JSON": (lambda style: struct.pack("<Q", 50) + b"{" * 100, "header is damaged"),
+    "header nested deeply": (nested, "header is damaged"),
+    "truncated in the tensors": (lambda style: style.to_bytes()[:-4], "damaged or cut off"),
+    "truncated in the header": (lambda style: style.to_bytes()[:300], "cut off"),
+    "offsets beyond the end": (with_wrong_offsets, "damaged or cut off"),
+    "too large": (lambda style: style.to_bytes() + b"\0" * MOST_BYTES, "more than 1 MiB"),
+    "foreign tensors": (lambda style: save({"word": torch.ones(3)}), "no style of StyleEngine"),
+    "foreign metadata": (lambda style: save({"word": torch.ones(3)}, {"a": "b"}), "no style of StyleEngine"),
+    "tensor missing": (with_tensors(latent_mean=None), "not those of a style"),
+    "tensor too many": (with_tensors(extra=torch.ones(2)), "not those of a style"),
+    "state where none is wanted": (with_tensors(**{"state.module.a": torch.ones(2)}), "not those of a style"),
+    "NaN": (with_tensors(word=torch.full((32,), torch.nan)), "numbers that no style has"),
+    "infinite": (with_tensors(latent_std=torch.full((4,), torch.inf)), "numbers that no style has"),
+    "enormous": (with_tensors(word=torch.full((32,), 1e20)), "numbers that no style has"),
+    "no numbers": (with_tensors(word=torch.ones(0)), "numbers that no style has"),
+    "half precision": (with_tensors(word=torch.ones(32).half()), "of type float16"),
+    "whole numbers": (with_tensors(word=torch.ones(32).long()), "of type int64"),
+    "a matrix for a word": (with_tensors(word=torch.ones(4, 8)), "wrong shape"),
+    "unequal channels": (with_tensors(latent_mean=torch.ones(5)), "wrong shape"),
+    "negative spread": (with_tensors(latent_std=-torch.ones(4)), "wrong shape"),
+    "record no JSON": (with_metadata(**{METADATA_KEY: "{"}), "what it says about itself"),
+    "record a list": (with_metadata(**{METADATA_KEY: "[1]"}), "what it says about itself"),
+    "another format": (with_record(format=2), "of another version"),
+    "unknown field": (with_record(run="rm -rf"), "what it says about itself"),
+    "step out of bounds": (with_record(step=-1), "what it says about itself"),
+    "history without end": (with_record(history=[[0, 1.0]] * 10_001), "what it says about itself"),
+    "history not finite": (with_record(history=[[0, float("nan")]]), "what it says about itself"),
+    "settings nested": (with_record(settings={"a": {"b": 1}}), "what it says about itself"),
+    "name too long": (with_record(name="x" * 100), "what it says about itself"),
+    "name a path": (with_record(name="../../x"), "characters that a name may not have"),
+    "name with markup": (with_record(name="<img src=x>"), "characters that a name may not have"),
+    "thumbnail no base64": (with_metadata(**{THUMBNAIL_KEY: "%%"}), "its picture is damaged"),
+    "thumbnail no PNG": (with_metadata(**{THUMBNAIL_KEY: "R0lGODlhAQABAAAAACw="}), "its picture is damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_no_sound_style_is_refused_in_one_sentence(damage: str, style: LearnedStyle, tmp_path: Path) -> None:
+    forge, words = DAMAGE[damage]
+    path = tmp_path / "forged.safetensors"
+    path.write_bytes(forge(style))
+    with pytest.raises(StyleEngineError, match=words) as caught:
+        LearnedStyle.open(path)
+    sentence = str(caught.value)
+    assert sentence.startswith("forged.safetensors is no style that can be used: ")
+    assert len(sentence) < 250
+    assert "\n" not in sentence
+    assert not Path("/tmp/styleengine-was-unpickled").exists()
+
+
+def test_forging_changes_only_what_it_should(style: LearnedStyle, tmp_path: Path) -> None:
+    path = tmp_path / "same.safetensors"
+    for forge in (with_tensors(), with_record(), with_metadata()):
+        path.write_bytes(forge(style))
+        assert equal(LearnedStyle.open(path), style)
+
+
+def test_every_cut_of_a_file_is_refused(style: LearnedStyle, tmp_path: Path) -> None:
+    content, path = style.to_bytes(), tmp_path / "cut.safetensors"
+    for length in range(0, len(content), 997):
+        path.write_bytes(content[:length])
+        with pytest.raises(StyleEngineError, match="is no style that can be used"):
+            LearnedStyle.open(path)
+
+
+def test_a_file_that_is_missing_or_cannot_be_written_is_named(style: LearnedStyle, tmp_path: Path) -> None:
+    with pytest.raises(StyleEngineError, match=r"gone.safetensors does not exist"):
+        LearnedStyle.open(tmp_path / "gone.safetensors")
+    with pytest.raises(StyleEngineError, match=r"name the file cat.safetensors, not cat.bin"):
+        style.save(tmp_path / "cat.bin")
+    with pytest.raises(StyleEngineError, match="There is no folder"):
+        style.save(tmp_path / "nowhere" / "cat.safetensors")
+
+
+def test_a_style_fits_text_encoders_of_its_shape_only(style: LearnedStyle, backbone: LatentBackbone) -> None:
+    style.check_fits(backbone)
+    others = [
+        replace(style, record=style.record.replace(words="49408 tokens, width 768, 12 layers")),
+        replace(style, word=torch.ones(backbone.word_width + 1)),
+        replace(style, latent_mean=torch.ones(16), latent_std=torch.ones(16)),
+    ]
+    for other in others:
+        with pytest.raises(StyleEngineError, match="cannot read it"):
+            other.check_fits(backbone)
+
+
+def test_a_style_of_other_weights_comes_with_a_note(style: LearnedStyle, backbone: LatentBackbone) -> None:
+    assert style.note_for(backbone) == ""
+    other = replace(style, record=style.record.replace(revision="abc"))
+    assert "it may look different" in other.note_for(backbone)
+
+
+def test_mixing_leads_from_one_style_to_the_other(backbone: LatentBackbone, cat: Image.Image) -> None:
+    one, other = (made_up(backbone, cat, seed) for seed in (0, 1))
+    assert mixed(one, other, 0) is one
+    assert mixed(one, other, 1) is other
+    there, back = mixed(one, other, 0.3), mixed(other, one, 0.7)
+    torch.testing.assert_close(there.word, back.word)
+    torch.testing.assert_close(there.latent_mean, 0.7 * one.latent_mean + 0.3 * other.latent_mean)
+    torch.testing.assert_close(there.word.norm(), 0.7 * one.word.norm() + 0.3 * other.word.norm())
+    straight = 0.7 * one.word + 0.3 * other.word
+    assert torch.cosine_similarity(there.word, straight, dim=0) > 0.99999
+    torch.testing.assert_close(mixed(one, one, 0.4).word, one.word)
+
+
+def test_styles_of_different_width_are_not_mixed(style: LearnedStyle) -> None:
+    with pytest.raises(StyleEngineError, match="different shape"):
+        mixed(style, replace(style, word=torch.ones(5)), 0.5)
