@@ -4,6 +4,8 @@ python -m styleengine zstar photo.jpg painting.jpg -o out.png --strength 1.4
 python -m styleengine h-space photo.jpg painting.jpg -o out.png --gamma 0.5
 python -m styleengine zstar-video clip.mp4 painting.jpg -o out.mp4
 python -m styleengine qs-attn photo.jpg "a watercolor painting" -o out.png
+python -m styleengine inst learn painting.jpg -o style.safetensors
+python -m styleengine inst apply photo.jpg style.safetensors -o out.png
 python -m styleengine rerun out.png
 """
 
@@ -24,6 +26,10 @@ from transformers.utils import logging as transformers_logging
 
 from styleengine import (
     HSpaceSettings,
+    InSTLearningSettings,
+    InSTSettings,
+    LearnedStyle,
+    LearningEvent,
     QSAttnSettings,
     StyleEngine,
     StyleEngineError,
@@ -31,7 +37,10 @@ from styleengine import (
     ZStarVideoSettings,
     __version__,
 )
+from styleengine.backbone import that_listens
 from styleengine.images import check_output, content_hash, open_image, open_mask
+from styleengine.learned_style import SUFFIX
+from styleengine.methods.inst import STYLE_ROLE
 from styleengine.methods.zstar import Style
 from styleengine.settings import Settings
 from styleengine.stylization import OnStep, StepEvent, Stylization, VideoStylization, read_record, source_name
@@ -99,13 +108,37 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(qs_attn, "where to write the PNG")
     _add_settings(qs_attn, QSAttnSettings, without="prompt")
 
+    _add_inst(commands)
+
     rerun = _command(commands, "rerun", _rerun, "make a saved result again from the record inside it")
     rerun.add_argument("result", metavar="OUT.png", help="a PNG that styleengine has saved")
     rerun.add_argument("--content", help="the content image, if it has moved")
-    rerun.add_argument("--style", action="append", default=[], help="the style images in order, if they have moved")
+    rerun.add_argument("--style", action="append", default=[], help="the styles in order, if they have moved")
     rerun.add_argument("--mask", action="append", default=[], help="the masks in order, if they have moved")
     _add_output(rerun, "where to write the new PNG (default: OUT-again.png beside it)", required=False)
     return parser
+
+
+def _add_inst(commands: Any) -> None:
+    about = "learn a painting as a new word, and draw with it (InST)"
+    parts = commands.add_parser("inst", help=about, description=f"{about[0].upper()}{about[1:]}.")
+    commands = parts.add_subparsers(required=True, metavar="learn|apply")
+
+    learn = _command(commands, "learn", _inst_learn, "learn a painting as a word")
+    learn.add_argument("painting", metavar="PAINTING", help="the painting whose style is learnt")
+    learn.add_argument("--name", default="", help="what to call the style (default: the painting's file name)")
+    _add_output(learn, "where to write the style", kind=f"STYLE{SUFFIX}")
+    _add_settings(learn, InSTLearningSettings)
+
+    apply = _command(commands, "apply", _inst_apply, "redraw a picture, or draw a prompt, in a learnt style")
+    apply.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help=f"the picture to redraw, if any, and one learnt style (STYLE{SUFFIX}) or two to mix",
+    )
+    _add_output(apply, "where to write the PNG")
+    _add_settings(apply, InSTSettings)
 
 
 def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
@@ -224,14 +257,56 @@ def _qs_attn(chosen: argparse.Namespace) -> None:
     _save(result, chosen.output)
 
 
+def _inst_learn(chosen: argparse.Namespace) -> None:
+    settings = InSTLearningSettings(**_given(chosen, InSTLearningSettings))
+    open_image(chosen.painting, "painting")
+    output = check_output(chosen.output, SUFFIX)
+    partial = output.with_name(f"{output.stem}.partial{SUFFIX}")
+    engine = StyleEngine(chosen.model, chosen.device)
+    try:
+        with _progress_bar() as on_step:
+            style = engine.inst_learn(chosen.painting, settings, name=chosen.name, partial=partial, on_step=on_step)
+    except KeyboardInterrupt:
+        if partial.exists():
+            print(f"What is learnt by now is kept in {partial}. The same command goes on.", file=sys.stderr)
+        raise
+    style.save(output)
+    partial.unlink(missing_ok=True)
+    record, (_, begun) = style.record, style.record.history[0]
+    best = min(loss for _, loss in record.history)
+    print(f"{output}: “{record.name}”, {record.step} steps on {record.backbone} (loss {begun:.4f} to {best:.4f})")
+
+
+def _inst_apply(chosen: argparse.Namespace) -> None:
+    settings = InSTSettings(**_given(chosen, InSTSettings))
+    paths = [path for path in chosen.inputs if path.endswith(SUFFIX)]
+    contents = [path for path in chosen.inputs if not path.endswith(SUFFIX)]
+    if len(contents) > 1:
+        raise StyleEngineError(
+            f"{contents[1]} is a second picture: name one at most; learnt styles are files that end in {SUFFIX}."
+        )
+    styles = [LearnedStyle.open(path) for path in paths]
+    for path in contents:
+        open_image(path, "content image")
+    check_output(chosen.output)  # at once, not after minutes of work
+    engine = StyleEngine(chosen.model, chosen.device)
+    with _progress_bar() as on_step:
+        result = engine.inst_apply(contents[0] if contents else None, styles, settings, on_step=on_step)
+    _save(result, chosen.output)
+    for style in styles:
+        if note := style.note_for(that_listens(engine.backbone)):
+            print(f"  {note}")
+
+
 @dataclass
 class _Input:
-    """A picture of a saved result, found again: its role, its weight, its file and its pixels."""
+    """What a saved result was made from, found again: its role, its weight, its file, its pixels or its style."""
 
     role: str
     weight: float
     source: str
-    image: Image.Image
+    image: Image.Image | None = None
+    learnt: LearnedStyle | None = None
 
 
 def _rerun(chosen: argparse.Namespace) -> None:
@@ -256,6 +331,7 @@ def _rerun(chosen: argparse.Namespace) -> None:
 def _found_again(record: dict[str, Any], chosen: argparse.Namespace) -> list[_Input]:
     """The inputs in the record's order, where they were or where the command line says that they are now."""
     moved = {"content": [chosen.content] if chosen.content else [], "style": chosen.style, "mask": chosen.mask}
+    moved[STYLE_ROLE] = moved["style"]
     counts = dict.fromkeys(moved, 0)
     inputs = []
     for entry in record["inputs"]:
@@ -263,10 +339,13 @@ def _found_again(record: dict[str, Any], chosen: argparse.Namespace) -> list[_In
         source = given[counts[role]] if counts[role] < len(given) else entry["source"]
         counts[role] += 1
         if not source or not Path(source).is_file():
+            what, flag = (role, "style") if role == STYLE_ROLE else (f"{role} image", role)
             raise StyleEngineError(
-                f"The {role} image {source or '(given without a file)'} is not there any more. "
-                f"Say where it is with --{role}."
+                f"The {what} {source or '(given without a file)'} is not there any more. Say where it is with --{flag}."
             )
+        if role == STYLE_ROLE:
+            inputs.append(_Input(role, entry["weight"], source, learnt=_learnt_again(source, entry["sha256"])))
+            continue
         opened = open_mask(source) if role == "mask" else open_image(source, f"{role} image")
         if role == "mask" and content_hash(ImageOps.invert(opened)) == entry["sha256"]:
             opened = ImageOps.invert(opened)  # of two styles that share a mask, the first has it inverted
@@ -278,6 +357,15 @@ def _found_again(record: dict[str, Any], chosen: argparse.Namespace) -> list[_In
     return inputs
 
 
+def _learnt_again(source: str, sha256: str) -> LearnedStyle:
+    style = LearnedStyle.open(source)
+    if style.sha256 != sha256:
+        raise StyleEngineError(
+            f"{source} is not the learnt style of this result: it has changed. Name the right one with --style."
+        )
+    return style
+
+
 def _repeat_zstar(
     engine: StyleEngine, inputs: Sequence[_Input], settings: dict[str, Any], on_step: OnStep
 ) -> Stylization:
@@ -285,7 +373,7 @@ def _repeat_zstar(
     for entry in inputs:
         if entry.role == "content":
             content = entry.source
-        elif entry.role == "style":
+        elif entry.role == "style" and entry.image:
             styles.append(Style(entry.image, entry.weight, source=source_name(entry.source)))
         else:
             styles[-1] = replace(styles[-1], mask=entry.image, mask_source=entry.source)
@@ -307,7 +395,15 @@ def _repeat_qs_attn(
     return engine.qs_attn(inputs[0].source, settings=QSAttnSettings(**settings), on_step=on_step)
 
 
-REPEATERS = {"zstar": _repeat_zstar, "h_space": _repeat_h_space, "qs_attn": _repeat_qs_attn}
+def _repeat_inst(
+    engine: StyleEngine, inputs: Sequence[_Input], settings: dict[str, Any], on_step: OnStep
+) -> Stylization:
+    content = next((entry.source for entry in inputs if entry.role == "content"), None)
+    styles = [entry.learnt for entry in inputs if entry.learnt]
+    return engine.inst_apply(content, styles, InSTSettings(**settings), on_step=on_step)
+
+
+REPEATERS = {"zstar": _repeat_zstar, "h_space": _repeat_h_space, "qs_attn": _repeat_qs_attn, "inst": _repeat_inst}
 
 
 def _save(result: Stylization, path: str) -> None:
@@ -338,7 +434,10 @@ def _progress_bar() -> Iterator[OnStep]:
 
         def on_step(event: StepEvent) -> None:
             bar.total = event.total
-            bar.set_description_str(event.phase, refresh=False)
+            shown = (
+                f"{event.phase}, loss {event.judged[-1][1]:.4f}" if isinstance(event, LearningEvent) else event.phase
+            )
+            bar.set_description_str(shown, refresh=False)
             bar.update(event.step - bar.n)
 
         yield on_step

@@ -5,6 +5,7 @@ import copy
 import os
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,19 +14,22 @@ from typing import Any, Self, TypeVar
 import torch
 from PIL import Image
 
-from styleengine.backbone import Backbone, load_backbone
+from styleengine.backbone import Backbone, LatentBackbone, load_backbone, that_listens
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
-from styleengine.methods import h_space, qs_attn, zstar, zstar_video
+from styleengine.learned_style import SUFFIX, LearnedStyle
+from styleengine.methods import h_space, inst, inst_training, qs_attn, zstar, zstar_video
 from styleengine.methods.h_space import HSpaceSettings
+from styleengine.methods.inst import InSTSettings
+from styleengine.methods.inst_training import InSTLearningSettings, LearningState
 from styleengine.methods.qs_attn import QSAttnSettings
 from styleengine.methods.zstar import Style, ZStarSettings
 from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.perceptual import Clip
 from styleengine.progress import part_of
 from styleengine.settings import Settings
-from styleengine.stylization import OnStep, Stylization, VideoStylization, source_name
+from styleengine.stylization import LearningEvent, OnStep, Stylization, VideoStylization, source_name
 from styleengine.video import VideoClip, open_clip
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -35,6 +39,8 @@ BACKBONE_BYTES = 6 << 30  # of weights kept ready
 BATCH_PIXELS_ON_CPU = 4 * 256 * 256
 PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+KEEP_PAUSE = 10.0  # seconds between two times that unfinished learning is written down
+PREVIEW_STEPS, PREVIEW_SIZE = 10, 256  # of pictures drawn while a painting is being learnt
 MOST_FRAMES_AT_ONCE = 8  # a clip's state is kept after each batch of frames
 BUILT_ON = {"zstar_video": "zstar"}  # methods that take over another's recommended settings
 
@@ -261,11 +267,10 @@ class StyleEngine:
             settings = settings.replace(prompt=prompt)
         image = open_image(content, "content image")
         with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
-            clip = self._backbones.get_or_make(("clip", self.backbone.name), lambda: Clip(self.backbone))
             return qs_attn.stylize(
                 self.backbone,
                 image,
-                clip,
+                self._clip(),
                 settings,
                 on_step=on_step,
                 cache=self.cache,
@@ -281,6 +286,99 @@ class StyleEngine:
         image = open_image(content, "content image")
         with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
             return qs_attn.anchors_picture(self.backbone, image, settings, self.cache)
+
+    def inst_learn(
+        self,
+        painting: ImageSource,
+        settings: InSTLearningSettings | None = None,
+        *,
+        name: str = "",
+        partial: str | os.PathLike[str] | None = None,
+        seconds: float | None = None,
+        preview_on: ImageSource | None = None,
+        on_step: OnStep | None = None,
+    ) -> LearnedStyle:
+        """InST: the painting learnt as a word, to draw with by `inst_apply`. Save it with `.save("style.safetensors")`.
+
+        `partial` is a style file in which unfinished learning is kept, from time to time and when
+        `on_step` stops it; the same call again goes on from it. After about `seconds`, if given, the
+        style is given as it is then, its record not `complete`. The name is by default the
+        painting's file name. `on_step` is given `LearningEvent`s, which preview on `preview_on`, or
+        without it draw from nothing.
+
+        Raises StyleEngineError for bad input, a model without words or CLIP, or a `partial` of
+        another run; Cancelled if `on_step` raised it.
+        """
+        settings = self.settings_for(InSTLearningSettings, "inst_learn", settings)
+        backbone, image = that_listens(self.backbone), open_image(painting, "painting")
+        content = open_image(preview_on, "preview's content image") if preview_on is not None else None
+        path = check_output(partial, SUFFIX) if partial else None
+        known = LearnedStyle.open(path, with_state=True) if path and path.exists() else None
+        name = name or (known.record.name if known else Path(source_name(painting)).stem)
+        with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
+            began = kept = time.monotonic()
+            states = inst_training.learn(
+                backbone, image, self._clip, settings, name=name, known=known, cache=self.cache
+            )
+            for state in states:
+                done = state.finished or (seconds is not None and time.monotonic() - began > seconds)
+                try:
+                    if on_step:
+                        on_step(self._learning_event(backbone, state, content))
+                except BaseException:
+                    done = True
+                    raise
+                finally:
+                    if path and (done or time.monotonic() - kept > KEEP_PAUSE):
+                        state.style(True).save(path)
+                        kept = time.monotonic()
+                if done:
+                    return state.style(False)
+        raise AssertionError("the last state is a finished one")
+
+    def inst_apply(
+        self,
+        content: ImageSource | None,
+        styles: Sequence[LearnedStyle | str | os.PathLike[str]],
+        settings: InSTSettings | None = None,
+        *,
+        on_step: OnStep | None = None,
+    ) -> Stylization:
+        """InST: the content redrawn in a learnt style, or between two; without a content, the prompt drawn.
+
+        Styles are `LearnedStyle`s or paths of their files.
+
+        Raises StyleEngineError for bad input or a style that does not fit the model, Cancelled if
+        `on_step` raised it.
+        """
+        settings = self.settings_for(InSTSettings, "inst", settings)
+        backbone = that_listens(self.backbone)
+        image = open_image(content, "content image") if content is not None else None
+        opened = [style if isinstance(style, LearnedStyle) else LearnedStyle.open(style) for style in styles]
+        with self._lock, _memory_in_words(settings.size):
+            return inst.stylize(
+                backbone,
+                image,
+                opened,
+                settings,
+                on_step=on_step,
+                source=source_name(content) if content is not None else "",
+            )
+
+    def _learning_event(
+        self, backbone: LatentBackbone, state: LearningState, content: Image.Image | None
+    ) -> LearningEvent:
+        def preview() -> Image.Image:
+            settings = self.settings_for(InSTSettings, "inst", InSTSettings(steps=PREVIEW_STEPS))
+            settings = settings.replace(size=min(settings.size, PREVIEW_SIZE))
+            return inst.stylize(backbone, content, [state.style(False)], settings).image
+
+        return LearningEvent(
+            "learning", state.step, state.total, preview, state.loss, state.judged, state.steps_per_second
+        )
+
+    def _clip(self) -> Clip:
+        return self._backbones.get_or_make(("clip", self.backbone.name), lambda: Clip(self.backbone))
 
     def _batch_size(self, pixels: int) -> int:
         if self.backbone.device.type == "cuda":

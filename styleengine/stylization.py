@@ -28,12 +28,24 @@ class StepEvent:
     preview: Callable[[], Image.Image]
 
 
+@dataclass(frozen=True)
+class LearningEvent(StepEvent):
+    """Progress of learning: `loss` of the step (None before the first), `judged` pairs of step and loss on a fixed set.
+
+    `preview()` draws with what is learnt so far, which takes as long as drawing does.
+    """
+
+    loss: float | None
+    judged: Sequence[tuple[int, float]]
+    steps_per_second: float
+
+
 OnStep = Callable[[StepEvent], None]
 
 
 @dataclass(frozen=True)
 class InputRecord:
-    """One input of a run: its role ("content", "style" or "mask"), the hash of its pixels, its origin."""
+    """One input of a run: its role ("content", "style", "mask" or "learnt style"), its hash, its origin."""
 
     role: str
     sha256: str

@@ -8,7 +8,7 @@ import pytest
 from clips import panned, write_raw
 from PIL import Image
 
-from styleengine import StyleEngine
+from styleengine import LearnedStyle, StyleEngine
 from styleengine.cli import main
 from styleengine.stylization import METADATA_KEY, read_record
 from styleengine.video import open_clip, read_comment
@@ -187,9 +187,95 @@ def test_rerun_repeats_a_result_of_qs_attn(
     assert "Every pixel is as it was" in capsys.readouterr().out
 
 
+LEARN = ["--size", "32", "--steps", "4", "--batch", "2", "--views", "2", "--check-every", "2"]
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, Path], model_folder: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("learnt")
+    for name in ("style", "other"):
+        out = folder / f"{name}.safetensors"
+        assert run("inst", "learn", pictures[name], "-o", out, "--model", model_folder, *LEARN) == 0
+    return {name: folder / f"{name}.safetensors" for name in ("style", "other")}
+
+
+def test_inst_learns_a_painting_and_keeps_nothing_but_the_style(learnt: dict[str, Path]) -> None:
+    style = LearnedStyle.open(learnt["style"])
+    assert style.record.name == "style"
+    assert style.record.complete
+    assert (style.record.step, style.record.settings["batch"]) == (4, 2)
+    assert sorted(file.name for file in learnt["style"].parent.iterdir()) == ["other.safetensors", "style.safetensors"]
+
+
+@pytest.mark.parametrize("inputs", [["CONTENT", "style"], ["CONTENT", "style", "other"], ["style"]])
+def test_inst_draws_what_rerun_repeats(
+    inputs: list[str],
+    pictures: dict[str, Path],
+    learnt: dict[str, Path],
+    model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    named, out = {"CONTENT": pictures["content"], **learnt}, tmp_path / "out.png"
+    options = ["--prompt", "a * b", "--strength", "0.5", "--mix", "0.25", "--model", model_folder, *FAST]
+    assert run("inst", "apply", *(named[name] for name in inputs), "-o", out, *options) == 0
+    record = read_record(out)
+    assert (record["method"], record["settings"]["prompt"], record["settings"]["mix"]) == ("inst", "a * b", 0.25)
+    assert [entry["source"] for entry in record["inputs"]] == [str(named[name]) for name in inputs]
+    assert run("rerun", out) == 0
+    assert "Every pixel is as it was" in capsys.readouterr().out
+    if "other" not in inputs:
+        assert run("rerun", out, "--style", learnt["other"]) == 2
+        assert "is not the learnt style of this result" in capsys.readouterr().err
+
+
+def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style(
+    pictures: dict[str, Path],
+    learnt: dict[str, Path],
+    model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "again.safetensors"
+    command = ["inst", "learn", pictures["style"], "-o", out, "--model", model_folder, *LEARN]
+    whole, steps = StyleEngine.inst_learn, list[int]()
+
+    def interrupted(self: StyleEngine, *arguments, on_step, **options):
+        def stop(event) -> None:
+            if event.step == 3:
+                raise KeyboardInterrupt
+
+        return whole(self, *arguments, on_step=stop, **options)
+
+    def watched(self: StyleEngine, *arguments, on_step, **options):
+        return whole(self, *arguments, on_step=lambda event: steps.append(event.step), **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StyleEngine, "inst_learn", interrupted)
+        assert run(*command) == 130
+    assert "The same command goes on" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["again.partial.safetensors"]
+    monkeypatch.setattr(StyleEngine, "inst_learn", watched)
+    assert run(*command) == 0
+    assert steps == [3, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["again.safetensors"]
+    again, before = LearnedStyle.open(out), LearnedStyle.open(learnt["style"])
+    assert float((again.word - before.word).abs().max()) < 1e-6
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["inst", "learn", "missing.jpg", "-o", "NEW"], "painting missing.jpg does not exist"),
+        (["inst", "learn", "STYLE", "-o", "OUT"], "saved as SAFETENSORS"),
+        (["inst", "learn", "STYLE", "-o", "NEW", "--learning-rate", "0"], "greater than 0"),
+        (["inst", "apply", "CONTENT", "-o", "OUT"], "No styles were given"),
+        (["inst", "apply", "CONTENT", "STYLE", "LEARNT", "-o", "OUT"], "is a second picture"),
+        (["inst", "apply", "CONTENT", "gone.safetensors", "-o", "OUT"], "gone.safetensors does not exist"),
+        (["inst", "apply", "CONTENT", "LEARNT", "-o", "out.jpg"], "saved as PNG"),
+        (["inst", "apply", "CONTENT", "LEARNT", "-o", "OUT", "--model", "mini"], "cannot read it"),
+        (["inst", "apply", "CONTENT", "LEARNT", "-o", "OUT", "--prompt", "ink", "--model", "MODEL"], "put a * there"),
         (["qs-attn", "CONTENT", "ink", "-o", "OUT", "--balance", "2"], "less than or equal to 1"),
         (["qs-attn", "missing.jpg", "ink", "-o", "OUT"], "content image missing.jpg does not exist"),
         (["qs-attn", "CONTENT", "ink", "-o", "out.jpg"], "saved as PNG"),
@@ -212,10 +298,13 @@ def test_what_can_be_put_right_is_said_in_a_sentence_and_exits_2(
     sentence: str,
     pictures: dict[str, Path],
     clip: Path,
+    learnt: dict[str, Path],
+    model_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     named = {"CONTENT": pictures["content"], "STYLE": pictures["style"], "OUT": tmp_path / "out.png", "CLIP": clip}
+    named |= {"NEW": tmp_path / "new.safetensors", "LEARNT": learnt["style"], "MODEL": model_folder}
     assert run(*(named.get(argument, argument) for argument in arguments)) == 2
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

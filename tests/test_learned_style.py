@@ -95,7 +95,7 @@ def test_another_word_is_another_style_but_another_name_is_not(style: LearnedSty
         ("", "style"),
         ("...", "style"),
         ("星月夜", "星月夜"),
-        ("x" * 300, "x" * 80),
+        ("x" * 300, "x" * 48),
     ],
 )
 def test_names_are_made_to_fit(text: str, name: str) -> None:

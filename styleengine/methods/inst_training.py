@@ -276,10 +276,12 @@ class Learner:
         return min(losses[-patience:]) > min(losses[:-patience]) * (1 - LEAST_FALL)
 
     def advance(self) -> float:
-        """One step; the loss before it. At every `check_every` steps, and at the last, it is judged too."""
-        self.step += 1
-        generator = _generator(self.settings.seed, STEP_DRAW + self.step)
-        lesson, count = self.lesson, self.settings.batch
+        """One step; the loss before it. At every `check_every` steps, and at the last, it is judged too.
+
+        A step that fails is as if it had not been begun.
+        """
+        step, count, lesson = self.step + 1, self.settings.batch, self.lesson
+        generator = _generator(self.settings.seed, STEP_DRAW + step)
         views = torch.randint(len(lesson.latents), (count,), generator=generator)
         # Spread over the timesteps, one in each n-th of them: evenly drawn all the same, with less noise.
         places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -291,7 +293,8 @@ class Learner:
             self.optimizer.zero_grad()
             self._backward(loss, noise[0].numel())
         self.optimizer.step()
-        if self.step % self.settings.check_every == 0 or self.step >= self.settings.steps:
+        self.step = step
+        if step % self.settings.check_every == 0 or step >= self.settings.steps:
             self.judge()
         return float(loss.detach())
 
