@@ -15,12 +15,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image, ImageChops, ImageOps
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -38,12 +36,12 @@ from styleengine import (
     __version__,
 )
 from styleengine.backbone import that_listens
-from styleengine.images import check_output, content_hash, open_image, open_mask
+from styleengine.images import check_output, open_image
 from styleengine.learned_style import SUFFIX
-from styleengine.methods.inst import STYLE_ROLE
 from styleengine.methods.zstar import Style
+from styleengine.rerun import Rerun
 from styleengine.settings import Settings
-from styleengine.stylization import OnStep, StepEvent, Stylization, VideoStylization, read_record, source_name
+from styleengine.stylization import OnStep, StepEvent, Stylization, VideoStylization
 from styleengine.video import open_clip
 
 SERIES = {"result": "of the result", "alone": "each redrawn on its own", "clip": "of the clip itself"}
@@ -111,11 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_inst(commands)
 
     rerun = _command(commands, "rerun", _rerun, "make a saved result again from the record inside it")
-    rerun.add_argument("result", metavar="OUT.png", help="a PNG that styleengine has saved")
-    rerun.add_argument("--content", help="the content image, if it has moved")
+    rerun.add_argument("result", metavar="RESULT", help="a PNG or MP4 that styleengine has saved")
+    rerun.add_argument("--content", action="append", default=[], help="the content image or clip, if it has moved")
     rerun.add_argument("--style", action="append", default=[], help="the styles in order, if they have moved")
     rerun.add_argument("--mask", action="append", default=[], help="the masks in order, if they have moved")
-    _add_output(rerun, "where to write the new PNG (default: OUT-again.png beside it)", required=False)
+    _add_output(rerun, "where to write the new one (default: RESULT-again beside it)", required=False, kind="FILE")
     return parser
 
 
@@ -298,112 +296,22 @@ def _inst_apply(chosen: argparse.Namespace) -> None:
             print(f"  {note}")
 
 
-@dataclass
-class _Input:
-    """What a saved result was made from, found again: its role, its weight, its file, its pixels or its style."""
-
-    role: str
-    weight: float
-    source: str
-    image: Image.Image | None = None
-    learnt: LearnedStyle | None = None
-
-
 def _rerun(chosen: argparse.Namespace) -> None:
-    record = read_record(chosen.result)
-    repeat = REPEATERS.get(record["method"])
-    if repeat is None:
-        raise StyleEngineError(f"This version cannot repeat the method “{record['method']}”.")
-    output = chosen.output or str(Path(chosen.result).with_name(f"{Path(chosen.result).stem}-again.png"))
-    check_output(output)
-    inputs = _found_again(record, chosen)
-    engine = StyleEngine(chosen.model or record["backbone"], chosen.device)
-    if engine.backbone.revision != record["revision"]:
-        print(f"Note: the model has changed since ({record['revision']} then, {engine.backbone.revision} now).")
+    moved = {"content": chosen.content, "style": chosen.style, "mask": chosen.mask}
+    again = Rerun.opened(chosen.result, moved)
+    output = Path(chosen.output) if chosen.output else again.beside
+    check_output(output, again.suffix)
+    engine = StyleEngine(chosen.model or again.record["backbone"], chosen.device)
+    then, now = again.record["revision"], engine.backbone.revision
+    if now != then:
+        print(f"Note: the model has changed since ({then} then, {now} now).")
     with _progress_bar() as on_step:
-        result = repeat(engine, inputs, record["settings"], on_step)
-    before = open_image(chosen.result)
-    same = before.size == result.image.size and ImageChops.difference(before, result.image).getbbox() is None
-    _save(result, output)
-    print("Every pixel is as it was." if same else "The pixels differ from the saved ones.")
-
-
-def _found_again(record: dict[str, Any], chosen: argparse.Namespace) -> list[_Input]:
-    """The inputs in the record's order, where they were or where the command line says that they are now."""
-    moved = {"content": [chosen.content] if chosen.content else [], "style": chosen.style, "mask": chosen.mask}
-    moved[STYLE_ROLE] = moved["style"]
-    counts = dict.fromkeys(moved, 0)
-    inputs = []
-    for entry in record["inputs"]:
-        role, given = entry["role"], moved[entry["role"]]
-        source = given[counts[role]] if counts[role] < len(given) else entry["source"]
-        counts[role] += 1
-        if not source or not Path(source).is_file():
-            what, flag = (role, "style") if role == STYLE_ROLE else (f"{role} image", role)
-            raise StyleEngineError(
-                f"The {what} {source or '(given without a file)'} is not there any more. Say where it is with --{flag}."
-            )
-        if role == STYLE_ROLE:
-            inputs.append(_Input(role, entry["weight"], source, learnt=_learnt_again(source, entry["sha256"])))
-            continue
-        opened = open_mask(source) if role == "mask" else open_image(source, f"{role} image")
-        if role == "mask" and content_hash(ImageOps.invert(opened)) == entry["sha256"]:
-            opened = ImageOps.invert(opened)  # of two styles that share a mask, the first has it inverted
-        if content_hash(opened) != entry["sha256"]:
-            raise StyleEngineError(
-                f"{source} is not the {role} image of this result: its pixels differ. Name the right one with --{role}."
-            )
-        inputs.append(_Input(role, entry["weight"], source, opened))
-    return inputs
-
-
-def _learnt_again(source: str, sha256: str) -> LearnedStyle:
-    style = LearnedStyle.open(source)
-    if style.sha256 != sha256:
-        raise StyleEngineError(
-            f"{source} is not the learnt style of this result: it has changed. Name the right one with --style."
-        )
-    return style
-
-
-def _repeat_zstar(
-    engine: StyleEngine, inputs: Sequence[_Input], settings: dict[str, Any], on_step: OnStep
-) -> Stylization:
-    content, styles = "", list[Style]()
-    for entry in inputs:
-        if entry.role == "content":
-            content = entry.source
-        elif entry.role == "style" and entry.image:
-            styles.append(Style(entry.image, entry.weight, source=source_name(entry.source)))
-        else:
-            styles[-1] = replace(styles[-1], mask=entry.image, mask_source=entry.source)
-    return engine.zstar(content, styles, ZStarSettings(**settings), on_step=on_step)
-
-
-def _repeat_h_space(
-    engine: StyleEngine, inputs: Sequence[_Input], settings: dict[str, Any], on_step: OnStep
-) -> Stylization:
-    source = {entry.role: entry.source for entry in inputs}
-    return engine.h_space(
-        source["content"], source["style"], HSpaceSettings(**settings), mask=source.get("mask"), on_step=on_step
-    )
-
-
-def _repeat_qs_attn(
-    engine: StyleEngine, inputs: Sequence[_Input], settings: dict[str, Any], on_step: OnStep
-) -> Stylization:
-    return engine.qs_attn(inputs[0].source, settings=QSAttnSettings(**settings), on_step=on_step)
-
-
-def _repeat_inst(
-    engine: StyleEngine, inputs: Sequence[_Input], settings: dict[str, Any], on_step: OnStep
-) -> Stylization:
-    content = next((entry.source for entry in inputs if entry.role == "content"), None)
-    styles = [entry.learnt for entry in inputs if entry.learnt]
-    return engine.inst_apply(content, styles, InSTSettings(**settings), on_step=on_step)
-
-
-REPEATERS = {"zstar": _repeat_zstar, "h_space": _repeat_h_space, "qs_attn": _repeat_qs_attn, "inst": _repeat_inst}
+        result = again.run(engine, output, on_step)
+    if isinstance(result, VideoStylization):
+        _tell(result)
+    else:
+        _save(result, str(output))
+    print("Every pixel is as it was." if again.same_as(output) else "The pixels differ from the saved ones.")
 
 
 def _save(result: Stylization, path: str) -> None:

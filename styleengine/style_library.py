@@ -56,15 +56,19 @@ class StyleLibrary:
         Raises StyleEngineError where the library is full or cannot be written.
         """
         with self._lock:
-            files = self._files()
-            if len(files) >= MOST_STYLES:
-                raise StyleEngineError(
-                    f"The library is full ({MOST_STYLES} styles): delete some of the files in {self.folder}."
-                )
-            style = style.without_state().renamed(_free(fitting_name(style.record.name), files))
-            _make(self.folder)
-            style.save(self.folder / f"{style.record.name}{SUFFIX}")
-        return style
+            name = _free(fitting_name(style.record.name), {**self._files(), **self.unfinished()})
+            return self._keep(style, name)
+
+    def put(self, place: "Unfinished", style: LearnedStyle) -> LearnedStyle:
+        """Keeps what has been learnt at a place, in the place of what was kept from there before.
+
+        The place is given up if the style is complete. Raises as `add`.
+        """
+        with self._lock:
+            kept = self._keep(style, place.name)
+            if style.record.complete:
+                place.delete()
+            return kept
 
     def begin(self, painting: Image.Image, name: str, run: Mapping[str, Any]) -> "Unfinished":
         """A place for a painting that is to be learnt; `run` is plain data about how.
@@ -86,6 +90,17 @@ class StyleLibrary:
         """The paintings not yet learnt to the end, by name."""
         places = map(Unfinished, sorted((self.folder / UNFINISHED).glob("*")))
         return {place.name: place for place in places if place.run_file.is_file()}
+
+    def _keep(self, style: LearnedStyle, name: str) -> LearnedStyle:
+        files = self._files()
+        if len(files) >= MOST_STYLES and name not in files:
+            raise StyleEngineError(
+                f"The library is full ({MOST_STYLES} styles): delete some of the files in {self.folder}."
+            )
+        _make(self.folder)
+        style = style.without_state().renamed(name)
+        style.save(self.folder / f"{name}{SUFFIX}")
+        return style
 
     def _files(self) -> dict[str, Path]:
         own = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime)

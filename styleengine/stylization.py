@@ -133,14 +133,19 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     with Image.open(path) as image:
         text = image.info.get(METADATA_KEY)
     try:
-        record = json.loads(text or "")
-        if not isinstance(record, dict) or not {"method", "backbone", "settings", "inputs"} <= record.keys():
-            raise ValueError
-    except ValueError as error:
+        return checked_record(json.loads(text or "null"), path)
+    except ValueError:
+        return checked_record(None, path)
+
+
+def checked_record(record: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What was read as a record, if it is one; StyleEngineError otherwise."""
+    needed = {"method", "backbone", "revision", "settings", "inputs"}
+    if not isinstance(record, dict) or not needed <= record.keys():
         raise StyleEngineError(
             f"{Path(path).name} carries no StyleEngine record: it was not saved by StyleEngine, "
             "or another program has stripped its metadata."
-        ) from error
+        )
     return record
 
 

@@ -1,9 +1,11 @@
 """What the tests share: a small random model, a backbone and engines on it, and real pictures."""
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ["STYLEENGINE_STYLES"] = tempfile.mkdtemp(prefix="styleengine-styles-")
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
+import torch
 from clips import panned, write_raw
 from gradio_client import Client, handle_file
 from gradio_client.client import Job
@@ -23,11 +24,26 @@ from models import write_random_pixel_model
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
-from styleengine import HSpaceSettings, QSAttnSettings, StyleEngine, ZStarSettings, ui
+from styleengine import (
+    HSpaceSettings,
+    InSTLearningSettings,
+    InSTSettings,
+    LearnedStyle,
+    QSAttnSettings,
+    StyleEngine,
+    ZStarSettings,
+    ui,
+)
 from styleengine import backbone as backbone_module
+from styleengine import engine as engine_module
+from styleengine.errors import StyleEngineError
 from styleengine.settings import Settings
+from styleengine.style_library import StyleLibrary
 from styleengine.stylization import METADATA_KEY, read_record
+from styleengine.ui import learning as learning_module
+from styleengine.ui.learning import Learning
 from styleengine.ui.pictures import painted_mask
+from styleengine.ui.runs import Runner
 from styleengine.video import open_clip, read_comment
 
 QUICK: dict[str, Any] = {"size": 64, "steps": 4}
@@ -45,6 +61,14 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone_module, "MODELS", models)
         yield "squares"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_previews() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_module, "PREVIEW_SIZE", 64)
+        patch.setattr(engine_module, "PREVIEW_STEPS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +256,14 @@ def test_a_client_can_cancel_and_run_again(client: Client, zstar: Callable[..., 
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [("zstar", ZStarSettings), ("h_space", HSpaceSettings), ("qs_attn", QSAttnSettings)]
+    ("name", "settings"),
+    [
+        ("zstar", ZStarSettings),
+        ("h_space", HSpaceSettings),
+        ("qs_attn", QSAttnSettings),
+        ("inst_learn", InSTLearningSettings),
+        ("inst_apply", InSTSettings),
+    ],
 )
 def test_each_setting_is_described_to_mcp_clients(address: str, name: str, settings: type[Settings]) -> None:
     tools = httpx.get(f"{address}gradio_api/mcp/schema").json()
@@ -585,3 +616,231 @@ def test_cancel_in_the_browser_gives_the_frames_done(video_page: Page) -> None:
     expect(tab.locator(".status").first).to_contain_text("Cancelled; ", timeout=PATIENCE)
     expect(tab.locator(".clip video").first).to_be_visible()
     expect(tab.locator("button.run")).to_be_enabled()
+
+
+# The tab that learns
+
+LEARN: dict[str, Any] = {"size": 32, "steps": 6, "batch": 2, "views": 2, "check_every": 2, "patience": 0}
+SO_LONG = 5000  # steps that no test waits for
+
+
+@pytest.fixture
+def inst_learn(client: Client, files: dict[str, Path]) -> Callable[..., Job]:
+    """Submits a painting to learn."""
+
+    def submit(painting: str = "style", **inputs: Any) -> Job:
+        return client.submit(**{"painting": handle_file(files[painting]), **LEARN, **inputs}, api_name="/inst_learn")
+
+    return submit
+
+
+def test_a_style_learnt_over_the_api_is_drawn_with_mixed_and_taken_elsewhere(
+    client: Client, files: dict[str, Path], inst_learn: Callable[..., Job]
+) -> None:
+    file, record = inst_learn(name="my cat", seed=3).result()
+    style = LearnedStyle.open(file)
+    assert style.record.model_dump(mode="json") == {**record, "history": [list(entry) for entry in record["history"]]}
+    assert (record["name"], record["step"], record["complete"]) == ("my cat", 6, True)
+    assert record["settings"] == InSTLearningSettings(**LEARN, seed=3).model_dump()
+    content = handle_file(files["content"])
+    path, drawn = client.predict(content=content, style="my cat", **QUICK, api_name="/inst_apply")
+    with Image.open(path) as image:
+        assert image.size == (96, 64)
+    assert read_record(path) == drawn
+    assert drawn["settings"] == InSTSettings(**QUICK).model_dump()
+    assert roles(drawn) == ["content", "learnt style"]
+    assert drawn["inputs"][1]["sha256"] == style.sha256
+    again = client.predict(handle_file(file), api_name="/inst_upload")
+    assert again == "my cat 2"
+    _, drawn = client.predict(style="my cat", style_2=again, prompt="a *", **QUICK, api_name="/inst_apply")
+    assert roles(drawn) == ["learnt style", "learnt style"]
+    assert drawn["inputs"][0]["sha256"] == drawn["inputs"][1]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"painting": "broken"}, "is not a picture that can be read"),
+        ({"learning_rate": 7}, "“learning_rate” is 7"),
+        ({"mode": "magic"}, "“mode” is 'magic'"),
+    ],
+)
+def test_bad_input_to_learning_gets_the_engines_sentence(
+    inst_learn: Callable[..., Job], inputs: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(AppError, match=sentence):
+        inst_learn(**inputs).result()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"style": "../../etc/passwd"}, "There is no style “../../etc/passwd” in the library"),
+        ({"style": ""}, "No styles were given"),
+        ({"style": "no such"}, "There is no style “no such” in the library"),
+    ],
+)
+def test_bad_input_to_drawing_gets_the_engines_sentence(client: Client, inputs: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(AppError, match=sentence):
+        client.predict(**inputs, **QUICK, api_name="/inst_apply")
+
+
+def test_an_upload_that_is_no_style_is_refused(client: Client, files: dict[str, Path]) -> None:
+    with pytest.raises(AppError, match="is no style that can be used: it is not a safetensors file"):
+        client.predict(handle_file(files["broken"]), api_name="/inst_upload")
+
+
+def test_a_learning_that_is_stopped_gives_what_is_learnt_by_then(
+    client: Client, inst_learn: Callable[..., Job]
+) -> None:
+    job = inst_learn(name="stopped", steps=SO_LONG)
+    while not any("learning" in (unit.desc or "") for unit in job.status().progress_data or []):
+        assert not job.done()
+        time.sleep(0.05)
+    client.predict("stopped", api_name="/inst_stop")
+    file, record = job.result(timeout=60)
+    assert not record["complete"]
+    assert 1 <= record["step"] < SO_LONG
+    assert LearnedStyle.open(file).record.name == "stopped"
+
+
+def test_learning_survives_its_page_and_its_process(
+    shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path
+) -> None:
+    settings = InSTLearningSettings(**{**LEARN, "steps": 30})
+    library = StyleLibrary(tmp_path)
+    first = Learning(Runner(shared_engine), library)
+    name = first.begin(cat, settings, "cat", cat)
+    next(known for known in first.watch(name) if known.step >= 5)  # the page is closed: nobody watches any more
+    first.stop(name)
+    *_, stopped = first.watch(name)
+    assert stopped.phase == "stopped"
+    assert stopped.style is not None
+    assert library.names() == ["cat"]
+    second = Learning(Runner(shared_engine), StyleLibrary(tmp_path))  # a new process finds it on the disk
+    assert second.unfinished() == ["cat"]
+    second.go_on("cat")
+    steps = []
+    for known in second.watch("cat"):
+        steps.append(known.step)
+        last = known
+    assert last.phase == "finished"
+    assert min(step for step in steps if step) >= stopped.step
+    assert second.unfinished() == []
+    assert library.names() == ["cat"]
+    whole = shared_engine.inst_learn(cat, settings)
+    torch.testing.assert_close(library.open("cat").word, whole.word, atol=1e-6, rtol=0)
+    assert last.previews
+
+
+def test_learning_goes_in_slices_and_lets_others_in_between(
+    shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning_module, "SLICE_SECONDS", 0.2)
+    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
+    name = learning.begin(cat, InSTLearningSettings(**{**LEARN, "steps": SO_LONG}), "cat", None)
+    next(known for known in learning.watch(name) if known.step >= 1)
+    shared_engine.zstar(cat, [cat], ZStarSettings(**QUICK))
+    assert not learning.look(name).ended
+    before = learning.look(name).step
+    next(known for known in learning.watch(name) if known.step > before)
+    learning.stop(name)
+    *_, stopped = learning.watch(name)
+    assert stopped.phase == "stopped"
+
+
+def test_two_paintings_are_learnt_one_after_the_other(
+    shared_engine: StyleEngine, cat: Image.Image, coffee: Image.Image, tmp_path: Path
+) -> None:
+    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
+    names = [learning.begin(painting, InSTLearningSettings(**LEARN), "same", None) for painting in (cat, coffee)]
+    assert names == ["same", "same 2"]
+    ends = [list(learning.watch(name))[-1] for name in names]
+    assert [end.phase for end in ends] == ["finished", "finished"]
+    assert ends[0].style is not None
+    assert ends[1].style is not None
+    assert ends[0].style.record.painting != ends[1].style.record.painting
+
+
+def test_learning_that_cannot_be_gone_on_with_says_so(
+    shared_engine: StyleEngine, shared_pixel_engine: StyleEngine, cat: Image.Image, tmp_path: Path
+) -> None:
+    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
+    with pytest.raises(StyleEngineError, match="no unfinished style “gone”"):
+        learning.go_on("gone")
+    with pytest.raises(StyleEngineError, match="listens to no words"):
+        Learning(Runner(shared_pixel_engine), StyleLibrary(tmp_path)).begin(cat, InSTLearningSettings(), "a", None)
+    place = StyleLibrary(tmp_path).begin(
+        cat, "cut", {"settings": InSTLearningSettings(**LEARN).model_dump(), "model": shared_engine.backbone.name}
+    )
+    place.partial.write_bytes(b"cut off")
+    learning.go_on("cut")
+    *_, failed = learning.watch("cut")
+    assert failed.phase == "failed"
+    assert "is no style that can be used" in failed.sentence
+
+
+def learn_in_browser(page: Page, files: dict[str, Path], name: str, **numbers: int) -> None:
+    """Opens the tab, chooses a painting and begins to learn it."""
+    page.get_by_role("tab", name="InST").click()
+    expect_status(page, "Choose a painting")
+    upload(page, "Painting", files["style"])
+    page.get_by_label("Name", exact=True).fill(name)
+    fill(page, **numbers)
+    run(page)
+
+
+def test_in_the_browser_a_painting_is_learnt_stopped_applied_and_downloaded(page: Page, files: dict[str, Path]) -> None:
+    learn_in_browser(page, files, "browsed", size=64, batch=1, views=2, steps=SO_LONG)
+    for step in range(20, 200):  # at least twenty steps
+        if f"step {step} of" in (page.locator(".status:visible").first.text_content() or ""):
+            break
+        page.wait_for_timeout(100)
+    expect_status(page, "steps per second")
+    expect(page.locator(".learnt-strip img").first).to_be_visible(timeout=PATIENCE)
+    page.get_by_role("button", name="Stop").locator("visible=true").click()
+    expect_status(page, "Stopped; learnt “browsed” in")
+    expect(page.locator(".vega-embed:visible").first).to_be_visible(timeout=PATIENCE)
+    with page.expect_download() as download:
+        page.locator("button:visible, a:visible").get_by_text("Download the style").first.click()
+    learnt = LearnedStyle.open(keep(download.value.path()))
+    assert learnt.record.name == "browsed"
+    assert 20 <= learnt.record.step < SO_LONG
+
+    page.get_by_role("tab", name="Apply").click()
+    expect(page.get_by_label("Style", exact=True).locator("visible=true")).to_have_value("browsed", timeout=PATIENCE)
+    upload(page, "Content (none draws the prompt alone)", files["content"])
+    fill(page, **QUICK)
+    run(page)
+    expect_status(page, "96×64 pixels in")
+    with page.expect_download() as download:
+        page.locator("button:visible, a:visible").get_by_text("Download PNG").first.click()
+    record = read_record(download.value.path())
+    assert (record["method"], record["inputs"][1]["sha256"]) == ("inst", learnt.sha256)
+
+    again = files["content"].parent / "from elsewhere.safetensors"
+    learnt.renamed("elsewhere").save(again)
+    page.locator(".upload-style input[type=file], input[type=file][accept*=safetensors]").first.set_input_files(again)
+    expect_status(page, "“elsewhere” is in the library.")
+
+
+def keep(path: Path) -> Path:
+    """A download under a name with its ending."""
+    return Path(shutil.copy(path, path.with_name(f"{path.name}.safetensors")))
+
+
+def test_learning_goes_on_when_the_page_is_closed_and_another_page_finds_it(
+    page: Page, browser: Browser, address: str, files: dict[str, Path], client: Client
+) -> None:
+    learn_in_browser(page, files, "left alone", size=64, batch=1, views=2, steps=SO_LONG)
+    expect_status(page, "steps per second")
+    page.goto("about:blank")
+    page.goto(address)
+    page.get_by_role("tab", name="InST").click()
+    page.get_by_role("button", name="Unfinished").click()
+    page.locator(".unfinished input").first.click()
+    page.get_by_role("option", name="left alone").click()
+    page.locator("button.go-on").click()
+    expect_status(page, "steps per second")
+    client.predict("left alone", api_name="/inst_stop")
+    expect_status(page, "Stopped; learnt “left alone” in")

@@ -82,7 +82,7 @@ def test_rerun_refuses_an_input_that_has_changed(
     saved: Path, pictures: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("rerun", saved, "--style", pictures["other"]) == 2
-    assert "its pixels differ" in capsys.readouterr().err
+    assert "is not the style image of this result: it has changed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["latent", "pixel"])
@@ -130,6 +130,13 @@ def test_zstar_video_writes_a_clip_with_its_record_and_says_what_was_left_out(
     assert "The first 0.1 s were left out." in said
     assert said.count("mean 0.") == 3
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+    assert run("rerun", out) == 0
+    assert "Every pixel is as it was" in capsys.readouterr().out
+    assert len(open_clip(tmp_path / "out-again.mp4").times) == 2
+    other = write_raw(tmp_path / "other.mp4", panned(Image.new("RGB", (200, 100), "red"), 4, (80, 64)))
+    assert run("rerun", out, "--content", other) == 2
+    assert "is not the clip of this result" in capsys.readouterr().err
 
 
 def test_an_interrupted_clip_goes_on_with_the_same_command(
@@ -291,6 +298,7 @@ def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style
         (["zstar", "CONTENT", "STYLE", "-o", "OUT", "--weight", "1", "--weight", "1"], "given 2 times for 1"),
         (["zstar", "CONTENT", "STYLE", "-o", "OUT", "--model", "no-such-model"], "no model “no-such-model”"),
         (["rerun", "CONTENT"], "carries no StyleEngine record"),
+        (["rerun", "CLIP"], "carries no StyleEngine record"),
     ],
 )
 def test_what_can_be_put_right_is_said_in_a_sentence_and_exits_2(
@@ -313,6 +321,6 @@ def test_what_can_be_put_right_is_said_in_a_sentence_and_exits_2(
 def test_a_result_of_a_method_to_come_cannot_be_repeated_yet(
     saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("styleengine.cli.REPEATERS", {})
+    monkeypatch.setattr("styleengine.rerun.REPEATERS", {})
     assert run("rerun", saved) == 2
     assert "cannot repeat the method “zstar”" in capsys.readouterr().err

@@ -44,6 +44,7 @@ from styleengine.workfolder import WorkFolder
 
 MOST_FRAMES = 3000
 RESULT, ALONE = "frames", "alone"  # the series of frames in the work folder
+CLIP_ROLE = "clip"  # of the input that is no picture
 FIRST, PREVIOUS = "first", "previous"  # the records of frames there
 
 
@@ -303,7 +304,7 @@ def stylize_clip(
     began = time.perf_counter()
     check(backbone, styles, settings)
     part = clip.select(settings.rate, settings.begin, settings.frames)
-    inputs = [InputRecord("clip", clip.sha256, source), *style_records(styles)]
+    inputs = [InputRecord(CLIP_ROLE, clip.sha256, source), *style_records(styles)]
     manifest = {
         "clip": clip.sha256,
         "styles and masks": [[entry.role, entry.sha256, entry.weight] for entry in inputs[1:]],

@@ -71,7 +71,7 @@ def connect_page(
                     yield panel.finished(outcome, job.content)
         except StyleEngineError as error:
             yield panel.stopped(str(error))
-            raise _shown(error) from None
+            raise shown(error) from None
         except Cancelled:
             if not runner.has_admitted(request, name):  # else the panel is the next run's already
                 yield panel.stopped(CANCELLED)
@@ -138,14 +138,14 @@ def add_api(
                     return str(save(outcome, file.GRADIO_CACHE)), outcome.record()
             raise RuntimeError("a run ends with one result or an error")
         except StyleEngineError as error:
-            raise _shown(error) from None
+            raise shown(error) from None
         except Cancelled:
             raise gr.Error(CANCELLED, print_exception=False) from None
         finally:
             runner.release(ticket)
 
     endpoint.__name__ = name  # the name of the MCP tool
-    endpoint.__signature__ = _signature(inputs, required)  # type: ignore[attr-defined]
+    endpoint.__signature__ = signature(inputs, required)  # type: ignore[attr-defined]
     endpoint.__annotations__ = {"request": gr.Request}
     lines = [f"    {field}: {descriptions[field]}" for field in inputs]
     endpoint.__doc__ = "\n".join([summary, "", "Args:", *lines])
@@ -162,7 +162,7 @@ def add_api(
     )
 
 
-def _signature(names: Iterable[str], required: Collection[str]) -> inspect.Signature:
+def signature(names: Iterable[str], required: Collection[str]) -> inspect.Signature:
     """What Gradio reads the parameters' names from; their defaults it takes from the components."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     empty = inspect.Parameter.empty
@@ -172,5 +172,6 @@ def _signature(names: Iterable[str], required: Collection[str]) -> inspect.Signa
     return inspect.Signature([request, *named, progress])
 
 
-def _shown(error: StyleEngineError) -> gr.Error:
+def shown(error: StyleEngineError) -> gr.Error:
+    """The engine's sentence as Gradio shows and sends it."""
     return gr.Error(str(error), print_exception=False)

@@ -4,16 +4,17 @@ import tempfile
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 from PIL import Image
 
 from styleengine.images import fit
 from styleengine.stylization import Stylization, VideoStylization
-from styleengine.ui.runs import Report, Result
+from styleengine.ui.runs import Report
 
 Updates = dict[Any, Any]
+Drawn: TypeAlias = Stylization | list[Stylization]
 
 HINT = "Choose a content and a style image, or an example below."
 
@@ -50,20 +51,20 @@ class ResultPanel:
     def waiting(self) -> Updates:
         return {**self._busy(True), self.status: line("Waiting for its turn …"), self.download: gr.skip()}
 
-    def working(self, report: Report, content: Image.Image) -> Updates:
+    def working(self, report: Report, content: Image.Image | None) -> Updates:
         updates: Updates = {self.status: progress_bar(report)}
         if report.preview:
-            updates[self.slider] = (fit(content, report.preview.size), report.preview)
+            updates[self.slider] = (_before(content, report.preview), report.preview)
         return updates
 
-    def finished(self, result: Result, content: Image.Image) -> Updates:
-        """The last of several results is the one shown beside the content."""
+    def finished(self, result: Drawn, content: Image.Image | None) -> Updates:
+        """The last of several results is the one shown beside the content, or beside itself where there is none."""
         results = result if isinstance(result, list) else [result]
         path = save(results[-1], self.slider.GRADIO_CACHE)
         return {
             **self._busy(False),
             self.status: line(summary(results)),
-            self.slider: (fit(content, results[-1].image.size), str(path)),
+            self.slider: (_before(content, results[-1].image), str(path)),
             self.download: gr.DownloadButton(value=str(path), interactive=True),
         }
 
@@ -98,7 +99,7 @@ class StripPanel(ResultPanel):
     def waiting(self) -> Updates:
         return {**super().waiting(), self.strip: gr.Gallery(visible=False)}
 
-    def finished(self, result: Result, content: Image.Image) -> Updates:
+    def finished(self, result: Drawn, content: Image.Image | None) -> Updates:
         updates = super().finished(result, content)
         if isinstance(result, list):
             pictures = [
@@ -107,6 +108,10 @@ class StripPanel(ResultPanel):
             ]
             updates[self.strip] = gr.Gallery(value=pictures, visible=True)
         return updates
+
+
+def _before(content: Image.Image | None, image: Image.Image) -> Image.Image:
+    return fit(content, image.size) if content else image
 
 
 def save(result: Stylization, folder: str) -> Path:

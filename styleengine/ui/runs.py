@@ -4,9 +4,9 @@ import hashlib
 import queue
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,15 +15,16 @@ from PIL import Image
 
 from styleengine.engine import StyleEngine
 from styleengine.errors import Cancelled, StyleEngineError
-from styleengine.stylization import OnStep, StepEvent, Stylization
+from styleengine.learned_style import LearnedStyle
+from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization
 from styleengine.ui.gpu import on_gpu
 
 REPORT_PAUSE = 0.2  # seconds between two moves of the progress bar, at least
 PREVIEW_PAUSE = 1.0  # seconds between two previews, at least
 PREVIEW_SHARE = 0.1  # of a run's time may go into previews
-PREVIEWED_PHASE = "stylizing"  # the phases before it only look at the inputs
+PREVIEWED_PHASES = ("stylizing", "learning")  # the phases before them only look at the inputs
 
-Result: TypeAlias = Stylization | list[Stylization]
+Result: TypeAlias = Stylization | list[Stylization] | LearnedStyle
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """How far a run has come; `preview` is there from time to time, `seconds_left` once it can be guessed."""
+    """How far a run has come; `preview` is there from time to time, `seconds_left` once it can be guessed.
+
+    While a painting is learnt `judged` and `steps_per_second` are those of the `LearningEvent`.
+    """
 
     phase: str
     step: int
     total: int
     preview: Image.Image | None = None
     seconds_left: float | None = None
+    judged: Sequence[tuple[int, float]] = ()
+    steps_per_second: float = 0.0
 
 
 class Runner:
@@ -73,9 +79,11 @@ class Runner:
 
     def admit(self, request: gr.Request, name: str) -> str:
         """A ticket for the session's next run of what is called `name`."""
-        prefix = f"{_session(request)}-{name}-"
-        with tempfile.NamedTemporaryFile(dir=self._tickets.name, prefix=prefix, delete=False) as file:
-            return Path(file.name).name
+        return self._new_ticket(f"{_session(request)}-{name}-")
+
+    def admit_beyond_session(self, name: str) -> str:
+        """A ticket for a run that is nobody's: it outlives the page from which it was begun."""
+        return self._new_ticket(f"nobody-{name}-")
 
     def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Report | Result]:
         """Reports, and the result last. Raises StyleEngineError, or Cancelled once the ticket is withdrawn."""
@@ -99,6 +107,10 @@ class Runner:
     def has_admitted(self, request: gr.Request, name: str) -> bool:
         """Whether the session has a run of that name going or waiting that is not withdrawn."""
         return any(self._tickets_of(request, name))
+
+    def _new_ticket(self, prefix: str) -> str:
+        with tempfile.NamedTemporaryFile(dir=self._tickets.name, prefix=prefix, delete=False) as file:
+            return Path(file.name).name
 
     def _path(self, ticket: str) -> Path:
         return Path(self._tickets.name) / (Path(ticket).name or "none")
@@ -146,7 +158,10 @@ class _Reporter:
         if time.monotonic() < self.next_report:
             return
         preview = self._preview(event) if self.previews else None
-        self.reports.put(Report(event.phase, event.step, event.total, preview, self._seconds_left(event)))
+        report = Report(event.phase, event.step, event.total, preview, self._seconds_left(event))
+        if isinstance(event, LearningEvent):
+            report = replace(report, judged=event.judged, steps_per_second=event.steps_per_second)
+        self.reports.put(report)
         self.next_report = time.monotonic() + REPORT_PAUSE
 
     def _seconds_left(self, event: StepEvent) -> float | None:
@@ -158,7 +173,7 @@ class _Reporter:
 
     def _preview(self, event: StepEvent) -> Image.Image | None:
         began = time.monotonic()
-        if not event.phase.startswith(PREVIEWED_PHASE) or began < self.next_preview:
+        if not event.phase.startswith(PREVIEWED_PHASES) or not event.step or began < self.next_preview:
             return None
         preview = event.preview()
         ended = time.monotonic()
