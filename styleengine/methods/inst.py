@@ -31,7 +31,7 @@ class InSTSettings(Settings):
 
     prompt: str = knob(
         PLACEHOLDER,
-        f"What to draw, with {PLACEHOLDER} where the style goes: “a lighthouse in the style of {PLACEHOLDER}”.",
+        f"What to draw, with a star where the style goes: “a lighthouse in the style of {PLACEHOLDER}”.",
     )
     strength: float = knob(
         0.7, "How far the content is noised before it is drawn again: more is more style; 0 keeps it.", ge=0, le=1

@@ -44,7 +44,7 @@ class InSTLearningSettings(Settings):
 
     steps: int = knob(1000, "At most so many steps; most paintings are learnt by 500 to 1000.", ge=1, le=MOST_STEPS)
     size: int = knob(512, "Side of the squares that are cut from the painting, in pixels.", ge=32, le=1024)
-    learning_rate: float = knob(1e-4, "AdamW's rate, for each of a batch.", gt=0, le=0.1)
+    learning_rate: float = knob(1e-4, "AdamW's rate; it is taken times the batch.", gt=0, le=0.1)
     batch: int = knob(4, "Noised views of the painting in each step.", ge=1, le=32)
     views: int = knob(8, "Squares cut from the painting, some mirrored; 1 is the middle alone.", ge=1, le=64)
     seed: int = knob(0, "Picks squares, noise and the first weights.", ge=0, le=2**31 - 1)
@@ -156,7 +156,8 @@ class LearningState:
     """How far learning has come. `style()` is what is learnt by now; it is to be called before the next state.
 
     `loss` is that of the step, None before the first; `judged` are (step, loss on the fixed set) so
-    far. With `with_state` the style also carries what `learn` needs to go on from it.
+    far. What happens between two states does not count in `steps_per_second`. With `with_state` the
+    style also carries what `learn` needs to go on from it.
     """
 
     step: int
@@ -192,10 +193,9 @@ def learn(
         learner.restore(known)
     elif not learner.judged:
         learner.judge()
-    began, first = time.perf_counter(), learner.step
+    first, seconds = learner.step, 0.0
 
     def state(loss: float | None) -> LearningState:
-        seconds = time.perf_counter() - began
         return LearningState(
             step=learner.step,
             total=settings.steps,
@@ -208,7 +208,10 @@ def learn(
 
     yield state(None)
     while not learner.finished:
-        yield state(learner.advance())
+        began = time.perf_counter()
+        loss = learner.advance()
+        seconds += time.perf_counter() - began
+        yield state(loss)
 
 
 def prepare(

@@ -85,6 +85,8 @@ def _control(knob: Knob, value: Any) -> Component:
     if high > LARGEST_SLIDER:
         return gr.Number(value=value, minimum=low, maximum=high, precision=0, **words)
     step = _step(knob.type, high - low)
+    if 0 < value < step:  # a slider would show it as 0
+        return gr.Number(value=value, minimum=low, maximum=high, **words)
     return gr.Slider(low, high, value=round(round(value / step) * step, 4), step=step, **words)
 
 

@@ -49,8 +49,7 @@ def launch_options() -> dict[str, Any]:
 
 def header(title: str) -> None:
     gr.HTML(
-        f"<h1>{escape(title)}</h1><p>Redraws a picture in the style of another one, with a diffusion model "
-        "and without training.</p>",
+        f"<h1>{escape(title)}</h1><p>Redraws a picture in the style of another one, with a diffusion model.</p>",
         elem_classes="masthead",
     )
 

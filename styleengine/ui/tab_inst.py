@@ -171,7 +171,7 @@ class Desk:
                 with gr.Row():
                     self.painting = picture("Painting", height=240)
                     self.content = picture("Try it on", height=240)
-                self.name = gr.Textbox(label="Name", info="What to call the style.", interactive=True)
+                self.name = gr.Textbox(label="Name", info="What to call the style.", elem_classes="style-name")
                 controls.show("steps")
                 with gr.Row():
                     controls.show("size", "batch")
@@ -196,6 +196,7 @@ class Desk:
                     label="Drawn on the way",
                     columns=4,
                     height="auto",
+                    object_fit="contain",
                     interactive=False,
                     visible=False,
                     buttons=["fullscreen"],
