@@ -1,0 +1,258 @@
+"""InST: is a painting learnt, does strength lead from content to style, which parts matter, and what does a step cost?
+
+    PYTHONPATH=. python benchmarks/inst.py --to sheets
+    PYTHONPATH=. python benchmarks/inst.py --shape sd15-shape --size 256
+
+With --to, a sheet of pictures: a row for each content, a column for each style. With --shape, only the
+cost of a step at Stable Diffusion 1.5's true shape, the model written into that folder if it is not there.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from gallery import sheet
+from judge import OutsideJudge, mean_of, measure, table
+from machine import machine
+from pairs import CONTENTS, STYLES, content_image, style_image
+from PIL import Image
+from sd15_shape import write_model
+
+from styleengine import InSTLearningSettings, InSTSettings, LearnedStyle, StyleEngine
+from styleengine.backbone import PLACEHOLDER, LatentBackbone, load_backbone, that_listens
+from styleengine.cache import ByteCache
+from styleengine.images import fit
+from styleengine.methods.inst_training import Learner, Lesson, learn, prepare
+from styleengine.perceptual import Clip
+
+STRENGTHS = (0.3, 0.5, 0.7, 0.9)
+MEASURES = ("content loss", "style loss", "outside style", "colours", "SSIM")
+PLAIN_RATES = (1e-4, 1e-3, 1e-2)  # of textual inversion, whose best is compared
+LEAST_OF_BOUND = 0.8
+CLIP_L = (257 - 1, 1024, 768)  # patches, their width and the pooled width of CLIP ViT-L/14
+
+
+def learnt(
+    engine: StyleEngine, names: Sequence[str], settings: InSTLearningSettings
+) -> tuple[dict[str, LearnedStyle], dict[str, dict[str, float]]]:
+    """The styles, and for each the losses on its fixed (t, ε) set, and the pace."""
+    backbone, cache = that_listens(engine.backbone), ByteCache(1 << 30)
+    clip = Clip(backbone)
+    styles, rows = dict[str, LearnedStyle](), dict[str, dict[str, float]]()
+    for name in names:
+        painting, began = style_image(name), time.perf_counter()
+        *_, last = learn(backbone, painting, lambda: clip, settings, name=name, cache=cache)
+        seconds = time.perf_counter() - began
+        styles[name] = last.style(False)
+        null = Learner(backbone, prepare(backbone, painting, lambda: clip, settings, cache), settings).judged_loss(
+            backbone.condition([""])
+        )
+        rows[name] = {
+            "empty prompt": null,
+            "untrained": last.judged[0][1],
+            "learnt": min(loss for _, loss in last.judged),
+            "steps": last.step,
+            "steps/s": last.steps_per_second,
+            "seconds": seconds,
+        }
+        print(name, rows[name], flush=True)
+    return styles, rows
+
+
+def strengths(
+    engine: StyleEngine,
+    judge: OutsideJudge,
+    styles: dict[str, LearnedStyle],
+    contents: Sequence[str],
+    settings: InSTSettings,
+) -> dict[str, dict[str, float]]:
+    """The mean measures of all pairs at each strength, and with random noise at the default one."""
+    variants = {f"strength {strength:g}": settings.replace(strength=strength) for strength in STRENGTHS}
+    variants["strength 0.7, random noise"] = settings.replace(strength=0.7, noise="random")
+    variants["strength 0.7, AdaIN"] = settings.replace(strength=0.7, adain=True)
+    rows = {}
+    for variant, chosen in variants.items():
+        found = []
+        for content_name in contents:
+            content = content_image(content_name)
+            for name, style in styles.items():
+                result = engine.inst_apply(content, [style], chosen).image
+                found.append(measure(engine.backbone, judge, result, content, style_image(name)))
+        rows[variant] = {key: mean_of(found)[key] for key in MEASURES}
+        print(variant, rows[variant], flush=True)
+    return rows
+
+
+def ablation(
+    engine: StyleEngine, names: Sequence[str], settings: InSTLearningSettings
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """The mean loss on the fixed set after parts of the steps, by variant; and what each ends at."""
+    backbone, cache = that_listens(engine.backbone), ByteCache(1 << 30)
+    clip = Clip(backbone)
+    quarter = max(1, settings.steps // 4)
+    common = settings.replace(patience=0, check_every=quarter, steps=4 * quarter)
+    variants = {
+        "attention": common,
+        "attention, no dropout": common.replace(dropout=0.0),
+        **{f"embedding, rate {rate:g}": common.replace(mode="embedding", learning_rate=rate) for rate in PLAIN_RATES},
+    }
+    rows = {}
+    for variant, chosen in variants.items():
+        curves = []
+        for name in names:
+            *_, last = learn(backbone, style_image(name), lambda: clip, chosen, cache=cache)
+            curves.append([loss for _, loss in last.judged])
+        means = [statistics.mean(losses) for losses in zip(*curves, strict=True)]
+        rows[variant] = {f"step {i * quarter}": loss for i, loss in enumerate(means)}
+        print(variant, rows[variant], flush=True)
+    return rows, {variant: min(row.values()) for variant, row in rows.items()}
+
+
+def pictures(
+    engine: StyleEngine,
+    styles: dict[str, LearnedStyle],
+    contents: Sequence[str],
+    settings: InSTSettings,
+    to: Path,
+) -> None:
+    """Sheets: contents × styles, and one content over the strengths and from the prompt alone."""
+    rows: list[list[Image.Image | None]] = [[None, *(style_image(name) for name in styles)]]
+    for name in contents:
+        content = content_image(name)
+        results = [engine.inst_apply(content, [style], settings).image for style in styles.values()]
+        rows.append([fit(content, results[0].size), *results])
+    sheet(rows, (192, 192)).save(to / "inst.png")
+    content, rows = content_image(contents[0]), []
+    for style in styles.values():
+        row: list[Image.Image | None] = [
+            engine.inst_apply(content, [style], settings.replace(strength=s)).image for s in STRENGTHS
+        ]
+        row.append(engine.inst_apply(None, [style], settings.replace(prompt=PLACEHOLDER)).image)
+        rows.append(row)
+    sheet(rows, (192, 192)).save(to / "inst-strengths.png")
+
+
+def fine_table(rows: dict[str, dict[str, float]]) -> str:
+    """A Markdown table with the digits that losses need."""
+    names = list(next(iter(rows.values())))
+    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    lines += [
+        f"| {row} | " + " | ".join(f"{values[name]:.4g}" for name in names) + " |" for row, values in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def cost(backbone: LatentBackbone, lesson: Lesson, settings: InSTLearningSettings, repeats: int) -> tuple[float, float]:
+    """Median seconds of a step of learning, and of the bare U-Net forward and backward that it needs; in turns."""
+    learner = Learner(backbone, lesson, settings.replace(check_every=1000))
+    x = lesson.latents[torch.arange(settings.batch) % len(lesson.latents)]
+    timesteps = torch.full((settings.batch,), 500, device=x.device)
+    null = backbone.condition([""]).expand(settings.batch, -1, -1)
+
+    def bare() -> None:
+        condition = null.clone().requires_grad_()
+        loss = F.mse_loss(backbone.predict_noise_with_gradient(x, timesteps, condition), torch.zeros_like(x))
+        torch.autograd.grad(loss, condition)
+
+    taken: list[tuple[float, float]] = []
+    for _ in range(repeats + 1):  # the first turn warms up
+        taken.append((seconds(learner.advance), seconds(bare)))
+    steps, bound = zip(*taken[1:], strict=True)
+    return statistics.median(steps), statistics.median(bound)
+
+
+def true_shape(folder: Path, size: int, batch: int, dtype: str, repeats: int, save_memory: bool) -> None:
+    """One step at SD 1.5's shape with random weights; CLIP's view of the painting is made up, in its true shape."""
+    if not (folder / "model_index.json").exists():
+        write_model(folder)
+    backbone = that_listens(load_backbone(str(folder), dtype=getattr(torch, dtype)))
+    settings = InSTLearningSettings(size=size, batch=batch, save_memory=save_memory)
+    patches, width, pooled = CLIP_L
+    generator = torch.Generator().manual_seed(0)
+    shapes = (settings.views, 4, size // 8, size // 8), (settings.views, pooled), (settings.views, patches, width)
+    lesson = Lesson(*(torch.randn(shape, generator=generator).to(backbone.device) for shape in shapes))
+    step, bound = cost(backbone, lesson, settings, repeats)
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{machine()}; SD 1.5's shape, random weights, {dtype}, {size} px, batch {batch}")
+    print(f"a step {step:.2f} s, bare U-Net forward and backward {bound:.2f} s: {bound / step:.2f} of the bound's pace")
+    print(f"peak memory {peak:.1f} GiB")
+    print(f"- {'holds' if bound / step >= LEAST_OF_BOUND else 'DOES NOT HOLD'}: at least {LEAST_OF_BOUND:g} of it")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--styles", type=int, default=5)
+    parser.add_argument("--contents", type=int, default=3)
+    parser.add_argument("--ablated", type=int, default=2, help="paintings that the ablation learns")
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
+    parser.add_argument("--learning-steps", type=int)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--to", type=Path, help="a folder for sheets of the pictures")
+    parser.add_argument("--shape", type=Path, help="a folder for a model of SD 1.5's shape: measure a step on it alone")
+    parser.add_argument("--batch", type=int, default=1, help="with --shape")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="with --shape")
+    parser.add_argument("--save-memory", action="store_true", help="with --shape")
+    arguments = parser.parse_args()
+    if arguments.shape:
+        true_shape(
+            arguments.shape,
+            arguments.size,
+            arguments.batch,
+            arguments.dtype,
+            arguments.repeats,
+            arguments.save_memory,
+        )
+        return
+    engine = StyleEngine(arguments.model)
+    given = {"steps": arguments.learning_steps} if arguments.learning_steps else {}
+    learning = engine.settings_for(InSTLearningSettings, "inst_learn", InSTLearningSettings(**given))
+    drawing = engine.settings_for(InSTSettings, "inst", InSTSettings(size=arguments.size, steps=arguments.steps))
+    contents, names = CONTENTS[-arguments.contents :], STYLES[: arguments.styles]
+
+    styles, losses = learnt(engine, names, learning)
+    if arguments.to:
+        arguments.to.mkdir(parents=True, exist_ok=True)
+        pictures(engine, styles, contents, drawing, arguments.to)
+    by_strength = strengths(engine, OutsideJudge(), styles, contents, drawing)
+    by_variant, ends = ablation(engine, names[: arguments.ablated], learning)
+
+    print(f"\n{machine()}; {engine.backbone.identity}; {learning}\n\n{fine_table(losses)}\n")
+    print(f"{len(styles)} styles × {len(contents)} contents; {drawing}\n\n{table(by_strength)}\n")
+    print(f"loss on the fixed set, mean of {arguments.ablated} paintings\n\n{fine_table(by_variant)}\n")
+    over = [by_strength[f"strength {strength:g}"] for strength in STRENGTHS]
+    style_falls = [row["style loss"] for row in over]
+    content_rises = [row["content loss"] for row in over]
+    plain = min(end for variant, end in ends.items() if variant.startswith("embedding"))
+    claims = {
+        "each painting's loss falls below the empty prompt's": all(
+            row["learnt"] < row["empty prompt"] for row in losses.values()
+        ),
+        "and below that of the untrained module": all(row["learnt"] < row["untrained"] for row in losses.values()),
+        "style loss falls over strength": style_falls == sorted(style_falls, reverse=True),
+        "content loss rises over strength": content_rises == sorted(content_rises),
+        "stochastic inversion keeps the content better than random noise": by_strength["strength 0.7"]["content loss"]
+        < by_strength["strength 0.7, random noise"]["content loss"],
+        "attention ends below textual inversion at its best rate": ends["attention"] < plain,
+    }
+    for claim, holds in claims.items():
+        print(f"- {'holds' if holds else 'DOES NOT HOLD'}: {claim}")
+
+
+if __name__ == "__main__":
+    main()
