@@ -215,6 +215,24 @@ def test_the_gradient_by_the_word_is_that_of_differences(learner: Learner) -> No
     assert float(difference) == pytest.approx(float((gradient * along).sum()), rel=0.05)
 
 
+def test_the_gradient_in_half_precision_is_that_in_full(model_folder: Path, learner: Learner) -> None:
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        backbone: Any = load_backbone(str(model_folder), "cpu", dtype)
+        one = Learner(backbone, learner.lesson, FAST.replace(check_every=1000))
+        one.advance()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in one.module.parameters()]))  # type: ignore[union-attr]
+    full, half = gradients
+    assert (half - full).norm() < 0.02 * full.norm()
+
+
+def test_a_gradient_that_overflows_counts_as_none(learner: Learner) -> None:
+    one = Learner(learner.backbone, learner.lesson, FAST)
+    words = one.module(learner.lesson.pooled[:1], learner.lesson.tokens[:1])
+    one._backward(words.sum() * torch.inf, 1)
+    assert all(not weight.grad.any() for weight in one.module.parameters() if weight.grad is not None)
+
+
 def test_only_the_module_learns_in_one_evaluation_a_step(
     backbone: LatentBackbone, learner: Learner, clip: Clip
 ) -> None:
