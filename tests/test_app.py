@@ -708,11 +708,11 @@ def test_a_learning_that_is_stopped_gives_what_is_learnt_by_then(
 def test_learning_survives_its_page_and_its_process(
     shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path
 ) -> None:
-    settings = InSTLearningSettings(**{**LEARN, "steps": 30})
+    settings = InSTLearningSettings(**{**LEARN, "steps": 12})
     library = StyleLibrary(tmp_path)
     first = Learning(Runner(shared_engine), library)
     name = first.begin(cat, settings, "cat", cat)
-    next(known for known in first.watch(name) if known.step >= 5)  # the page is closed: nobody watches any more
+    next(known for known in first.watch(name) if known.step >= 3)  # the page is closed: nobody watches any more
     first.stop(name)
     *_, stopped = first.watch(name)
     assert stopped.phase == "stopped"

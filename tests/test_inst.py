@@ -274,7 +274,7 @@ def test_checkpointing_is_undone_when_what_it_serves_fails(backbone: LatentBackb
 def test_learning_brings_the_loss_below_the_untrained_words_and_the_empty_prompts(
     backbone: LatentBackbone, learner: Learner, clip: Clip, cat: Image.Image
 ) -> None:
-    settings = FAST.replace(steps=40, learning_rate=0.005)
+    settings = FAST.replace(steps=24, learning_rate=0.01)
     style = finished(learn(backbone, cat, lambda: clip, settings))
     untrained = learner.judged_loss(backbone.condition_with_word("*", learner.word()))
     null = learner.judged_loss(backbone.condition([""]))
@@ -284,13 +284,26 @@ def test_learning_brings_the_loss_below_the_untrained_words_and_the_empty_prompt
     assert learnt < 0.99 * min(untrained, null)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> dict[str, LearnedStyle]:
+    return {
+        mode: finished(learn(backbone, cat, lambda: clip, FAST.replace(mode=mode)))
+        for mode in ("attention", "embedding")
+    }
+
+
 @pytest.mark.parametrize("mode", ["attention", "embedding"])
-@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("step", [3, 4])
 def test_an_interrupted_run_that_goes_on_gives_the_same_module(
-    backbone: LatentBackbone, clip: Clip, cat: Image.Image, tmp_path: Path, mode: str, step: int
+    backbone: LatentBackbone,
+    clip: Clip,
+    cat: Image.Image,
+    tmp_path: Path,
+    uninterrupted: dict[str, LearnedStyle],
+    mode: str,
+    step: int,
 ) -> None:
-    settings = FAST.replace(mode=mode)
-    whole = finished(learn(backbone, cat, lambda: clip, settings))
+    settings, whole = FAST.replace(mode=mode), uninterrupted[mode]
     torch.manual_seed(step)  # what is drawn elsewhere must not matter
     part = at_step(learn(backbone, cat, lambda: clip, settings), step).save(tmp_path / "part.safetensors")
     torch.manual_seed(99)
@@ -312,11 +325,12 @@ def test_learning_does_not_touch_the_global_random_numbers(backbone: LatentBackb
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_longer_run_begins_as_a_shorter_one(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> None:
+def test_a_longer_run_begins_as_a_shorter_one(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image, uninterrupted: dict[str, LearnedStyle]
+) -> None:
     short = finished(learn(backbone, cat, lambda: clip, FAST.replace(steps=2)))
     longer = finished(learn(backbone, cat, lambda: clip, FAST, known=short))
-    whole = finished(learn(backbone, cat, lambda: clip, FAST))
-    for name, x in whole.state.items():
+    for name, x in uninterrupted["attention"].state.items():
         torch.testing.assert_close(longer.state[name], x, atol=1e-6, rtol=0)
 
 
@@ -646,7 +660,7 @@ def test_more_strength_leads_further_from_the_content(
 ) -> None:
     distances = []
     for strength in (0.0, 0.3, 0.6, 0.9):
-        settings = InSTSettings(size=64, steps=10, strength=strength, guidance=2.0)
+        settings = InSTSettings(size=64, steps=10, strength=strength, guidance=2.0, adain=False)
         results = [mini.inst_apply(astronaut, [learnt_on_mini], settings.replace(seed=seed)) for seed in range(3)]
         content = to_tensor(fit(astronaut, (64, 64)))
         distances.append(float(np.mean([(to_tensor(r.image) - content).square().mean() for r in results])))
@@ -660,7 +674,7 @@ def test_stochastic_inversion_keeps_more_of_the_content_than_chance(
     kept = {}
     content = to_tensor(fit(astronaut, (64, 64)))
     for noise in ("stochastic_inversion", "random"):
-        settings = InSTSettings(size=64, steps=10, strength=0.6, guidance=2.0, noise=noise)
+        settings = InSTSettings(size=64, steps=10, strength=0.6, guidance=2.0, adain=False, noise=noise)
         results = [mini.inst_apply(astronaut, [learnt_on_mini], settings.replace(seed=seed)) for seed in range(3)]
         kept[noise] = float(np.mean([ssim(to_tensor(r.image), content) for r in results]))
     assert kept["stochastic_inversion"] > kept["random"]
