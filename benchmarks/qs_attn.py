@@ -54,17 +54,18 @@ def quality(
     contents: Sequence[str],
     prompts: Sequence[str],
     settings: QSAttnSettings,
+    variants: Sequence[str],
     to: Path | None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """The means by variant, and those of the method as it stands by prompt."""
-    by_variant: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
+    by_variant: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     by_prompt: dict[str, dict[str, float]] = {}
     for prompt in prompts:
         rows, rises = [], []
         for name in contents:
             content, images = content_image(name), list[Image.Image | None]()
-            for variant, changed in VARIANTS.items():
-                result = engine.qs_attn(content, prompt, settings.replace(**changed))
+            for variant in variants:
+                result = engine.qs_attn(content, prompt, settings.replace(**VARIANTS[variant]))
                 rise = result.details["similarity_after"] - result.details["similarity_before"]
                 measures = {"similarity": result.details["similarity_after"], "its rise": rise}
                 by_variant[variant].append({**measures, **kept(clip, result.image, content)})
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--patches", type=int)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--all", action="store_true", help="local anchors, too")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--to", type=Path, help="a folder for sheets of the pictures")
     arguments = parser.parse_args()
@@ -158,7 +160,8 @@ def main() -> None:
     clip = Clip(engine.backbone)
     contents, prompts = list(CONTENTS[: arguments.contents]), list(PROMPTS[: arguments.prompts])
 
-    by_variant, by_prompt = quality(engine, clip, contents, prompts, settings, arguments.to)
+    variants = [variant for variant in VARIANTS if arguments.all or "local" not in variant]
+    by_variant, by_prompt = quality(engine, clip, contents, prompts, settings, variants, arguments.to)
     level = at_equal_style(engine, clip, contents[0], settings.prompt, settings)
     bare, whole = cost(engine, clip, settings, arguments.repeats)
 

@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention + energy": {},
     "attention + energy by backpropagation": {"gradient": "backprop"},
 }
+PAPERS = ("none", "attention", "attention + energy")
 SHOWN = 8  # frames on a contact sheet
 
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--rate", type=float, default=0)
+    parser.add_argument("--all", action="store_true", help="balanced attention and backpropagation, too")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--sheets", type=Path, help="a folder for contact sheets")
     parser.add_argument("--costs", type=int, nargs="+", help="numbers of frames whose time and memory to measure")
@@ -65,7 +67,8 @@ def compare_variants(arguments: argparse.Namespace, clips: list[Path], settings:
     engine, judge, style = StyleEngine(arguments.model), OutsideJudge(), style_image(arguments.style)
     for clip in clips:
         rows, strips = {}, list[list[Image.Image]]()
-        for name, values in VARIANTS.items():
+        for name in VARIANTS if arguments.all else PAPERS:
+            values = VARIANTS[name]
             with tempfile.TemporaryDirectory() as folder:
                 output, work = Path(folder) / "out.mp4", Path(folder) / "work"
                 result = engine.zstar_video(clip, [style], settings.replace(**values), output=output, work=work)

@@ -451,11 +451,13 @@ def _download(name: str, origin: Origin) -> tuple[Path, str]:
 def _folder_revision(folder: Path) -> str:
     """A short fingerprint of a local folder: its configurations' and weights' names and contents.
 
-    Whole files are read: the first 64 KiB of a large network's weights hold nothing but a header.
+    What it recommends is no part of it: results record the settings themselves. Whole files are read: the
+    first 64 KiB of a large network's weights hold nothing but a header.
     """
     digest = hashlib.sha256()
     patterns = ("*.json", "*/*.json", "*.safetensors", "*/*.safetensors")
-    for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
+    files = {file for pattern in patterns for file in folder.glob(pattern)} - {folder / RECOMMENDED_FILE}
+    for file in sorted(files):
         with open(file, "rb") as content:
             digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
             digest.update(hashlib.file_digest(content, "sha256").digest())

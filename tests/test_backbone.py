@@ -421,6 +421,8 @@ def test_the_revision_is_of_the_content_and_not_of_the_place(model_copy: Path, m
     (model_copy / "README.md").write_text("A note.")
     assert revision(model_copy) == revision(model_folder)
     (model_copy / "recommended.json").write_text('{"zstar": {"strength": 2.0}}')
+    assert revision(model_copy) == revision(model_folder)
+    (model_copy / "unet" / "config.json").write_text("{}")
     assert revision(model_copy) != revision(model_folder)
 
 

@@ -9,6 +9,11 @@ x_t itself where there is much noise, just where words and composition are decid
 that, this U-Net left its deeper levels unused.
 
     accelerate launch training/unet.py --work training/work --minutes 60
+
+On a CPU one process for each core is faster than one process with many threads, and bears other work
+beside it better:
+
+    ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 training/unet.py --minutes 60
 """
 
 import argparse
@@ -20,16 +25,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from clip import WIDTH
 from crop_store import load_words
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from diffusers.training_utils import EMAModel, compute_snr
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 SNR_CAP = 5.0  # errors of x̂0 weigh SNR + 1, up to this cap + 1 (after min-SNR, Hang et al. 2023)
+FROM_BELOW = 0.8  # gain of what comes from the level below, at the start
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
 WINDOW_SHARE = 0.3  # of the small views are windows of crops at full size
 GUIDANCE = 3.0
@@ -41,7 +50,12 @@ PROMPTS = (
 
 
 def make_unet(latent_channels: int) -> UNet2DConditionModel:
-    """Every residual branch begins at zero, so that even the deepest level starts by passing its input on."""
+    """Stable Diffusion's U-Net, made such that its deepest level is heard from the first step on.
+
+    Residual branches begin at zero, all else passes on what it gets at about its size, and on the way up
+    what comes from below has gain 0.8 at each block. With torch's own start those gains are 0.4 to 0.6:
+    of the mid block a hundred-thousandth arrives, which short training never raises.
+    """
     unet = UNet2DConditionModel(
         sample_size=32,
         in_channels=latent_channels,
@@ -56,6 +70,21 @@ def make_unet(latent_channels: int) -> UNet2DConditionModel:
         if last is not None:
             torch.nn.init.zeros_(last.weight)
             torch.nn.init.zeros_(last.bias)
+        if isinstance(module, (Downsample2D, Upsample2D)):
+            torch.nn.init.kaiming_normal_(module.conv.weight, nonlinearity="linear")
+    torch.nn.init.kaiming_normal_(unet.conv_in.weight, nonlinearity="linear")
+    for block in unet.down_blocks:
+        for resnet in block.resnets:
+            if resnet.conv_shortcut:
+                torch.nn.init.orthogonal_(resnet.conv_shortcut.weight)
+    below = unet.config.block_out_channels[-1]
+    for block in unet.up_blocks:
+        for resnet in block.resnets:
+            shortcut = resnet.conv_shortcut.weight.data
+            torch.nn.init.orthogonal_(shortcut[:, :below], FROM_BELOW)
+            torch.nn.init.orthogonal_(shortcut[:, below:], (1 - FROM_BELOW**2) ** 0.5)
+            below = len(shortcut)
+    return unet
     return unet
 
 
@@ -149,7 +178,7 @@ def held_out_loss(unet, scheduler, latents: Latents, captions: Captions, empty_s
 @torch.no_grad()
 def bottleneck_share(unet, scheduler, latents: Latents, null: torch.Tensor, device) -> float:
     """How much of the prediction goes through the mid block: ‖v − v without it‖ / ‖v‖ at t = 700."""
-    x_0 = torch.from_numpy(latents.whole[:16]).float().to(device)
+    x_0 = torch.from_numpy(latents.whole[:16].copy()).float().to(device)
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(device)
     timesteps = torch.full((len(x_0),), 700, device=device)
     arguments = scheduler.add_noise(x_0, noise, timesteps), timesteps, null.float().to(device).expand(len(x_0), -1, -1)
@@ -188,7 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--minutes", type=float, default=60, help="length of the schedule from its start to its end")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=32, help="over all processes")
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--decay-share", type=float, default=0.3, help="share of the time in which the rate falls")
     parser.add_argument("--large-share", type=float, default=0.25, help="share of the time on 32×32 latents")
@@ -221,8 +250,12 @@ def main() -> None:
     ema.to(device)
     plain = accelerator.unwrap_model(unet)
     size = sum(p.numel() for p in plain.parameters()) / 1e6
-    print(f"{size:.1f} M parameters, {len(latents.whole)} crops, {len(captions.states)} captions, {device}", flush=True)
+    accelerator.print(
+        f"{size:.1f} M parameters, {len(latents.whole)} crops, {len(captions.states)} captions, {device}", flush=True
+    )
 
+    count, rank = arguments.batch // accelerator.num_processes, accelerator.process_index
+    torch.manual_seed(rank)
     average, spent, first_step = 0.0, 0.0, step
     began = reported = time.time()
     while spent < 1:
@@ -230,14 +263,14 @@ def main() -> None:
         decay = min(1.0, max(0.02, (1 - spent) / arguments.decay_share))
         for group in optimizer.param_groups:
             group["lr"] = arguments.rate * warm * decay
-        rng = np.random.default_rng(step)
+        rng = np.random.default_rng((step, rank))
         large = spent > 1 - arguments.large_share
-        x_0, crops = latents.large(arguments.batch // 4, rng) if large else latents.small(arguments.batch, rng)
-        x_0, count = x_0.to(device), len(crops)
+        x_0, crops = latents.large(max(1, count // 4), rng) if large else latents.small(count, rng)
+        x_0 = x_0.to(device)
         condition = captions.batch(crops, rng, EMPTY_SHARE, device)
         noise = torch.randn_like(x_0)
         # stratified: each batch covers the whole range of timesteps
-        timesteps = ((torch.arange(count) + torch.rand(count)) * 1000 / count).long().to(device)
+        timesteps = ((torch.arange(len(x_0)) + torch.rand(len(x_0))) * 1000 / len(x_0)).long().to(device)
         with accelerator.autocast():
             predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps, condition).sample
         snr = compute_snr(scheduler, timesteps)
@@ -248,10 +281,14 @@ def main() -> None:
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
-        ema.step(plain.parameters())
+        if accelerator.is_main_process:
+            ema.step(plain.parameters())
         step += 1
         average = 0.99 * average + 0.01 * errors.mean().item() if step - first_step > 1 else errors.mean().item()
         spent = (time.time() - began) / (60 * arguments.minutes)
+        spent = broadcast(torch.tensor(spent, device=device)).item()  # all end at the same step
+        if not accelerator.is_main_process:
+            continue
         if time.time() - reported > 60 * arguments.report_minutes or spent >= 1:
             plain.save_pretrained(folder / "model")
             ema.store(plain.parameters())
