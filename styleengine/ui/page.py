@@ -49,7 +49,8 @@ def launch_options() -> dict[str, Any]:
 
 def header(title: str) -> None:
     gr.HTML(
-        f"<h1>{escape(title)}</h1><p>Redraws a picture in the style of another one, with a diffusion model.</p>",
+        f"<h1>{escape(title)}</h1><p>Redraws a picture in another style: that of a painting, one said in words, "
+        "or one learnt beforehand.</p>",
         elem_classes="masthead",
     )
 
