@@ -23,6 +23,7 @@ FLOORS = [
     {"learned_style"},
     {"methods", "style_library"},
     {"engine"},
+    {"rerun"},
     {"ui", "cli", "__main__"},
 ]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
