@@ -24,6 +24,7 @@ from styleengine.metrics import psnr
 STEPS, GUIDANCE = 30, 4.0
 LINE_STYLES = ("line drawing", "pencil sketch", "ink", "crosshatch")
 UNGUIDED = 8
+JUDGED, JUDGED_AT = 64, (50, 200, 400, 600, 800, 950)
 PROMPTS = (
     "photo of a blue sky with clouds", "photo of a sunset over a lake", "photo of a red flower",
     "photo of a green tree", "photo of a bird", "photo of a dog", "painting of a woman", "painting of a village street",
@@ -70,6 +71,24 @@ def inversion_gaps(backbone: Backbone, crops: np.ndarray, chosen: list[int], ite
     return gaps
 
 
+@torch.no_grad()
+def clean_errors(backbone: Backbone, crops: np.ndarray, words: list[dict[str, str]]) -> str:
+    """Mean squared error of x̂0 on noised crops, by timestep: with their captions, and with none."""
+    chosen = spread(list(range(len(crops))), JUDGED)
+    x_0 = torch.cat([backbone.encode(as_tensor(crops[i : i + 1])) for i in chosen])
+    told, generator = backbone.condition([words[i]["caption"] for i in chosen]), torch.Generator().manual_seed(0)
+    cells = []
+    for t in JUDGED_AT:
+        alpha = backbone.alphas_cumprod[t]
+        x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * torch.randn(x_0.shape, generator=generator).to(x_0)
+        errors = [
+            (ddim.predict_x0(x_t, backbone.predict_noise(x_t, t, condition), alpha) - x_0).square().mean().item()
+            for condition in (told, backbone.condition([""]))
+        ]
+        cells.append("t {}: {:.4f} ({:.4f})".format(t, *errors))
+    return ", ".join(cells)
+
+
 def samples(backbone: Backbone, prompts: tuple[str, ...], side: int, guidance: float, seed: int) -> list[torch.Tensor]:
     """One picture for each prompt, from noise, by DDIM with classifier-free guidance (0: none)."""
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, STEPS)
@@ -97,6 +116,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--model", default="mini")
     parser.add_argument("--to", type=Path, default=Path())
+    parser.add_argument("--earlier", help="a folder with an earlier version of the embedded model, to compare with")
     parser.add_argument("--side", type=int, default=160, help="of the samples, in pixels")
     arguments = parser.parse_args()
     backbone = load_backbone(arguments.model)
@@ -122,6 +142,9 @@ def main() -> None:
     folder = Path(MODELS / arguments.model if arguments.model == "mini" else arguments.model) / "clip"
     clip, tokenizer = CLIPModel.from_pretrained(folder).float().eval(), CLIPTokenizer.from_pretrained(folder)
     print(f"CLIP: {quality(clip, tokenizer, small, words)}")
+    print(f"Error of x̂0, captioned (uncaptioned): {clean_errors(backbone, small, words)}")
+    if arguments.earlier:
+        print(f"the same of the earlier model: {clean_errors(load_backbone(arguments.earlier), small, words)}")
     side = arguments.side
     save_grid(samples(backbone, ("",) * UNGUIDED, side, 0.0, 0), UNGUIDED, arguments.to / "samples-unconditional.jpg")
     save_grid(samples(backbone, PROMPTS, side, GUIDANCE, 1), 6, arguments.to / "samples-captions.jpg")

@@ -136,10 +136,14 @@ class Backbone(ABC):
         """
 
     def noise_of(self, output: torch.Tensor, latents: torch.Tensor, timestep: int | torch.Tensor) -> torch.Tensor:
-        """The noise in what the U-Net gave: itself, or ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t (Salimans & Ho 2022, App. D)."""
+        """The noise in what the U-Net gave: itself, or ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t (Salimans & Ho 2022, App. D).
+
+        A hook may make the U-Net answer each batch several times over, one after another.
+        """
         if self.prediction_type == "epsilon":
             return output
-        alpha = self.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+        alpha = self.alphas_cumprod[timestep].view(-1, 1, 1, 1).expand(len(latents), -1, -1, -1)
+        alpha, latents = (x.repeat(len(output) // len(latents), 1, 1, 1) for x in (alpha, latents))
         return alpha.sqrt() * output + (1 - alpha).sqrt() * latents
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import counted_evaluations
+from models import write_random_model
 from PIL import Image
 
 from styleengine import Cancelled, HSpaceSettings, StepEvent, StyleEngine, StyleEngineError, ddim
@@ -26,6 +27,18 @@ GAMMAS = (0.0, 0.25, 0.5, 0.8, 1.0)
 def either(request: pytest.FixtureRequest) -> StyleEngine:
     """An engine on each kind of backbone in turn, its cache empty."""
     return request.getfixturevalue("engine" if request.param == "latent" else "pixel_engine")
+
+
+@pytest.fixture(scope="module")
+def velocity_engine(tmp_path_factory: pytest.TempPathFactory) -> StyleEngine:
+    folder = write_random_model(tmp_path_factory.mktemp("velocity") / "model", prediction_type="v_prediction")
+    return StyleEngine(str(folder), device="cpu")
+
+
+@pytest.fixture(params=["engine", "pixel_engine", "velocity_engine"])
+def any_kind(request: pytest.FixtureRequest) -> StyleEngine:
+    """As `either`, and on one that predicts the velocity."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +226,8 @@ def test_what_is_captured_is_the_mid_blocks_output(either: StyleEngine) -> None:
     assert torch.equal(seen[0], noted[0])
 
 
-def test_injection_answers_with_the_plain_noise_and_with_that_of_the_changed_h(either: StyleEngine) -> None:
-    backbone = either.backbone
+def test_injection_answers_with_the_plain_noise_and_with_that_of_the_changed_h(any_kind: StyleEngine) -> None:
+    backbone = any_kind.backbone
     x_t = noise_at(backbone, rows=3)
     handle = backbone.unet.mid_block.register_forward_hook(lambda block, given, h: h.flip(1))
     flipped = plain_noise(backbone, x_t)
@@ -474,12 +487,12 @@ def test_the_result_has_the_contents_shape_and_the_style_is_cut_to_it(
 
 
 def test_a_strip_gives_what_single_runs_give(
-    either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
+    any_kind: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
 ) -> None:
     settings = fast.replace(t_boost=300, seed=5)
-    strip = either.h_space_strip(astronaut, coffee, [0.0, 0.4, 1.0], settings)
+    strip = any_kind.h_space_strip(astronaut, coffee, [0.0, 0.4, 1.0], settings)
     for one in strip:
-        single = either.h_space(astronaut, coffee, settings.replace(gamma=one.settings["gamma"]))
+        single = any_kind.h_space(astronaut, coffee, settings.replace(gamma=one.settings["gamma"]))
         assert largest_difference(one.image, single.image) <= 1
         assert one.settings == single.settings
         assert one.inputs == single.inputs

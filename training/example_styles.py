@@ -1,6 +1,6 @@
 """After stage 8: learns the paintings that come with the package as styles for the embedded model.
 
-python training/example_styles.py
+PYTHONPATH=. python training/example_styles.py
 """
 
 import argparse
