@@ -27,12 +27,12 @@ from styleengine.video import Selection, open_clip
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"attention": "none", "energy": 0.0},
-    "attention": {"energy": 0.0},
-    "attention, balanced": {"energy": 0.0, "balance": True},
-    "attention + energy": {},
+    "attention": {"energy": 0.0, "balance": False},
+    "balanced attention": {"energy": 0.0, "balance": True},
+    "attention + energy": {"balance": False},
+    "balanced attention + energy": {"balance": True},
     "attention + energy by backpropagation": {"gradient": "backprop"},
 }
-PAPERS = ("none", "attention", "attention + energy")
 SHOWN = 8  # frames on a contact sheet
 
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--rate", type=float, default=0)
-    parser.add_argument("--all", action="store_true", help="balanced attention and backpropagation, too")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="one or more of them (default: all)")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--sheets", type=Path, help="a folder for contact sheets")
     parser.add_argument("--costs", type=int, nargs="+", help="numbers of frames whose time and memory to measure")
@@ -67,7 +67,7 @@ def compare_variants(arguments: argparse.Namespace, clips: list[Path], settings:
     engine, judge, style = StyleEngine(arguments.model), OutsideJudge(), style_image(arguments.style)
     for clip in clips:
         rows, strips = {}, list[list[Image.Image]]()
-        for name in VARIANTS if arguments.all else PAPERS:
+        for name in arguments.variant or VARIANTS:
             values = VARIANTS[name]
             with tempfile.TemporaryDirectory() as folder:
                 output, work = Path(folder) / "out.mp4", Path(folder) / "work"

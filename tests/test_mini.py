@@ -11,7 +11,9 @@ from styleengine import StyleEngine, ZStarSettings
 from styleengine.attention import self_attention_layers
 from styleengine.backbone import BACKBONES
 from styleengine.images import fit, open_image, to_tensor
+from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.metrics import color_distance, content_loss, encoder_features, ssim, style_loss
+from styleengine.style_library import SHIPPED
 
 FOLDER = Path(BACKBONES["mini"].location)
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -46,6 +48,28 @@ def test_the_stock_pipeline_loads_the_folder_and_draws() -> None:
     image = pipeline("", num_inference_steps=2, guidance_scale=1.0, height=64, width=64).images[0]
     assert image.size == (64, 64)
     assert pipeline.tokenizer.model_max_length <= 77
+
+
+def test_the_styles_that_come_along_were_learnt_on_these_very_weights(mini: StyleEngine) -> None:
+    files = sorted(SHIPPED.glob(f"*{SUFFIX}"))
+    assert len(files) == 3
+    for file in files:
+        style = LearnedStyle.open(file)
+        assert style.record.name == file.stem
+        assert style.record.complete
+        style.check_fits(mini.backbone)
+        assert style.note_for(mini.backbone) == ""
+
+
+def test_its_bottleneck_is_heard(mini: StyleEngine) -> None:
+    unet = mini.backbone.unet
+    x = torch.randn(2, unet.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+    told = mini.backbone.condition([""]).expand(2, -1, -1)
+    whole = unet(x, 700, told).sample
+    silenced = unet.mid_block.register_forward_hook(lambda block, given, h: torch.zeros_like(h))
+    without = unet(x, 700, told).sample
+    silenced.remove()
+    assert (whole - without).norm() > 1e-3 * whole.norm()
 
 
 def test_it_has_stable_diffusions_sixteen_self_attention_layers(mini: StyleEngine) -> None:
