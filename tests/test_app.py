@@ -709,7 +709,7 @@ def test_learning_survives_its_page_and_its_process(
     shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path
 ) -> None:
     settings = InSTLearningSettings(**{**LEARN, "steps": 12})
-    library = StyleLibrary(tmp_path)
+    library = StyleLibrary(tmp_path, shipped=tmp_path / "none")
     first = Learning(Runner(shared_engine), library)
     name = first.begin(cat, settings, "cat", cat)
     next(known for known in first.watch(name) if known.step >= 3)  # the page is closed: nobody watches any more
