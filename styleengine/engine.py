@@ -16,7 +16,7 @@ from PIL import Image
 
 from styleengine.backbone import Backbone, LatentBackbone, load_backbone, that_listens
 from styleengine.cache import ByteCache
-from styleengine.errors import StyleEngineError
+from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
 from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.methods import h_space, inst, inst_training, qs_attn, zstar, zstar_video
@@ -321,19 +321,22 @@ class StyleEngine:
                 backbone, image, self._clip, settings, name=name, known=known, cache=self.cache
             )
             for state in states:
-                done = state.finished or (seconds is not None and time.monotonic() - began > seconds)
                 try:
                     if on_step:
                         on_step(self._learning_event(backbone, state, content))
-                except BaseException:
-                    done = True
+                except BaseException as error:
+                    if path:
+                        state.style(True, look=isinstance(error, Cancelled)).save(path)
                     raise
-                finally:
-                    if path and (done or time.monotonic() - kept > KEEP_PAUSE):
-                        state.style(True).save(path)
-                        kept = time.monotonic()
-                if done:
-                    return state.style(False)
+                now = time.monotonic()
+                if state.finished or (seconds is not None and now - began > seconds):
+                    style = state.style(True, look=True)
+                    if path:
+                        style.save(path)
+                    return style.without_state()
+                if path and now - kept > KEEP_PAUSE:
+                    state.style(True).save(path)
+                    kept = now
         raise AssertionError("the last state is a finished one")
 
     def inst_apply(
@@ -371,7 +374,7 @@ class StyleEngine:
         def preview() -> Image.Image:
             settings = self.settings_for(InSTSettings, "inst", InSTSettings(steps=PREVIEW_STEPS))
             settings = settings.replace(size=min(settings.size, PREVIEW_SIZE))
-            return inst.stylize(backbone, content, [state.style(False)], settings).image
+            return inst.stylize(backbone, content, [state.style()], settings).image
 
         return LearningEvent(
             "learning", state.step, state.total, preview, state.loss, state.judged, state.steps_per_second

@@ -10,6 +10,7 @@ import runpy
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -818,10 +819,14 @@ def test_in_the_browser_a_painting_is_learnt_stopped_applied_and_downloaded(page
     record = read_record(download.value.path())
     assert (record["method"], record["inputs"][1]["sha256"]) == ("inst", learnt.sha256)
 
-    again = files["content"].parent / "from elsewhere.safetensors"
+    uploaded = page.locator(".upload-style input[type=file], input[type=file][accept*=safetensors]").first
+    again, other = (files["content"].parent / f"from {name}.safetensors" for name in ("elsewhere", "another model"))
     learnt.renamed("elsewhere").save(again)
-    page.locator(".upload-style input[type=file], input[type=file][accept*=safetensors]").first.set_input_files(again)
+    uploaded.set_input_files(again)
     expect_status(page, "“elsewhere” is in the library.")
+    replace(learnt, record=learnt.record.replace(name="other", revision="0")).save(other)
+    uploaded.set_input_files(other)
+    expect_status(page, "it may look different")
 
 
 def keep(path: Path) -> Path:

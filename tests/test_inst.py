@@ -375,6 +375,23 @@ def test_the_word_kept_is_the_best_one(
     torch.testing.assert_close(again.word, style.word, atol=1e-6, rtol=0)
 
 
+def test_what_is_stopped_between_two_looks_is_judged_as_it_is_and_goes_on_as_if_it_had_not_been(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image, learner: Learner
+) -> None:
+    settings = FAST.replace(steps=6, check_every=4, learning_rate=0.005)
+    whole = finished(learn(backbone, cat, lambda: clip, settings))
+    stopped = next(s for s in learn(backbone, cat, lambda: clip, settings) if s.step == 3).style(True, look=True)
+    assert [step for step, _ in stopped.record.history] == [0, 3]
+    assert stopped.record.best_step == 3
+    assert learner.judged_loss(backbone.condition_with_word("*", stopped.word[None])) == pytest.approx(
+        stopped.record.history[-1][1]
+    )
+    again = finished(learn(backbone, cat, lambda: clip, settings, known=stopped))
+    assert [step for step, _ in again.record.history] == [step for step, _ in whole.record.history] == [0, 4, 6]
+    for name, x in whole.state.items():
+        torch.testing.assert_close(again.state[name], x, atol=1e-6, rtol=0)
+
+
 def test_each_step_is_reported_with_its_loss_and_the_pace(
     backbone: LatentBackbone, clip: Clip, cat: Image.Image
 ) -> None:

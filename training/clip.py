@@ -122,7 +122,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--report-minutes", type=float, default=4)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--freeze-text", action="store_true", help="leave the text side as a trained U-Net knows it")
+    parser.add_argument(
+        "--keep-text-encoder", action="store_true", help="leave the U-Net's copy of the text encoder as it knows it"
+    )
     arguments = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision="bf16")
@@ -135,10 +137,7 @@ def main() -> None:
     if arguments.resume and (folder / "state.json").exists():
         model = CLIPModel.from_pretrained(folder / "model", attn_implementation="eager")
         step = json.loads((folder / "state.json").read_text())["step"]
-    model.text_model.requires_grad_(not arguments.freeze_text)
-    model.text_projection.requires_grad_(not arguments.freeze_text)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    decayed, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    decayed, others = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, arguments.rate, betas=(0.9, 0.98), fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -183,7 +182,8 @@ def main() -> None:
             (folder / "state.json").write_text(json.dumps({"step": step}))
             with open(folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
-            plain.text_model.save_pretrained(arguments.work / "text_encoder")
+            if not arguments.keep_text_encoder:
+                plain.text_model.save_pretrained(arguments.work / "text_encoder")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,6 @@ Stable Diffusion's blocks, order and schedule at a fortieth of its size. Most of
 on 16×16 latents (whole crops at 128 pixels, windows of crops at 256), the last part on 32×32. The
 weights that are kept are their exponential moving average.
 
-The network predicts the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022). A predicted noise is nearly
-x_t itself where there is much noise, just where words and composition are decided: trained for
-that, this U-Net left its deeper levels unused.
-
     accelerate launch training/unet.py --work training/work --minutes 60
 
 On a CPU one process for each core is faster than one process with many threads, and bears other work
@@ -30,15 +26,12 @@ from clip import WIDTH
 from crop_store import load_words
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
-from diffusers.training_utils import EMAModel, compute_snr
+from diffusers.training_utils import EMAModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
+from unet_common import bottleneck_share, dropped_skips, start_lively, stratified_timesteps, velocity_loss
 
-SNR_CAP = 5.0  # errors of x̂0 weigh SNR + 1, up to this cap + 1 (after min-SNR, Hang et al. 2023)
-FROM_BELOW = 0.8  # gain of what comes from the level below, at the start
+SKIP_LEVELS = 3  # of the four levels' skip connections may be silent
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
 WINDOW_SHARE = 0.3  # of the small views are windows of crops at full size
 GUIDANCE = 3.0
@@ -50,12 +43,7 @@ PROMPTS = (
 
 
 def make_unet(latent_channels: int) -> UNet2DConditionModel:
-    """Stable Diffusion's U-Net, made such that its deepest level is heard from the first step on.
-
-    Residual branches begin at zero, all else passes on what it gets at about its size, and on the way up
-    what comes from below has gain 0.8 at each block. With torch's own start those gains are 0.4 to 0.6:
-    of the mid block a hundred-thousandth arrives, which short training never raises.
-    """
+    """Stable Diffusion's U-Net at a fortieth of its size."""
     unet = UNet2DConditionModel(
         sample_size=32,
         in_channels=latent_channels,
@@ -65,26 +53,7 @@ def make_unet(latent_channels: int) -> UNet2DConditionModel:
         attention_head_dim=(2, 4, 6, 6),
         cross_attention_dim=WIDTH,
     )
-    for module in unet.modules():
-        last = module.conv2 if isinstance(module, ResnetBlock2D) else getattr(module, "proj_out", None)
-        if last is not None:
-            torch.nn.init.zeros_(last.weight)
-            torch.nn.init.zeros_(last.bias)
-        if isinstance(module, (Downsample2D, Upsample2D)):
-            torch.nn.init.kaiming_normal_(module.conv.weight, nonlinearity="linear")
-    torch.nn.init.kaiming_normal_(unet.conv_in.weight, nonlinearity="linear")
-    for block in unet.down_blocks:
-        for resnet in block.resnets:
-            if resnet.conv_shortcut:
-                torch.nn.init.orthogonal_(resnet.conv_shortcut.weight)
-    below = unet.config.block_out_channels[-1]
-    for block in unet.up_blocks:
-        for resnet in block.resnets:
-            shortcut = resnet.conv_shortcut.weight.data
-            torch.nn.init.orthogonal_(shortcut[:, :below], FROM_BELOW)
-            torch.nn.init.orthogonal_(shortcut[:, below:], (1 - FROM_BELOW**2) ** 0.5)
-            below = len(shortcut)
-    return unet
+    start_lively(unet)
     return unet
 
 
@@ -176,22 +145,6 @@ def held_out_loss(unet, scheduler, latents: Latents, captions: Captions, empty_s
 
 
 @torch.no_grad()
-def bottleneck_share(unet, scheduler, latents: Latents, null: torch.Tensor, device) -> float:
-    """How much of the prediction goes through the mid block: ‖v − v without it‖ / ‖v‖ at t = 700."""
-    x_0 = torch.from_numpy(latents.whole[:16].copy()).float().to(device)
-    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    timesteps = torch.full((len(x_0),), 700, device=device)
-    arguments = scheduler.add_noise(x_0, noise, timesteps), timesteps, null.float().to(device).expand(len(x_0), -1, -1)
-    whole = unet(*arguments).sample
-    silenced = unet.mid_block.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
-    try:
-        without = unet(*arguments).sample
-    finally:
-        silenced.remove()
-    return ((whole - without).norm() / whole.norm()).item()
-
-
-@torch.no_grad()
 def sample_grid(unet, vae, scheduler, states: torch.Tensor, path: Path, side: int) -> None:
     """A row for the prompts (guided) over a row without any: fixed noise, 25 DDIM steps."""
     device, count = vae.device, len(states) - 1
@@ -221,6 +174,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--decay-share", type=float, default=0.3, help="share of the time in which the rate falls")
     parser.add_argument("--large-share", type=float, default=0.25, help="share of the time on 32×32 latents")
+    parser.add_argument("--skip-dropout", type=float, default=0.3, help="share of crops that miss deep skips")
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--report-minutes", type=float, default=6)
     parser.add_argument("--resume", action="store_true")
@@ -269,14 +223,10 @@ def main() -> None:
         x_0 = x_0.to(device)
         condition = captions.batch(crops, rng, EMPTY_SHARE, device)
         noise = torch.randn_like(x_0)
-        # stratified: each batch covers the whole range of timesteps
-        timesteps = ((torch.arange(len(x_0)) + torch.rand(len(x_0))) * 1000 / len(x_0)).long().to(device)
-        with accelerator.autocast():
+        timesteps = stratified_timesteps(len(x_0)).to(device)
+        with accelerator.autocast(), dropped_skips(plain, arguments.skip_dropout, SKIP_LEVELS):
             predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps, condition).sample
-        snr = compute_snr(scheduler, timesteps)
-        weight = (snr + 1).clamp(max=SNR_CAP + 1) / (snr + 1)
-        errors = (predicted.float() - scheduler.get_velocity(x_0, noise, timesteps)).square().mean((1, 2, 3))
-        loss = (weight * errors).mean() / weight.mean()
+        loss, error = velocity_loss(predicted, x_0, noise, timesteps, scheduler)
         optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)
@@ -284,7 +234,7 @@ def main() -> None:
         if accelerator.is_main_process:
             ema.step(plain.parameters())
         step += 1
-        average = 0.99 * average + 0.01 * errors.mean().item() if step - first_step > 1 else errors.mean().item()
+        average = 0.99 * average + 0.01 * error if step - first_step > 1 else error
         spent = (time.time() - began) / (60 * arguments.minutes)
         spent = broadcast(torch.tensor(spent, device=device)).item()  # all end at the same step
         if not accelerator.is_main_process:
@@ -299,7 +249,9 @@ def main() -> None:
                 judged = [
                     held_out_loss(plain, scheduler, held_out, held_out_captions, share, device) for share in (0, 1)
                 ]
-                share = bottleneck_share(plain, scheduler, held_out, prompt_states[:1], device)
+                some = torch.from_numpy(held_out.whole[:16].copy()).float().to(device)
+                null = prompt_states[:1].float().to(device).expand(len(some), -1, -1)
+                share = bottleneck_share(plain, some, scheduler, null)
                 sample_grid(
                     plain, vae, scheduler, prompt_states, folder / f"samples-{step:06d}.png", 32 if large else 16
                 )

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from styleengine.learned_style import LearnedStyle, StyleRecord, fitting_name, t
 from styleengine.perceptual import Clip
 from styleengine.settings import Settings, knob
 
+BEST_WORD = "best_word"  # the name in a style's state of the best of the regular looks
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 JUDGED = 8  # (t, ε) pairs of the fixed set
 LEAST_FALL = 1e-3  # of the loss on the fixed set, as a share of it, that counts as falling
@@ -156,8 +158,9 @@ class LearningState:
     """How far learning has come. `style()` is what is learnt by now; it is to be called before the next state.
 
     `loss` is that of the step, None before the first; `judged` are (step, loss on the fixed set) so
-    far. What happens between two states does not count in `steps_per_second`. With `with_state` the
-    style also carries what `learn` needs to go on from it.
+    far. What happens between two states does not count in `steps_per_second`. Of `style`'s parameters,
+    both off by default, `with_state` adds what `learn` needs to go on, and `look` has the word of
+    this very step judged as well, which takes a moment.
     """
 
     step: int
@@ -166,7 +169,7 @@ class LearningState:
     judged: tuple[tuple[int, float], ...]
     steps_per_second: float
     finished: bool
-    style: Callable[[bool], LearnedStyle]
+    style: Callable[..., LearnedStyle]
 
 
 def learn(
@@ -203,7 +206,7 @@ def learn(
             judged=tuple(learner.judged),
             steps_per_second=(learner.step - first) / seconds if learner.step > first else 0.0,
             finished=learner.finished,
-            style=lambda with_state: learner.style(painting, name, with_state),
+            style=partial(learner.style, painting, name),
         )
 
     yield state(None)
@@ -260,15 +263,11 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=rate)
         self.step = 0
         self.judged: list[tuple[int, float]] = []
-        self.best_word = torch.empty(0)
+        self.best_word = torch.zeros(1, backbone.word_width, device=backbone.device)
 
     @property
     def finished(self) -> bool:
         return self.step >= self.settings.steps or self._stuck
-
-    @property
-    def best_step(self) -> int:
-        return min(self.judged, key=lambda entry: entry[1])[0]
 
     @property
     def _stuck(self) -> bool:
@@ -277,6 +276,9 @@ class Learner:
         if not patience or len(losses) <= patience:
             return False
         return min(losses[-patience:]) > min(losses[:-patience]) * (1 - LEAST_FALL)
+
+    def _is_judged(self, step: int) -> bool:
+        return step % self.settings.check_every == 0 or step >= self.settings.steps
 
     def advance(self) -> float:
         """One step; the loss before it. At every `check_every` steps, and at the last, it is judged too.
@@ -297,7 +299,7 @@ class Learner:
             self._backward(loss, noise[0].numel())
         self.optimizer.step()
         self.step = step
-        if step % self.settings.check_every == 0 or step >= self.settings.steps:
+        if self._is_judged(step):
             self.judge()
         return float(loss.detach())
 
@@ -332,23 +334,37 @@ class Learner:
         batches = zip(x_0.split(room), places.split(room), noise.split(room), strict=True)
         return sum(float(self.loss(condition, *batch)) * len(batch[0]) for batch in batches) / JUDGED
 
-    @torch.no_grad()
     def judge(self) -> float:
         """The loss of the painting's word on the fixed set, noted; the best word so far is kept."""
-        word = self.word()
-        loss = self.judged_loss(self.backbone.condition_with_word(PLACEHOLDER, word))
+        word, loss = self._looked_at()
         if not self.judged or loss < min(entry[1] for entry in self.judged):
             self.best_word = word
         self.judged.append((self.step, loss))
         return loss
 
     @torch.no_grad()
+    def _looked_at(self) -> tuple[torch.Tensor, float]:
+        """The word as it is now, and its loss on the fixed set."""
+        word = self.word()
+        return word, self.judged_loss(self.backbone.condition_with_word(PLACEHOLDER, word))
+
+    @torch.no_grad()
     def word(self) -> torch.Tensor:
         """The word (1, width) of the whole painting, as the module stands, without dropout."""
         return self.module(self.lesson.pooled[:1], self.lesson.tokens[:1]).clone()
 
-    def style(self, painting: Image.Image, name: str, with_state: bool) -> LearnedStyle:
+    def style(self, painting: Image.Image, name: str, with_state: bool = False, look: bool = False) -> LearnedStyle:
+        """The best word so far. With `look` the one of this step is judged too, wherever learning stands.
+
+        What goes on from the style's state goes on as if there had been no such look.
+        """
         backbone, latents = self.backbone, self.lesson.latents[0].flatten(1)
+        judged, best_word = list(self.judged), self.best_word
+        if look and judged[-1][0] < self.step:
+            word, loss = self._looked_at()
+            if loss < min(entry[1] for entry in judged):
+                best_word = word
+            judged.append((self.step, loss))
         return LearnedStyle(
             record=StyleRecord(
                 name=name,
@@ -358,12 +374,12 @@ class Learner:
                 words=backbone.words,
                 settings=self.settings.model_dump(),
                 step=self.step,
-                best_step=self.best_step,
+                best_step=min(judged, key=lambda entry: entry[1])[0],
                 complete=self.finished,
-                history=list(self.judged),
+                history=judged,
                 version=__version__,
             ),
-            word=self.best_word[0].cpu(),
+            word=best_word[0].cpu(),
             latent_mean=latents.mean(1).cpu(),
             latent_std=latents.std(1).cpu(),
             thumbnail=thumbnail_of(painting),
@@ -384,11 +400,12 @@ class Learner:
                     "step": torch.tensor(float(known.record.step)),
                     **{key: known.state[f"{key}.{name}"].to(weight, copy=True) for key in MOMENTS},
                 }
-        self.step, self.judged = known.record.step, list(known.record.history)
-        self.best_word = known.word[None].to(self.backbone.device)
+        self.step = known.record.step
+        self.judged = [entry for entry in known.record.history if self._is_judged(entry[0])]
+        self.best_word = known.state[BEST_WORD].to(self.backbone.device)
 
     def _state(self, zeros: bool = False) -> dict[str, torch.Tensor]:
-        state: dict[str, torch.Tensor] = {}
+        state = {BEST_WORD: torch.zeros(self.best_word.shape) if zeros else self.best_word.cpu().clone()}
         for name, weight in self.module.named_parameters():
             state[f"module.{name}"] = weight.detach().cpu().clone()
             moments: Mapping[str, Any] = self.optimizer.state.get(weight, {})

@@ -79,6 +79,11 @@ class Shelf:
         picked: dict[str, Any] = {"value": chosen} if chosen in names else {}
         return {self.style: gr.Dropdown(choices=names, **picked), self.style_2: gr.Dropdown(choices=names)}
 
+    def note(self, style: LearnedStyle) -> str:
+        """What there is to know about using it on this model, if anything."""
+        backbone = self.runner.engine.backbone
+        return style.note_for(backbone) if isinstance(backbone, LatentBackbone) else ""
+
     def file(self, style: LearnedStyle) -> str:
         """The style's file where Gradio may send it from."""
         return str(style.save(place(self.style.GRADIO_CACHE, f"{style.record.name}{SUFFIX}")))
@@ -135,19 +140,23 @@ def _build_apply(runner: Runner, library: StyleLibrary, shelf: Shelf) -> None:
             raise shown(error) from None
         return {**shelf.refreshed(style.record.name), panel.status: line(f"“{style.record.name}” is in the library.")}
 
-    def offer(name: str | None) -> gr.DownloadButton:
+    def offer(name: str | None) -> Updates:
+        """The chosen style to download, and what there is to know about it."""
         try:
-            return gr.DownloadButton(value=shelf.file(library.open(name)) if name else None, interactive=bool(name))
+            style = library.open(name) if name else None
         except StyleEngineError:
-            return gr.DownloadButton(value=None, interactive=False)
+            style = None
+        button = gr.DownloadButton(value=shelf.file(style) if style else None, interactive=bool(style))
+        note = shelf.note(style) if style else ""
+        return {shelf.download: button, panel.status: line(note) if note else gr.skip()}
 
     quiet: dict[str, Any] = {"preprocess": False, "queue": False, "show_progress": "hidden"}
     lists = [shelf.style, shelf.style_2]
     shelf.upload.upload(take_up, shelf.upload, [*lists, panel.status], api_visibility="private", **quiet)
-    shelf.style.change(offer, shelf.style, shelf.download, api_visibility="private", **quiet)
+    shelf.style.change(offer, shelf.style, [shelf.download, panel.status], api_visibility="private", **quiet)
     # On loading the page, and with what is then chosen.
     gr.on(None, lambda: shelf.refreshed(), outputs=lists, api_visibility="private", **quiet)
-    gr.on(None, offer, shelf.style, shelf.download, api_visibility="private", **quiet)
+    gr.on(None, offer, shelf.style, [shelf.download, panel.status], api_visibility="private", **quiet)
 
     def upload_for_client(file: Any) -> str:
         """Takes a style file into the library; its name there, for `/inst_apply`."""

@@ -1,0 +1,132 @@
+"""What the two U-Nets, of latents and of pixels, have in common: their start, their loss, how their bottleneck is used.
+
+Both predict the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022). A predicted noise is nearly x_t
+itself where there is much noise, just where composition is decided: trained for that, the U-Net of
+the embedded model left its deeper levels unused.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from diffusers.training_utils import compute_snr
+
+UNet = UNet2DConditionModel | UNet2DModel
+FROM_BELOW = 0.8  # gain of what comes from the level below, at the start
+SNR_CAP = 5.0  # errors of x̂0 weigh SNR + 1, up to this cap + 1 (after min-SNR, Hang et al. 2023)
+
+
+def start_lively(unet: UNet) -> None:
+    """Sets the first weights such that the deepest level is heard from the first step on.
+
+    Residual branches begin at zero, all else passes on what it gets at about its size, and on the way up
+    what comes from below has gain 0.8 at each block. With torch's own start those gains are 0.4 to 0.6:
+    of the mid block a hundred-thousandth arrives, which short training never raises.
+    """
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D):
+            last = module.conv2
+        elif isinstance(module, Transformer2DModel):
+            last = module.proj_out
+        elif isinstance(module, Attention) and module.residual_connection:
+            last = module.to_out[0]
+        else:
+            last = None
+        if last is not None:
+            torch.nn.init.zeros_(last.weight)
+            torch.nn.init.zeros_(last.bias)
+        if isinstance(module, (Downsample2D, Upsample2D)):
+            torch.nn.init.kaiming_normal_(module.conv.weight, nonlinearity="linear")
+    torch.nn.init.kaiming_normal_(unet.conv_in.weight, nonlinearity="linear")
+    for block in unet.down_blocks:
+        for resnet in block.resnets:
+            if resnet.conv_shortcut:
+                torch.nn.init.orthogonal_(resnet.conv_shortcut.weight)
+    below = unet.config.block_out_channels[-1]
+    for block in unet.up_blocks:
+        for resnet in block.resnets:
+            shortcut = resnet.conv_shortcut.weight.data
+            torch.nn.init.orthogonal_(shortcut[:, :below], FROM_BELOW)
+            torch.nn.init.orthogonal_(shortcut[:, below:], (1 - FROM_BELOW**2) ** 0.5)
+            below = len(shortcut)
+
+
+def stratified_timesteps(count: int) -> torch.Tensor:
+    """`count` of the 1000 timesteps, spread over the whole range."""
+    return ((torch.arange(count) + torch.rand(count)) * 1000 / count).long()
+
+
+def velocity_loss(
+    predicted: torch.Tensor, x_0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, scheduler: Any
+) -> tuple[torch.Tensor, float]:
+    """The weighted loss, and the plain mean error of the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022)."""
+    snr = compute_snr(scheduler, timesteps)
+    weight = (snr + 1).clamp(max=SNR_CAP + 1) / (snr + 1)
+    errors = (predicted.float() - scheduler.get_velocity(x_0, noise, timesteps)).square().mean((1, 2, 3))
+    return (weight * errors).mean() / weight.mean(), errors.mean().item()
+
+
+@contextmanager
+def dropped_skips(unet: UNet, share: float, levels: int) -> Iterator[None]:
+    """For a random `share` of the batch the skip connections of the deepest levels, one to `levels`, are silent.
+
+    What they would have carried must then go through the mid block. With all of them there at all times
+    a U-Net that is trained briefly leaves its bottleneck unused.
+    """
+    deepest: dict[int, torch.Tensor] = {}
+
+    def silence(level: int, skips: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        if level == 0:
+            rows = len(skips[0])
+            drawn = torch.randint(1, levels + 1, (rows,)) * (torch.rand(rows) < share)
+            deepest[0] = drawn.to(skips[0])[:, None, None, None]
+        return tuple(skip * (deepest[0] <= level) for skip in skips)
+
+    def before(level: int) -> Any:
+        def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            if "res_hidden_states_tuple" in kwargs:
+                kwargs["res_hidden_states_tuple"] = silence(level, kwargs["res_hidden_states_tuple"])
+                return args, kwargs
+            sample, skips, *others = args
+            return (sample, silence(level, skips), *others), kwargs
+
+        return hook
+
+    hooks = [
+        block.register_forward_pre_hook(before(level), with_kwargs=True)
+        for level, block in enumerate(unet.up_blocks[:levels])
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def silenced_bottleneck(unet: UNet) -> Iterator[None]:
+    """Within the context the mid block gives zeros."""
+    hook = unet.mid_block.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@torch.no_grad()
+def bottleneck_share(unet: UNet, x_0: torch.Tensor, scheduler: Any, *condition: torch.Tensor) -> float:
+    """How much of the prediction goes through the mid block: ‖v − v without it‖ / ‖v‖ at t = 700."""
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(x_0)
+    timesteps = torch.full((len(x_0),), 700, device=x_0.device)
+    arguments = scheduler.add_noise(x_0, noise, timesteps), timesteps, *condition
+    whole = unet(*arguments).sample
+    with silenced_bottleneck(unet):
+        without = unet(*arguments).sample
+    return ((whole - without).norm() / whole.norm()).item()
