@@ -33,8 +33,8 @@ def make_unet() -> UNet2DModel:
     unet = UNet2DModel(
         sample_size=SIDE,
         block_out_channels=(32, 64, 128, 192),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         attention_head_dim=32,
         norm_num_groups=16,
