@@ -2,13 +2,16 @@
 
     PYTHONPATH=. python benchmarks/h_space.py --pairs 10 --to sheets
 
-With --to, a sheet of pictures for each pair: above with calibration, below without; on the left the
-style image, then γ = 0, 0.2, … 1, on the right the content.
+    PYTHONPATH=. python benchmarks/h_space.py --model figures --pictures examples/figures --size 64 --to sheets
+
+With --pictures the pairs are those of a folder, else photographs and paintings of the examples. With
+--to, a sheet of pictures for each pair: above with calibration, below without; on the left the style
+image, then γ = 0, 0.2, … 1, on the right the content.
 """
 
 import argparse
 import statistics
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import torch
@@ -16,19 +19,20 @@ import torch.nn.functional as F
 from gallery import sheet
 from judge import OutsideJudge, mean_of, measure, table
 from machine import machine
-from pairs import STYLES, content_image, pairs, style_image
+from pairs import content_image, pairs, style_image
 from PIL import Image
 
 from styleengine import HSpaceSettings, StyleEngine
-from styleengine.backbone import Backbone
+from styleengine.backbone import Backbone, LatentBackbone, load_backbone
 from styleengine.engine import STRIP
-from styleengine.images import fit, to_tensor
+from styleengine.images import fit, open_image, to_tensor
 from styleengine.methods.h_space import injection
 from styleengine.metrics import ssim
 
 CALIBRATION = {True: "with", False: "without"}
 REACH_AT = (900, 700, 500)
 REPEATS = 3
+Pair = tuple[str, Image.Image, Image.Image]  # what it is called, content, style
 MOST_SINGLE_RUNS = 2.5  # what a strip of six may cost
 
 
@@ -52,16 +56,25 @@ def artefacts(image: Image.Image, unchanged: Image.Image) -> dict[str, float]:
     }
 
 
+def judged_pairs(folder: Path | None, count: int) -> list[Pair]:
+    """`count` pairs, spread over the pictures there are."""
+    if folder is None:
+        return [(f"{c}-{s}", content_image(c), style_image(s)) for c, s in pairs(count)]
+    files = sorted(file for file in folder.iterdir() if file.suffix in {".png", ".jpg"})
+    every = sorted(permutations(range(len(files)), 2), key=lambda pair: ((pair[1] - pair[0]) % len(files), pair))
+    chosen = [(files[c], files[s]) for c, s in every[:count]]
+    return [(f"{c.stem}-{s.stem}", open_image(c), open_image(s)) for c, s in chosen]
+
+
 @torch.no_grad()
-def reach(backbone: Backbone, size: int) -> dict[int, float]:
+def reach(backbone: Backbone, size: int, pictures: list[Image.Image]) -> dict[int, float]:
     """By timestep: |ε without h − ε| / |ε|, the mean over pictures. Where it is nothing, h-space can do nothing.
 
     A U-Net that has learnt little leans on its skip connections and leaves its bottleneck unused.
     """
     null, generator = backbone.condition([""]), torch.Generator().manual_seed(0)
-    pictures = [to_tensor(fit(style_image(name), (size, size))) for name in STYLES]
     shares: dict[int, list[float]] = {t: [] for t in REACH_AT}
-    for x_0 in map(backbone.encode, pictures):
+    for x_0 in (backbone.encode(to_tensor(fit(picture, (size, size)))) for picture in pictures):
         for t, values in shares.items():
             alpha = backbone.alphas_cumprod[t]
             noise = torch.randn(x_0.shape, generator=generator).to(x_0)
@@ -78,36 +91,37 @@ def moves_one_way(rows: dict[str, dict[str, float]], name: str, rising: bool) ->
 
 
 def quality(
-    engine: StyleEngine, judged: list[tuple[str, str]], settings: HSpaceSettings, folder: Path | None
+    engine: StyleEngine, judged: list[Pair], settings: HSpaceSettings, folder: Path | None
 ) -> dict[bool, dict[str, dict[str, float]]]:
     """By calibration and γ: the measures, averaged over the pairs."""
-    judge = OutsideJudge()
+    judge, eye = OutsideJudge(), engine.backbone
+    if not isinstance(eye, LatentBackbone):
+        eye = load_backbone("mini")  # whose autoencoder measures, where a model has none
     rows: dict[bool, dict[str, list[dict[str, float]]]] = {
         calibration: {f"γ {gamma:g}": [] for gamma in STRIP} for calibration in CALIBRATION
     }
-    for content_name, style_name in judged:
-        content, style = content_image(content_name), style_image(style_name)
+    for name, content, style in judged:
         pictures: list[list[Image.Image | None]] = []
         for calibration in CALIBRATION:
             strip = engine.h_space_strip(content, style, STRIP, settings.replace(calibration=calibration))
             images = [result.image for result in strip]
             for image, measured in zip(images, rows[calibration].values(), strict=True):
                 near = {"SSIM to γ 0": ssim(to_tensor(image), to_tensor(images[0]))}
-                measures = measure(engine.backbone, judge, image, content, style)
+                measures = measure(eye, judge, image, content, style)
                 measured.append({**measures, **near, **artefacts(image, images[0])})
             pictures.append([fit(style, images[0].size), *images, fit(content, images[0].size)])
         if folder:
-            sheet(pictures, (192, 192)).save(folder / f"{content_name}-{style_name}.png")
-        print(f"{content_name} + {style_name}", flush=True)
+            sheet(pictures, (192, 192)).save(folder / f"{name}.png")
+        print(name, flush=True)
     return {
         calibration: {name: mean_of(values) for name, values in by_gamma.items()}
         for calibration, by_gamma in rows.items()
     }
 
 
-def cost(engine: StyleEngine, settings: HSpaceSettings) -> tuple[float, float]:
+def cost(engine: StyleEngine, settings: HSpaceSettings, pair: Pair) -> tuple[float, float]:
     """Median seconds of a single run and of a strip of six, nothing known beforehand."""
-    content, style = content_image("astronaut"), style_image("great-wave")
+    _, content, style = pair
     engine.h_space(content, style, settings.replace(steps=4))  # warm up
     single, strip = [], []
     for _ in range(REPEATS):
@@ -121,6 +135,7 @@ def cost(engine: StyleEngine, settings: HSpaceSettings) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pictures", type=Path, help="a folder to form the pairs from")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--model", default="mini")
@@ -132,10 +147,12 @@ def main() -> None:
     settings = engine.settings_for(
         HSpaceSettings, "h_space", HSpaceSettings(size=arguments.size, steps=arguments.steps)
     )
-    hanging = ", ".join(f"t {t}: {share:.1e}" for t, share in reach(engine.backbone, arguments.size).items())
+    judged = judged_pairs(arguments.pictures, arguments.pairs)
+    shares = reach(engine.backbone, arguments.size, [style for _, _, style in judged])
+    hanging = ", ".join(f"t {t}: {share:.1e}" for t, share in shares.items())
     print(f"share of the predicted noise that hangs on h: {hanging}", flush=True)
-    rows = quality(engine, pairs(arguments.pairs), settings, arguments.to)
-    single, strip = cost(engine, settings)
+    rows = quality(engine, judged, settings, arguments.to)
+    single, strip = cost(engine, settings, judged[0])
 
     about = f"{arguments.pairs} pairs at {arguments.size} px, {arguments.steps} steps"
     print(f"\n{machine()}; {engine.backbone.identity}; {about}")

@@ -66,6 +66,7 @@ BACKBONES = {
         "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         title="Stable Diffusion 1.5 (for GPUs)",
     ),
+    "figures": Origin(str(MODELS / "figures"), title="Painted figures, 64 pixels (embedded)"),
     "ddpm-celebahq-256": Origin("google/ddpm-celebahq-256", title="Faces, 256 pixels", recommended=PIXELS_256),
     "ddpm-church-256": Origin("google/ddpm-church-256", title="Churches, 256 pixels", recommended=PIXELS_256),
     "ddpm-bedroom-256": Origin("google/ddpm-bedroom-256", title="Bedrooms, 256 pixels", recommended=PIXELS_256),
