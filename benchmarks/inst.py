@@ -71,10 +71,15 @@ def strengths(
     contents: Sequence[str],
     settings: InSTSettings,
 ) -> dict[str, dict[str, float]]:
-    """The mean measures of all pairs at each strength, and with random noise at the default one."""
-    variants = {f"strength {strength:g}": settings.replace(strength=strength) for strength in STRENGTHS}
-    variants["strength 0.7, random noise"] = settings.replace(strength=0.7, noise="random")
-    variants["strength 0.7, AdaIN"] = settings.replace(strength=0.7, adain=True)
+    """The mean measures of all pairs at each strength, with random noise at the default one, and with AdaIN.
+
+    AdaIN gives the content the painting's colours before anything is drawn. So whether strength leads from
+    content to style is asked without it.
+    """
+    plain = settings.replace(adain=False)
+    variants = {f"strength {strength:g}": plain.replace(strength=strength) for strength in STRENGTHS}
+    variants["strength 0.7, random noise"] = plain.replace(strength=0.7, noise="random")
+    variants |= {f"strength {s:g}, AdaIN": settings.replace(strength=s, adain=True) for s in STRENGTHS}
     rows = {}
     for variant, chosen in variants.items():
         found = []

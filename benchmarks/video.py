@@ -25,12 +25,13 @@ from styleengine import StyleEngine, ZStarSettings, ZStarVideoSettings
 from styleengine.images import fit
 from styleengine.video import Selection, open_clip
 
+PAPER = {"balance": 1.0, "spare_motion": False}  # Eq. 18 and 19 as they stand
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"attention": "none", "energy": 0.0},
-    "attention": {"energy": 0.0, "balance": False},
-    "balanced attention": {"energy": 0.0, "balance": True},
-    "attention + energy": {"balance": False},
-    "balanced attention + energy": {"balance": True},
+    "attention": {"energy": 0.0},
+    "attention + energy": {},
+    "attention, as the paper's": {"energy": 0.0, **PAPER},
+    "attention + energy, as the paper's": PAPER,
     "attention + energy by backpropagation": {"gradient": "backprop"},
 }
 SHOWN = 8  # frames on a contact sheet

@@ -33,7 +33,14 @@ from styleengine.images import fit, to_tensor
 from styleengine.inversion import Trajectory
 from styleengine.methods import zstar_video
 from styleengine.methods.zstar import StyleInjection
-from styleengine.methods.zstar_video import FrameAttention, FramePainter, FrameRecord, energy_gradient, step_width
+from styleengine.methods.zstar_video import (
+    FrameAttention,
+    FramePainter,
+    FrameRecord,
+    energy_gradient,
+    step_width,
+    stillness,
+)
 from styleengine.metrics import frame_differences
 from styleengine.stylization import METADATA_KEY
 from styleengine.video import open_clip, read_comment
@@ -100,17 +107,17 @@ def test_layers_without_inter_frame_attention_see_their_own_keys_and_are_not_kep
     assert tap.own == {}
 
 
-@pytest.mark.parametrize("balance", [True, False])
-def test_styles_come_beside_the_earlier_frames(backbone: Backbone, balance: bool) -> None:
+@pytest.mark.parametrize("balance", [1.0, 2.0, 3.5])
+def test_styles_come_beside_the_earlier_frames(backbone: Backbone, balance: float) -> None:
     q, k, v, k_0, v_0, k_1, v_1 = layer_tensors()
     k_s, v_s = layer_tensors(9, 9)[7:]
     settings = ZStarVideoSettings(size=64, balance=balance, strength=1.5)
     path = Trajectory([], {1: dict.fromkeys(settings.styled_layers(), (k_s, v_s))})
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, 2)
     painter = FramePainter(backbone, schedule, [Style(MASK)], [path], settings.replace(steps=2), (64, 64))
-    record = [FrameRecord({1: {12: pair}}) for pair in ((k_0, v_0), (k_1, v_1))]
+    record = [FrameRecord(torch.zeros(1, 4, 8, 8), {1: {12: pair}}) for pair in ((k_0, v_0), (k_1, v_1))]
     tap = painter._tap(1, record)
-    shift = math.log(2) if balance else 0.0
+    shift = math.log(balance)
     logits = torch.cat([1.5 * q @ k_s.mT / 8**0.5 + shift, q @ k_0.mT / 8**0.5, q @ k_1.mT / 8**0.5], -1)
     expected = logits.softmax(-1) @ torch.cat([v_s, v_0, v_1], 2)
     torch.testing.assert_close(tap(12, q, k, v), expected, atol=1e-5, rtol=0)
@@ -164,7 +171,8 @@ def painter_of(
     latents = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(settings.steps + 1)]
     painter = FramePainter(backbone, schedule, [Style(MASK)], [Trajectory(latents)], settings, (64, 64))
     x_T = torch.randn(1, 4, 16, 16, generator=generator)  # noqa: N806
-    records = [painter.first(torch.randn(1, 4, 16, 16, generator=generator), None)[1] for _ in range(2)]
+    noises = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(2)]
+    records = [painter.first(x, x, None)[1] for x in noises]
     return painter, records, x_T
 
 
@@ -194,7 +202,7 @@ def test_energy_draws_a_frame_towards_the_previous_one(backbone: Backbone, gradi
     def distance(energy: float) -> float:
         settings = ZStarVideoSettings(size=64, steps=3, energy=energy, gradient=gradient)
         painter, records, x_T = painter_of(backbone, settings)  # noqa: N806
-        x_0, _ = painter.next(x_T, *records, None)
+        x_0, _ = painter.next(x_T, records[1].content, *records, None)
         return float((x_0 - records[1].clean[1]).norm())
 
     distances = [distance(energy) for energy in (0.0, 0.3, 0.8)]
@@ -202,10 +210,37 @@ def test_energy_draws_a_frame_towards_the_previous_one(backbone: Backbone, gradi
     assert distances[2] < 0.8 * distances[0]
 
 
+@pytest.mark.parametrize("gradient", ["closed_form", "backprop"])
+def test_energy_spares_what_moves_in_the_clip(backbone: Backbone, gradient: str) -> None:
+    settings = ZStarVideoSettings(size=64, steps=2, energy=0.8, attention="none", gradient=gradient)
+    painter, records, x_T = painter_of(backbone, settings)  # noqa: N806
+    content = records[1].content.clone()
+    content[..., 8:] += 5 * content.std()  # the right half moves
+
+    def drawn(**changes: Any) -> torch.Tensor:
+        """x_t after the first step; in later ones the halves hear of each other."""
+        painter.settings, seen = settings.replace(**changes), list[torch.Tensor]()
+        painter.next(x_T, content, *records, lambda step, x_t, clean: seen.append(x_t))
+        return seen[0]
+
+    without, sparing, alike = drawn(energy=0.0), drawn(), drawn(spare_motion=False)
+    torch.testing.assert_close(sparing[..., :8], alike[..., :8])
+    torch.testing.assert_close(sparing[..., 8:], without[..., 8:])
+    assert (alike - without)[..., 8:].norm() > 0.1 * without[..., 8:].norm()
+
+
+def test_stillness_falls_as_a_gaussian_of_the_change() -> None:
+    previous = torch.randn(1, 4, 2, 3)
+    content = previous + previous.std() * torch.tensor([[0.0, 0.3, 0.6], [0.0, -0.3, 30]])
+    expected = torch.tensor([[1, math.exp(-1), math.exp(-4)], [1, math.exp(-1), 0]])
+    torch.testing.assert_close(stillness(content, previous)[0, 0], expected)
+    assert torch.equal(stillness(torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2)), torch.ones(1, 1, 2, 2))
+
+
 def test_records_keep_nothing_of_the_gradients_graph(backbone: Backbone) -> None:
     settings = ZStarVideoSettings(size=64, steps=2, gradient="backprop")
     painter, records, x_T = painter_of(backbone, settings)  # noqa: N806
-    x_0, record = painter.next(x_T, *records, None)
+    x_0, record = painter.next(x_T, x_T, *records, None)
     assert not any(x.requires_grad for x in (x_0, *record.tensors().values()))
 
 
@@ -238,7 +273,7 @@ def test_the_first_frame_is_the_image_methods(
 def test_in_a_still_clip_balanced_frames_are_all_the_first(
     run: Callable[..., VideoStylization], still: Path, gradient: str
 ) -> None:
-    result = run(QUICK.replace(gradient=gradient, balance=True, frames=3), clip=still)
+    result = run(QUICK.replace(gradient=gradient, balance=2.0, frames=3), clip=still)
     assert max(result.differences["result"]) < 1e-4
     unbalanced = run(QUICK.replace(gradient=gradient, frames=3), clip=still)
     assert unbalanced.differences["result"][0] > 2e-4  # two frames' keys outweigh the styles

@@ -91,10 +91,10 @@ def held_out_error(unet: UNet2DModel, scheduler: DDPMScheduler, x_0: torch.Tenso
 
 
 @torch.no_grad()
-def save_samples(unet: UNet2DModel, scheduler: DDPMScheduler, path: Path, count: int = 16) -> None:
-    """Figures drawn from fixed noise in 50 DDIM steps, in two rows."""
+def save_samples(unet: UNet2DModel, scheduler: DDPMScheduler, path: Path, count: int = 8) -> None:
+    """Figures drawn from fixed noise in 25 DDIM steps, in two rows."""
     sampler = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
-    sampler.set_timesteps(50)
+    sampler.set_timesteps(25)
     x = torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).to(unet.device)
     for t in sampler.timesteps:
         x = sampler.step(unet(x, t).sample.float(), t, x).prev_sample

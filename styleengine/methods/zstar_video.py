@@ -43,6 +43,8 @@ from styleengine.video import Selection, VideoClip, write_clip
 from styleengine.workfolder import WorkFolder
 
 MOST_FRAMES = 3000
+TINY = 1e-12
+MOTION = 0.3  # a change of a frame's latents, in units of their spread, at which it moves rather than rests
 RESULT, ALONE = "frames", "alone"  # the series of frames in the work folder
 CLIP_ROLE = "clip"  # of the input that is no picture
 FIRST, PREVIOUS = "first", "previous"  # the records of frames there
@@ -69,8 +71,15 @@ class ZStarVideoSettings(StyleAttentionSettings):
         title="Inter-frame attention",
         rare=True,
     )
-    balance: bool = knob(
-        False, "Two frames' keys together count as much as one's: the first frame then differs less.", rare=True
+    spare_motion: bool = knob(
+        True, "Steadiness gives way where the clip itself moves; without this what moves leaves ghosts.", rare=True
+    )
+    balance: float = knob(
+        1.0,
+        "How many times the styles count beside the keys of two frames; at 2 as much as beside one frame's own.",
+        rare=True,
+        ge=1,
+        le=8,
     )
     gradient: Literal["closed_form", "backprop"] = knob(
         "closed_form", "The energy's gradient: with the noise held fixed, or through the U-Net (slower).", rare=True
@@ -93,14 +102,15 @@ KeysValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass
 class FrameRecord:
-    """What later frames need of a frame, by noise level: each layer's keys and values, and x̂0."""
+    """What later frames need of a frame: its content's latents; by noise level each layer's keys and values, and x̂0."""
 
+    content: torch.Tensor
     keys_values: dict[int, KeysValues] = field(default_factory=dict)
     clean: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All of it as named tensors."""
-        named = {f"clean.{level}": x for level, x in self.clean.items()}
+        named = {"content": self.content} | {f"clean.{level}": x for level, x in self.clean.items()}
         for level, layers in self.keys_values.items():
             for layer, (k, v) in layers.items():
                 named |= {f"keys.{level}.{layer}": k, f"values.{level}.{layer}": v}
@@ -109,8 +119,10 @@ class FrameRecord:
     @classmethod
     def of(cls, named: Mapping[str, torch.Tensor], device: torch.device) -> "FrameRecord":
         """The record whose `tensors` these are."""
-        record = cls()
+        record = cls(named["content"].to(device))
         for name, x in named.items():
+            if name == "content":
+                continue
             kind, *numbers = name.split(".")
             level = int(numbers[0])
             if kind == "clean":
@@ -155,7 +167,18 @@ def energy_gradient(clean: torch.Tensor, reference: torch.Tensor, alpha_t: torch
     return 2 * (clean - reference) / alpha_t.sqrt()
 
 
-def step_width(pull: float, alpha_t: torch.Tensor, alpha_prev: torch.Tensor) -> torch.Tensor:
+def stillness(content: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+    """How still the clip is at each place, from nearly 0 to 1: exp(−d²/τ²) (1, 1, height, width).
+
+    d is the root mean square difference of two neighbouring frames' latents (1, channels, height, width)
+    in units of their spread, τ is MOTION. Eq. 19 draws everything alike towards the previous frame;
+    where something moves that is another thing's place, and what is drawn there is a ghost.
+    """
+    change = (content - previous).square().mean(1, keepdim=True) / previous.var().clamp(min=TINY)
+    return torch.exp(-change / MOTION**2)
+
+
+def step_width(pull: float | torch.Tensor, alpha_t: torch.Tensor, alpha_prev: torch.Tensor) -> torch.Tensor:
     """w of Eq. 19, such that at every noise level x̂0 loses the share `pull` of its difference.
 
     ∇E grows as 1/√ᾱ_t and x_{t−1} carries x̂0 by √ᾱ_{t−1}; with w = pull·√(ᾱ_t·ᾱ_{t−1})/2 and ε held
@@ -180,9 +203,8 @@ class FramePainter:
         self.null = backbone.condition([""])
         masks = [region(style.mask, size, settings.feather) for style in styles]
         self.injection = StyleInjection(settings, styles, masks, size, backbone.multiple)
-        # Twice the styles' weight beside two frames' keys is their weight beside one frame's.
-        doubled = [replace(style, weight=2 * style.weight) for style in styles] if settings.balance else styles
-        self.joined_injection = StyleInjection(settings, doubled, masks, size, backbone.multiple)
+        heavier = [replace(style, weight=settings.balance * style.weight) for style in styles]
+        self.joined_injection = StyleInjection(settings, heavier, masks, size, backbone.multiple)
 
     def start(self, x_T: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the paper's symbol
         """The inverted noise with its colours aligned to the styles', as for a picture."""
@@ -197,21 +219,23 @@ class FramePainter:
     def first(
         self,
         x_T: torch.Tensor,  # noqa: N803
+        content: torch.Tensor,
         after_step: ddim.AfterStep | None,
     ) -> tuple[torch.Tensor, FrameRecord]:
-        """x_0 of the first frame, which is the image method's, and its record."""
-        record = FrameRecord()
+        """x_0 of the first frame, which is the image method's, and its record; `content` are its own latents."""
+        record = FrameRecord(content)
         return self._denoised(x_T, [], record, after_step), record
 
     def next(
         self,
         x_T: torch.Tensor,  # noqa: N803
+        content: torch.Tensor,
         first: FrameRecord,
         previous: FrameRecord,
         after_step: ddim.AfterStep | None,
     ) -> tuple[torch.Tensor, FrameRecord]:
         """x_0 of a later frame, and its record."""
-        record = FrameRecord()
+        record = FrameRecord(content)
         return self._denoised(x_T, [first, previous], record, after_step), record
 
     @torch.no_grad()
@@ -223,6 +247,9 @@ class FramePainter:
         after_step: ddim.AfterStep | None,
     ) -> torch.Tensor:
         x_t, pull = self.start(x_T), self.settings.pull()
+        drawn: float | torch.Tensor = pull
+        if self.settings.spare_motion and references and record is not None:
+            drawn = pull * stillness(record.content, references[-1].content)
         for level in range(self.schedule.steps, 0, -1):
             alpha, alpha_prev = self.schedule.levels[level], self.schedule.levels[level - 1]
             tap = self._tap(level, references)
@@ -237,7 +264,7 @@ class FramePainter:
             clean = ddim.predict_x0(x_t, noise, alpha)
             x_t = ddim.step(x_t, noise, alpha, alpha_prev)
             if gradient is not None:  # Eq. 19
-                x_t = x_t - step_width(pull, alpha, alpha_prev) * gradient
+                x_t = x_t - step_width(drawn, alpha, alpha_prev) * gradient
             if record is not None:
                 record.keys_values[level], record.clean[level] = tap.own, clean
             if after_step:
@@ -373,15 +400,15 @@ class _ClipRun:
             self.shown = list(self.folder.frames(RESULT, done))[-1]
         frames = islice(self.part.frames(), done, None)
         for numbers in batches:
-            noises = self._inverted([next(frames) for _ in numbers], progress, _inverting(numbers))
-            for number, x_T in zip(numbers, noises.split(1), strict=True):  # noqa: N806 - the paper's symbol
+            given = self._inverted([next(frames) for _ in numbers], progress, _inverting(numbers))
+            for number, (content, x_T) in zip(numbers, given, strict=True):  # noqa: N806 - the paper's symbol
                 phase = self._painting(number)
                 progress.skip_to(phase)
                 after = progress.after(phase)
                 if first and previous:
-                    x_0, previous = painter.next(x_T, first, previous, after)
+                    x_0, previous = painter.next(x_T, content, first, previous, after)
                 else:
-                    x_0, first = painter.first(x_T, after)
+                    x_0, first = painter.first(x_T, content, after)
                     previous = first
                 self.shown = to_images(self.backbone.decode(x_0))[0]
                 if self.settings.compare:
@@ -426,8 +453,10 @@ class _ClipRun:
         ]
         return FramePainter(self.backbone, self.schedule, self.styles, paths, self.settings, self.size)
 
-    def _inverted(self, frames: Sequence[Image.Image], progress: Progress, phase: str) -> torch.Tensor:
-        """x_T of each frame (batch, channels, height, width)."""
+    def _inverted(
+        self, frames: Sequence[Image.Image], progress: Progress, phase: str
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The latents and x_T of each frame, (1, channels, height, width) each."""
         null = self.backbone.condition([""])
 
         def predict_noise(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
@@ -436,7 +465,8 @@ class _ClipRun:
         progress.skip_to(phase)
         x_0 = self.backbone.encode(torch.cat([to_tensor(fit(frame, self.size)) for frame in frames]))
         iterations = self.settings.inversion_iterations
-        return ddim.invert(x_0, self.schedule, predict_noise, iterations, progress.after(phase))[-1]
+        x_T = ddim.invert(x_0, self.schedule, predict_noise, iterations, progress.after(phase))[-1]  # noqa: N806
+        return list(zip(x_0.split(1), x_T.split(1), strict=True))
 
     def _painting(self, number: int) -> str:
         return f"stylizing frame {number + 1} of {self.part.count}"
