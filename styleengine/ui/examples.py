@@ -11,6 +11,8 @@ from gradio.helpers import Examples
 FOLDER = Path(__file__).parents[2] / "examples"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}
 MOST = 6
+LABEL = "Examples: a click runs one"
+FIGURES, FIGURES_SIDE = "figures", 64  # a model, and the size that it was trained at
 
 
 def pictures(kind: str) -> list[str]:
@@ -26,6 +28,20 @@ def content_style_examples(inputs: Sequence[Component], elem_id: str = "examples
     return _pairs(pictures("content"), inputs, elem_id)
 
 
+def h_space_examples(inputs: Sequence[Component], model: str, size: int) -> Examples | None:
+    """Contents and styles on the app's own model, then figures on the one that knows their kind.
+
+    Each row also says model and size, which the style sheet hides.
+    """
+    own = [[*pair, model, size] for pair in zip(pictures("content"), pictures("style"), strict=False)]
+    drawn = pictures("figures")
+    figures = [[*pair, FIGURES, FIGURES_SIDE] for pair in zip(drawn, drawn[1:] + drawn[:1], strict=True)]
+    rows = own[: MOST // 2] + figures[: MOST // 2]
+    if not rows:
+        return None
+    return gr.Examples(rows, list(inputs), label=LABEL, elem_id="h-space-examples", preload=False)
+
+
 def clip_style_examples(inputs: Sequence[Component]) -> Examples | None:
     """Pairs of clip and style."""
     return _pairs(pictures("video"), inputs, "clip-examples")
@@ -37,7 +53,7 @@ def _pairs(contents: Sequence[str], inputs: Sequence[Component], elem_id: str) -
         return None
     count = min(MOST, max(len(contents), len(styles)))
     pairs = [list(pair) for pair in islice(zip(cycle(contents), cycle(styles), strict=False), count)]
-    return gr.Examples(pairs, list(inputs), label="Examples: a click runs one", elem_id=elem_id, preload=False)
+    return gr.Examples(pairs, list(inputs), label=LABEL, elem_id=elem_id, preload=False)
 
 
 def content_words_examples(inputs: Sequence[Component], words: Sequence[str], elem_id: str) -> Examples | None:
@@ -46,4 +62,4 @@ def content_words_examples(inputs: Sequence[Component], words: Sequence[str], el
     if not contents:
         return None
     pairs = [list(pair) for pair in islice(zip(contents, cycle(words), strict=False), MOST)]
-    return gr.Examples(pairs, list(inputs), label="Examples: a click runs one", elem_id=elem_id, preload=False)
+    return gr.Examples(pairs, list(inputs), label=LABEL, elem_id=elem_id, preload=False)

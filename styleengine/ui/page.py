@@ -86,6 +86,7 @@ CSS = """
 [id$=examples] tbody { display: flex; flex-wrap: wrap; gap: 12px; }
 [id$=examples] tr { display: flex; gap: 2px; cursor: pointer; }
 [id$=examples] tr:hover { outline: 2px solid var(--color-accent); outline-offset: 2px; }
+#h-space-examples td:nth-child(n + 3) { display: none; }
 [id$=examples] td :is(.container, img, video) { width: 68px; height: 68px; border-radius: 4px; object-fit: cover; }
 @media (max-width: 640px) { .result { height: 380px !important; } }
 """

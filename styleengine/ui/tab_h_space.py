@@ -11,7 +11,7 @@ from styleengine.images import open_image, open_mask
 from styleengine.methods.h_space import HSpaceSettings
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import add_api, connect_page
-from styleengine.ui.examples import content_style_examples
+from styleengine.ui.examples import h_space_examples
 from styleengine.ui.models import chosen_model, model_choice
 from styleengine.ui.page import ACCENT
 from styleengine.ui.pictures import painted_mask, painter, path_of, picture
@@ -62,7 +62,8 @@ def build(runner: Runner) -> None:
             controls.show_rare()
         with gr.Column(scale=6, min_width=320):
             panel = StripPanel("Run", "gamma", "γ")
-            examples = content_style_examples([inputs["content"], inputs["style"]], "h-space-examples")
+            shown = [inputs["content"], inputs["style"], model, controls.components["size"]]
+            examples = h_space_examples(shown, runner.engine.backbone.name, controls.start.size)
 
     def preparing(method: str, settings_of: Callable[[Mapping[str, Any]], HSpaceSettings]) -> Callable[..., Job]:
         def prepare(values: Mapping[str, Any]) -> Job:
