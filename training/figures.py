@@ -29,7 +29,7 @@ TARGET = Path("styleengine/models/figures")
 
 
 def make_unet() -> UNet2DModel:
-    """About six million parameters; its bottleneck has 8×8 places."""
+    """About seven million parameters; its bottleneck has 8×8 places."""
     unet = UNet2DModel(
         sample_size=SIDE,
         block_out_channels=(32, 64, 128, 192),
