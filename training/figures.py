@@ -6,7 +6,6 @@ h-space injection was published for models of this kind.
     accelerate launch training/figures.py --work training/work --minutes 60
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -19,7 +18,15 @@ from crop_store import as_tensor
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageOps
-from unet_common import bottleneck_share, dropped_skips, start_lively, stratified_timesteps, velocity_loss
+from unet_common import (
+    bottleneck_share,
+    dropped_skips,
+    rate_at,
+    start_lively,
+    stratified_timesteps,
+    training_options,
+    velocity_loss,
+)
 
 SIDE = 64
 STORED = 96  # pixels a figure is kept at, cut from anew each time
@@ -113,17 +120,9 @@ def export(unet: UNet2DModel, scheduler: DDPMScheduler, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("training/work"))
+    defaults = {"batch": 32, "rate": 1e-3, "decay_share": 0.4, "skip_dropout": 0.4, "ema": 0.998}
+    parser = training_options(__doc__.splitlines()[0], **defaults)
     parser.add_argument("--to", type=Path, default=TARGET, help="the folder to write, at the end")
-    parser.add_argument("--minutes", type=float, default=60, help="length of the schedule from its start to its end")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--decay-share", type=float, default=0.4, help="share of the time in which the rate falls")
-    parser.add_argument("--skip-dropout", type=float, default=0.4, help="share of figures that miss deep skips")
-    parser.add_argument("--ema", type=float, default=0.998)
-    parser.add_argument("--report-minutes", type=float, default=6)
-    parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision="bf16")
@@ -151,9 +150,8 @@ def main() -> None:
     average, spent, first_step = 0.0, 0.0, step
     began = reported = time.time()
     while spent < 1:
-        rate = arguments.rate * min(1.0, (step - first_step + 1) / 200, max(0.02, (1 - spent) / arguments.decay_share))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate_at(step - first_step, spent, arguments.rate, arguments.decay_share)
         x_0 = batch_of(figures, arguments.batch, np.random.default_rng(step)).to(device)
         noise, timesteps = torch.randn_like(x_0), stratified_timesteps(len(x_0)).to(device)
         with accelerator.autocast(), dropped_skips(plain, arguments.skip_dropout, SKIP_LEVELS):

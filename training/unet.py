@@ -12,7 +12,6 @@ beside it better:
     ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 training/unet.py --minutes 60
 """
 
-import argparse
 import json
 import time
 from dataclasses import dataclass
@@ -29,7 +28,15 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
-from unet_common import bottleneck_share, dropped_skips, start_lively, stratified_timesteps, velocity_loss
+from unet_common import (
+    bottleneck_share,
+    dropped_skips,
+    rate_at,
+    start_lively,
+    stratified_timesteps,
+    training_options,
+    velocity_loss,
+)
 
 SKIP_LEVELS = 3  # of the four levels' skip connections may be silent
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
@@ -167,17 +174,9 @@ def sample_grid(unet, vae, scheduler, states: torch.Tensor, path: Path, side: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument("--minutes", type=float, default=60, help="length of the schedule from its start to its end")
-    parser.add_argument("--batch", type=int, default=32, help="over all processes")
-    parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--decay-share", type=float, default=0.3, help="share of the time in which the rate falls")
+    defaults = {"batch": 32, "rate": 5e-4, "decay_share": 0.3, "skip_dropout": 0.3, "ema": 0.999}
+    parser = training_options(__doc__.splitlines()[0], **defaults)
     parser.add_argument("--large-share", type=float, default=0.25, help="share of the time on 32×32 latents")
-    parser.add_argument("--skip-dropout", type=float, default=0.3, help="share of crops that miss deep skips")
-    parser.add_argument("--ema", type=float, default=0.999)
-    parser.add_argument("--report-minutes", type=float, default=6)
-    parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision="bf16")
@@ -213,10 +212,8 @@ def main() -> None:
     average, spent, first_step = 0.0, 0.0, step
     began = reported = time.time()
     while spent < 1:
-        warm = min(1.0, (step - first_step + 1) / 200)
-        decay = min(1.0, max(0.02, (1 - spent) / arguments.decay_share))
         for group in optimizer.param_groups:
-            group["lr"] = arguments.rate * warm * decay
+            group["lr"] = rate_at(step - first_step, spent, arguments.rate, arguments.decay_share)
         rng = np.random.default_rng((step, rank))
         large = spent > 1 - arguments.large_share
         x_0, crops = latents.large(max(1, count // 4), rng) if large else latents.small(count, rng)

@@ -5,8 +5,10 @@ itself where there is much noise, just where composition is decided: trained for
 the embedded model left its deeper levels unused.
 """
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +21,30 @@ from diffusers.models.upsampling import Upsample2D
 from diffusers.training_utils import compute_snr
 
 UNet = UNet2DConditionModel | UNet2DModel
+WARM_UP = 200  # steps
 FROM_BELOW = 0.8  # gain of what comes from the level below, at the start
 SNR_CAP = 5.0  # errors of x̂0 weigh SNR + 1, up to this cap + 1 (after min-SNR, Hang et al. 2023)
+
+
+def training_options(description: str, **defaults: float) -> argparse.ArgumentParser:
+    """The options that both trainings have; `defaults` are those of batch, rate, decay_share, skip_dropout and ema."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--work", type=Path, default=Path("training/work"))
+    parser.add_argument("--minutes", type=float, default=60, help="length of the schedule from its start to its end")
+    parser.add_argument("--batch", type=int, help="over all processes")
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--decay-share", type=float, help="share of the time in which the rate falls")
+    parser.add_argument("--skip-dropout", type=float, help="share of the pictures that miss deep skips")
+    parser.add_argument("--ema", type=float)
+    parser.add_argument("--report-minutes", type=float, default=6)
+    parser.add_argument("--resume", action="store_true")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def rate_at(step: int, spent: float, rate: float, decay_share: float) -> float:
+    """The learning rate: rising over the first steps, falling in the last `decay_share` of the time."""
+    return rate * min(1.0, (step + 1) / WARM_UP, max(0.02, (1 - spent) / decay_share))
 
 
 def start_lively(unet: UNet) -> None:
