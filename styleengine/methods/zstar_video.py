@@ -2,8 +2,9 @@
 
 Inter-frame attention: a frame's self-attention sees the keys and values of the first and the
 previous frame in place of its own (Eq. 18), beside the styles'. Energy: at each step the frame is
-drawn towards the previous one in the noise-free domain (Eq. 19). Frame i needs only frames 0 and
-i − 1 at each step and layer, so a clip of any length is worked on in the same memory.
+drawn towards the previous one in the noise-free domain (Eq. 19), but, beyond the paper, not where the
+clip itself moves. Frame i needs only frames 0 and i − 1 at each step and layer, so a clip of any length
+is worked on in the same memory.
 """
 
 import time
