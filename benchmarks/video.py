@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"attention": "none", "energy": 0.0},
     "attention": {"energy": 0.0},
     "attention + energy": {},
+    "attention + energy, motion too": {"spare_motion": False},
     "attention, as the paper's": {"energy": 0.0, **PAPER},
     "attention + energy, as the paper's": PAPER,
     "attention + energy by backpropagation": {"gradient": "backprop"},

@@ -61,7 +61,7 @@ class ZStarVideoSettings(StyleAttentionSettings):
     begin: float = knob(0.0, "Second of the clip at which to begin.", title="Begin at second", ge=0, le=3600)
     energy: float = knob(
         0.3,
-        "Share of the difference to the previous frame that is taken away over the run; much of it blurs motion.",
+        "Share of the difference to the previous frame that is taken away over the run; much of it costs style.",
         title="Steadiness",
         ge=0,
         le=0.95,
@@ -73,7 +73,7 @@ class ZStarVideoSettings(StyleAttentionSettings):
         rare=True,
     )
     spare_motion: bool = knob(
-        True, "Steadiness gives way where the clip itself moves; without this what moves leaves ghosts.", rare=True
+        True, "Steadiness gives way where the clip itself moves; without this it is steadier, and what moves blurs.", rare=True
     )
     balance: float = knob(
         1.0,
@@ -173,7 +173,7 @@ def stillness(content: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
 
     d is the root mean square difference of two neighbouring frames' latents (1, channels, height, width)
     in units of their spread, τ is MOTION. Eq. 19 draws everything alike towards the previous frame;
-    where something moves that is another thing's place, and what is drawn there is a ghost.
+    where something moves that was another thing's place.
     """
     change = (content - previous).square().mean(1, keepdim=True) / previous.var().clamp(min=TINY)
     return torch.exp(-change / MOTION**2)

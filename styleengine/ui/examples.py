@@ -8,11 +8,13 @@ import gradio as gr
 from gradio.components import Component
 from gradio.helpers import Examples
 
+from styleengine.backbone import recommended_settings
+
 FOLDER = Path(__file__).parents[2] / "examples"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}
 MOST = 6
 LABEL = "Examples: a click runs one"
-FIGURES, FIGURES_SIDE = "figures", 64  # a model, and the size that it was trained at
+FIGURES = "figures"  # a model
 
 
 def pictures(kind: str) -> list[str]:
@@ -34,8 +36,8 @@ def h_space_examples(inputs: Sequence[Component], model: str, size: int) -> Exam
     Each row also says model and size, which the style sheet hides.
     """
     own = [[*pair, model, size] for pair in zip(pictures("content"), pictures("style"), strict=False)]
-    drawn = pictures("figures")
-    figures = [[*pair, FIGURES, FIGURES_SIDE] for pair in zip(drawn, drawn[1:] + drawn[:1], strict=True)]
+    drawn, suits = pictures("figures"), recommended_settings(FIGURES)["h_space"]
+    figures = [[*pair, FIGURES, suits["size"]] for pair in zip(drawn, drawn[1:] + drawn[:1], strict=True)]
     rows = own[: MOST // 2] + figures[: MOST // 2]
     if not rows:
         return None
