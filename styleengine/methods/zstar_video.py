@@ -73,7 +73,9 @@ class ZStarVideoSettings(StyleAttentionSettings):
         rare=True,
     )
     spare_motion: bool = knob(
-        True, "Steadiness gives way where the clip itself moves; without this it is steadier, and what moves blurs.", rare=True
+        True,
+        "Steadiness gives way where the clip itself moves; without this, what moves is steadier and blurs.",
+        rare=True,
     )
     balance: float = knob(
         1.0,
