@@ -1,18 +1,26 @@
 """What teaches the models that come along: procedural styles, captions, and what the U-Nets are trained for."""
 
+import random
+import re
 import sys
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 
-from captions import caption_of, group_of
-from crops import subject_of
+from captions import caption_of, group_of, kind_of
+from clip import Redrawings, fewer_patches, redrawn, style_loss
+from crops import SIDE, in_general, laid_out, subject_of
 from styles import STYLES, apply
+from unet import PLAIN_SHARE, SUBJECTS, Latents
 from unet_common import dropped_skips, start_lively, stratified_timesteps, velocity_loss
 
 
@@ -55,6 +63,112 @@ def test_captions_come_from_descriptions_names_and_hand(tmp_path: Path) -> None:
     assert caption_of(clip_art, "openclipart-png") == "clip art of sail boat transportation boating"
     wallpaper = Path("wallpapers/Autumn/contents/images/2560x1600.jpg")
     assert caption_of(wallpaper, "plasma-workspace-wallpapers") == "painting of an autumn tree and a fox"
+
+
+def test_a_kind_comes_from_folders_and_captions_but_not_for_pieces_of_games() -> None:
+    assert kind_of(Path("stamps/animals/birds/owl.png"), "photo of an owl") == "an animal"
+    assert kind_of(Path("png/rose_01.png"), "clip art of rose") == "a plant"
+    assert kind_of(Path("textures/skybox/island.jpg"), "photo of the sky, island") == "the sky"
+    assert kind_of(Path("textures/tree_bark.jpg"), "game texture of tree bark") == ""
+    assert kind_of(Path("png/office/stapler.png"), "clip art of stapler") == ""
+
+
+def test_a_caption_in_general_names_the_kind_in_the_same_medium() -> None:
+    words = {"caption": "photo of a green frog", "kind": "an animal", "style": ""}
+    assert in_general(words) == "photo of an animal"
+    assert in_general(words | {"kind": ""}) == "photo of a green frog"
+    assert in_general({"caption": "a golden frog", "kind": "an animal", "style": "golden"}) == "a golden animal"
+
+
+def test_a_cut_out_is_laid_out_whole_each_time_elsewhere() -> None:
+    cut_out = Image.new("RGBA", (40, 90), (0, 0, 0, 0))
+    cut_out.paste((255, 0, 0, 255), (0, 0, 40, 90))
+    white = random.Random(1)
+    white.random = lambda: 0.1  # white backdrops
+    boxes = []
+    for crop in laid_out(cut_out, 3, [], white):
+        red = (np.asarray(crop).astype(int) @ (1, -1, 0)) > 200
+        rows, columns = np.nonzero(red.any(1))[0], np.nonzero(red.any(0))[0]
+        boxes.append((rows[0], columns[0], len(rows), len(columns)))
+        assert crop.size == (SIDE, SIDE)
+        assert len(rows) / len(columns) == pytest.approx(90 / 40, rel=0.05)
+        assert len(rows) >= 0.69 * SIDE
+    assert len(set(boxes)) == 3
+
+
+def small_clip() -> CLIPModel:
+    text = {
+        "vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 8, "eos_token_id": 19, "pad_token_id": 19,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 64, "patch_size": 16,
+    }  # fmt: skip
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+
+
+def test_with_fewer_patches_the_eye_sees_some_of_each_picture_and_all_again_afterwards() -> None:
+    torch.manual_seed(0)
+    model, pictures, lengths = small_clip(), torch.randn(2, 3, 64, 64), []
+    model.vision_model.pre_layrnorm.register_forward_hook(lambda m, args, out: lengths.append(out.shape[1]))
+    whole = model.get_image_features(pictures).pooler_output
+    with fewer_patches(model, 0.5):
+        seen = [model.get_image_features(pictures).pooler_output for _ in range(2)]
+    again = model.get_image_features(pictures).pooler_output
+    assert lengths == [17, 9, 9, 17]
+    assert not torch.allclose(seen[0], seen[1])  # another half each time
+    assert torch.equal(again, whole)
+
+
+def test_the_style_loss_is_low_for_pictures_like_their_own_style_and_ignores_plain_ones() -> None:
+    names = list(STYLES)
+    texts = torch.nn.functional.normalize(
+        torch.randn(len(names), 16, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    model = SimpleNamespace(
+        logit_scale=torch.tensor(4.0), get_text_features=lambda: SimpleNamespace(pooler_output=texts)
+    )
+    words = [{"style": names[3]}, {"style": ""}, {"style": names[7]}]
+    right, wrong = texts[[3, 0, 7]], texts[[7, 0, 3]]
+    assert style_loss(model, right, words, {}) < 0.1 < 10 < style_loss(model, wrong, words, {})
+    assert torch.equal(style_loss(model, right, words, {}), style_loss(model, texts[[3, 5, 7]], words, {}))
+
+
+def test_redrawings_are_new_at_each_step_and_the_old_ones_come_again(picture: np.ndarray) -> None:
+    class AtOnce:
+        def submit(self, paint, task) -> Future:
+            future: Future = Future()
+            future.set_result(paint(task))
+            return future
+
+    redrawings = Redrawings.__new__(Redrawings)
+    redrawings.crops = np.stack([np.tile(picture, (4, 4, 1))] * 8)
+    redrawings.words = [{"caption": f"photo of frog {i}", "kind": "an animal", "style": ""} for i in range(8)]
+    redrawings.plain, redrawings.pixels, redrawings.of_pixels = list(range(8)), [], []
+    redrawings.coming, redrawings.painters = [], AtOnce()
+    for step, old in enumerate((0, 24)):
+        redrawings.begin(np.random.default_rng(step))
+        pictures, about = redrawings.some(40, np.random.default_rng(0))
+        assert len(pictures) == len(about) == min(40, 24 + old)
+        assert all(pixels.shape == (128, 128, 3) for pixels in pictures)
+        for start in range(0, 24, 3):  # one subject in three styles
+            three = about[start : start + 3]
+            (subject,) = {match[0] for entry in three if (match := re.search(r"frog \d", entry["caption"]))}
+            assert len({entry["style"] for entry in three}) == 3
+            assert all(entry["caption"] == STYLES[entry["style"]].words(subject) for entry in three)
+    assert len(redrawings.pixels) == 48
+    task = redrawings.crops[0], "mosaic", 5
+    assert np.array_equal(redrawn(task), redrawn(task))
+
+
+def test_subjects_are_as_frequent_as_said_and_mostly_as_they_were() -> None:
+    latents = Latents.__new__(Latents)
+    latents.subjects = {(kind, redrawn): [2 * i + redrawn] for i, kind in enumerate(SUBJECTS) for redrawn in (0, 1)}
+    drawn = latents.of_subjects(8000, np.random.default_rng(0))
+    for i, weight in enumerate(SUBJECTS.values()):
+        assert (drawn // 2 == i).mean() == pytest.approx(weight / sum(SUBJECTS.values()), abs=0.02)
+    assert (drawn % 2).mean() == pytest.approx(1 - PLAIN_SHARE, abs=0.02)
 
 
 def test_views_of_one_picture_are_one_group() -> None:

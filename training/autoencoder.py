@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from crop_store import as_tensor, load_crops, training_views
+from crop_store import as_tensor, load_crops, precision, training_views
 from diffusers import AutoencoderTiny
 from PIL import Image
 from warm_start import LATENT_STD, warm_start
@@ -91,7 +91,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
 
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision=precision())
     torch.manual_seed(0)
     train, held_out = (load_crops(arguments.work, name) for name in ("train", "held-out"))
     judged = held_out[:: max(1, len(held_out) // 64)][:64]

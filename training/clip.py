@@ -1,27 +1,41 @@
 """Stage 5: train a small CLIP on the captioned crops and their redrawn versions.
 
 Its text encoder conditions the U-Net; its image encoder is InST's eye, QS-Attn's guide and the
-judge of the offline measures. Pictures are seen at 128 pixels.
+judge of the offline measures. Pictures are seen at 128 pixels. While it trains, other processes redraw
+crops in ever new styles, several styles to a crop, so that styles are told apart by how a picture is
+made and not by what it shows. For most of the time three quarters of the patches are left out (FLIP, Li et al. 2023).
 
     accelerate launch training/clip.py --work training/work --minutes 25
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from crop_store import as_tensor, load_crops, load_words
-from crops import subject_of
-from styles import STYLES
+from crop_store import as_tensor, load_crops, load_words, precision
+from crops import in_general, subject_of
+from PIL import Image
+from styles import STYLES, apply
 from text import LENGTH
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 SIDE = 128
+REDRAWN_ANEW = (4, 3)  # crops at each step, and styles to each
+CROPS_SHARE = 0.5  # of the batch are crops as stored, the others redrawn anew, at this or an earlier step
+PATCHES_KEPT = 0.25
+WHOLE_SHARE = 0.25  # of the time, at the end, all patches are seen
+STYLE_WEIGHT = 1.0  # of the loss that sets each redrawn picture against the words of all the styles
+COLOURS, DETAIL, DETAIL_GAIN = 3, 2.0, 4.0  # see `hear_textures`
 WIDTH = 192  # of the text encoder's states: what the U-Net's cross-attention takes
 
 
@@ -52,24 +66,129 @@ def image_processor() -> CLIPImageProcessorPil:
     )
 
 
-def told(words: dict[str, str], rng: np.random.Generator) -> str:
-    """What a crop is called this time: mostly its caption, at times the style or the subject alone."""
+@torch.no_grad()
+def hear_textures(model: CLIPModel, crops: np.ndarray) -> None:
+    """Has the image side hear fine detail from the first step on: how strongly each component of a patch is there.
+
+    Four fifths of the variance of a patch is its mean colour, a hundredth its fine detail; an embedding
+    learnt from there hears nothing but colour, and mosaic and watercolor look the same to it. Here the
+    principal components of patches after the mean colours come in at nearly equal strength, each in a direction
+    of its own, clear of the colours'. Pairs of the first MLP's units, one for each sign, then tell the magnitude
+    of each, wherever in its patch a stroke or a grid line lies. The units are those that did least.
+    """
+    vision, layer = model.vision_model, model.vision_model.encoder.layers[0]
+    embedding, mlp, norm = vision.embeddings.patch_embedding, layer.mlp, layer.layer_norm2
+    size, width = embedding.kernel_size[0], embedding.out_channels
+    pixels = as_tensor(crops[:: max(1, len(crops) // 1500)])
+    patches = pixels.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+    covariance = torch.cov(patches.T)
+    variances, components = (values.flip(-1) for values in torch.linalg.eigh(covariance))
+
+    held = embedding.weight.flatten(1)
+    colours = held @ (components[:, :COLOURS] * variances[:COLOURS] ** 0.5)
+    mean = (held @ patches.mean(0))[:, None]
+    directions = torch.linalg.qr(torch.cat([colours, mean, torch.randn(width, width - COLOURS - 1)], 1))[0]
+    directions = directions[:, COLOURS + 1 :]
+    heard = slice(COLOURS, COLOURS + directions.shape[1])
+    added = (directions * variances[heard] ** -0.4) @ components[:, heard].T
+    power, own = (torch.einsum("ij,jk,ik->", weight, covariance, weight) for weight in (added, held))
+    embedding.weight += (DETAIL * (own / power) ** 0.5 * added).view_as(embedding.weight)
+
+    count = directions.shape[1]
+    idle = (mlp.fc2.weight.norm(dim=0) * mlp.fc1.weight.norm(dim=1)).argsort()[: 2 * count]
+    both_signs = torch.cat([directions.T, -directions.T]) * DETAIL_GAIN
+    mlp.fc1.weight[idle] = both_signs / norm.weight
+    mlp.fc1.bias[idle] = -(both_signs / norm.weight) @ norm.bias
+    spoken = F.normalize(torch.randn(count, width), dim=1)
+    mlp.fc2.weight[:, idle] = torch.cat([spoken, spoken]).T
+
+
+def told(words: dict, rng: np.random.Generator) -> str:
+    """What a crop is called this time: mostly its caption, at times style, subject or kind alone."""
     chance = rng.random()
-    if words["style"] and chance < 0.25:
+    if words["style"] and chance < 0.2:
         return STYLES[words["style"]].words()
-    return subject_of(words["caption"]) if not words["style"] and chance < 0.15 else words["caption"]
+    if not words["style"] and chance < 0.1:
+        return subject_of(words["caption"])
+    return in_general(words) if chance < 0.35 else words["caption"]
 
 
-def views(crops: np.ndarray, indices: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+def redrawn(task: tuple[np.ndarray, str, int]) -> np.ndarray:
+    """A 256-pixel crop in the style of that name, at 128 pixels: uint8 (128, 128, 3)."""
+    crop, style, seed = task
+    picture = Image.fromarray(apply(style, crop, np.random.default_rng(seed)))
+    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+class Redrawings:
+    """Crops redrawn in ever new styles by other processes; all are kept and come again."""
+
+    def __init__(self, work: Path, painters: int) -> None:
+        self.crops, words = load_crops(work, "train"), load_words(work, "train")
+        self.words, self.pixels, self.of_pixels = words, [], []
+        self.plain = [i for i, entry in enumerate(words) if not entry["style"]]
+        self.painters = ProcessPoolExecutor(painters, mp_context=multiprocessing.get_context("spawn"))
+        self.coming: list[tuple[Future[np.ndarray], dict]] = []
+
+    def begin(self, rng: np.random.Generator) -> None:
+        """Has the next step's pictures painted while this one computes."""
+        count, styles = REDRAWN_ANEW
+        for crop in rng.choice(self.plain, count, replace=False):
+            words = self.words[crop]
+            for style in rng.choice(list(STYLES), styles, replace=False):
+                task = self.crops[crop], str(style), int(rng.integers(2**32))
+                caption = STYLES[style].words(subject_of(words["caption"]))
+                about = words | {"caption": caption, "style": str(style)}
+                self.coming.append((self.painters.submit(redrawn, task), about))
+
+    def some(self, count: int, rng: np.random.Generator) -> tuple[list[np.ndarray], list[dict]]:
+        """The newest and as many of the others as `count` leaves room for: pictures and words."""
+        for future, about in self.coming:
+            self.pixels.append(future.result())
+            self.of_pixels.append(about)
+        older = len(self.pixels) - len(self.coming)
+        chosen = list(range(older, len(self.pixels)))[:count]
+        self.coming.clear()
+        chosen += list(rng.choice(older, min(count - len(chosen), older), replace=False)) if older else []
+        return [self.pixels[i] for i in chosen], [self.of_pixels[i] for i in chosen]
+
+
+def views(crops: list[np.ndarray], rng: np.random.Generator) -> torch.Tensor:
     """The crops as seen this time: a part of each, back at full size, half of them mirrored."""
     side = int(rng.choice((96, 112, 128)))
-    batch = np.empty((len(indices), side, side, 3), np.uint8)
-    for row, index in enumerate(indices):
+    batch = np.empty((len(crops), side, side, 3), np.uint8)
+    for row, crop in enumerate(crops):
         top, left = rng.integers(0, SIDE - side + 1, 2)
-        view = crops[index, top : top + side, left : left + side]
+        view = crop[top : top + side, left : left + side]
         batch[row] = view[:, ::-1] if rng.random() < 0.5 else view
     pixels = as_tensor(batch)
     return pixels if side == SIDE else F.interpolate(pixels, (SIDE, SIDE), mode="bilinear", align_corners=False)
+
+
+@contextmanager
+def fewer_patches(model: CLIPModel, share: float) -> Iterator[None]:
+    """Within the context the image side sees a random `share` of each picture's patches."""
+
+    def choose(module: torch.nn.Module, args: tuple, states: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = states.shape
+        order = torch.rand(batch, tokens - 1, device=states.device).argsort(1)[:, : round(share * (tokens - 1))]
+        patches = states[:, 1:].gather(1, order[..., None].expand(-1, -1, width))
+        return torch.cat([states[:, :1], patches], 1)
+
+    hook = model.vision_model.embeddings.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def style_loss(model: CLIPModel, images: torch.Tensor, words: list[dict], prompts: dict) -> torch.Tensor:
+    """Cross-entropy of each redrawn picture's own style among the words of all of them, as when it is asked."""
+    names, rows = list(STYLES), [row for row, entry in enumerate(words) if entry["style"]]
+    texts = F.normalize(model.get_text_features(**prompts).pooler_output.float(), dim=-1)
+    logits = model.logit_scale.exp() * images[rows] @ texts.T
+    own = torch.tensor([names.index(words[row]["style"]) for row in rows], device=logits.device)
+    return F.cross_entropy(logits, own)
 
 
 def contrastive_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
@@ -93,7 +212,7 @@ def embeddings(model: CLIPModel, tokenizer: CLIPTokenizer, crops: np.ndarray | N
     return F.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def quality(model: CLIPModel, tokenizer: CLIPTokenizer, crops: np.ndarray, words: list[dict[str, str]]) -> dict:
+def quality(model: CLIPModel, tokenizer: CLIPTokenizer, crops: np.ndarray, words: list[dict]) -> dict:
     """On held-out crops: zero-shot top-1 over the styles, and captions found among all of theirs."""
     images = embeddings(model, tokenizer, crops, [])
     names = list(STYLES)
@@ -118,16 +237,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--minutes", type=float, default=25, help="length of the schedule from its start to its end")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--painters", type=int, default=(os.cpu_count() or 2) // 2, help="processes that redraw")
     parser.add_argument("--report-minutes", type=float, default=4)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--hear-textures", action="store_true", help="with --resume: see the function of that name")
     parser.add_argument(
         "--keep-text-encoder", action="store_true", help="leave the U-Net's copy of the text encoder as it knows it"
     )
     arguments = parser.parse_args()
 
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision=precision())
+    device = accelerator.device
     torch.manual_seed(0)
     folder = arguments.work / "clip"
     crops, words = load_crops(arguments.work, "train", SIDE), load_words(arguments.work, "train")
@@ -137,42 +259,55 @@ def main() -> None:
     if arguments.resume and (folder / "state.json").exists():
         model = CLIPModel.from_pretrained(folder / "model", attn_implementation="eager")
         step = json.loads((folder / "state.json").read_text())["step"]
+    if step == 0 or arguments.hear_textures:
+        hear_textures(model, crops)  # before it moves to the accelerator
     decayed, others = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, arguments.rate, betas=(0.9, 0.98), fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     plain = accelerator.unwrap_model(model)
     size = sum(p.numel() for p in plain.parameters()) / 1e6
-    print(f"{size:.1f} M parameters, {len(crops)} crops, {accelerator.device}", flush=True)
+    print(f"{size:.1f} M parameters, {len(crops)} crops, {device}", flush=True)
 
-    average, spent, first_step = 0.0, 0.0, step
+    redrawings = Redrawings(arguments.work, arguments.painters)
+    redrawings.begin(np.random.default_rng(step))
+    style_words = [style.words() for style in STYLES.values()]
+    prompts = tokenizer(style_words, padding="longest", truncation=True, return_tensors="pt").to(device)
+    average, spent, first_step = np.zeros(2), 0.0, step
     began = reported = time.time()
     while spent < 1:
         for group in optimizer.param_groups:
             warm = min(1.0, (step - first_step + 1) / 100)
             group["lr"] = arguments.rate * warm * (0.01 + 0.99 * (1 + np.cos(np.pi * spent)) / 2)
         rng = np.random.default_rng(step)
-        indices = rng.choice(len(crops), arguments.batch, replace=False)
-        texts = [told(words[i], rng) for i in indices]
+        stored = rng.choice(len(crops), round(CROPS_SHARE * arguments.batch), replace=False)
+        pictures, about = redrawings.some(arguments.batch - len(stored), rng)
+        redrawings.begin(rng)
+        pictures, about = [*(crops[i] for i in stored), *pictures], [*(words[i] for i in stored), *about]
+        texts = [told(entry, rng) for entry in about]
         numbers = {text: i for i, text in enumerate(texts)}
         labels = torch.tensor([numbers[text] for text in texts])
-        same = (labels[:, None] == labels[None]).float().to(accelerator.device)
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").to(accelerator.device)
-        with accelerator.autocast():
-            logits = model(pixel_values=views(crops, indices, rng).to(accelerator.device), **tokens).logits_per_image
-        loss = contrastive_loss(logits.float(), same)
+        same = (labels[:, None] == labels[None]).float().to(device)
+        tokens = tokenizer(texts, padding="longest", truncation=True, return_tensors="pt").to(device)
+        kept = PATCHES_KEPT if spent < 1 - WHOLE_SHARE else 1.0
+        with accelerator.autocast(), fewer_patches(plain, kept):
+            output = model(pixel_values=views(pictures, rng).to(device), **tokens)
+            styles_apart = style_loss(plain, output.image_embeds.float(), about, prompts)
+        loss = contrastive_loss(output.logits_per_image.float(), same) + STYLE_WEIGHT * styles_apart
         optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         plain.logit_scale.data.clamp_(max=np.log(100))
         step += 1
-        average = 0.98 * average + 0.02 * loss.item() if step - first_step > 1 else loss.item()
+        losses = np.array([loss.item(), styles_apart.item()])
+        average = 0.98 * average + 0.02 * losses if step - first_step > 1 else losses
         spent = (time.time() - began) / (60 * arguments.minutes)
         if time.time() - reported > 60 * arguments.report_minutes or spent >= 1:
             reported = time.time()
             plain.eval()
-            line = {"step": step, "minutes": round((reported - began) / 60, 1), "loss": round(average, 3)}
+            line = {"step": step, "minutes": round((reported - began) / 60, 1)}
+            line |= {"loss": round(float(average[0]), 3), "styles": round(float(average[1]), 3)}
             line |= quality(plain, tokenizer, judged, judged_words)
             plain.train()
             print(line, flush=True)

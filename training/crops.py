@@ -1,9 +1,10 @@
 """Stage 2: cut the pictures into 256-pixel crops at many scales, and redraw each in one style.
 
 Writes tar shards under WORK/crops (each below 60 MB, small enough to send anywhere), one set to
-train on and one held out: JPEGs, and beside each a line of JSON with its caption and the name of
-its procedural style ("" for the crop as it is). Clip art with transparency is laid on plain or
-photographic backgrounds. The same seed gives the same crops.
+train on and one held out: JPEGs, and beside each a line of JSON with its caption, what kind of thing
+it shows ("an animal"), whether it shows the whole picture, and the name of its procedural style ("" for
+the crop as it is). Cut-outs are laid whole on plain or photographic backgrounds, each time on another.
+The same seed gives the same crops.
 
     python training/crops.py --work training/work
 """
@@ -17,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from captions import kind_of
 from collect import read_manifest
 from PIL import Image, ImageOps
 from sources import CROPS_OTHERWISE, CROPS_PER_PICTURE
@@ -24,6 +26,8 @@ from styles import STYLES, apply
 
 SIDE = 256
 SHARD_BYTES = 58_000_000
+PUZZLE_PIECES = "/paintings/"  # pieces of paintings: transparent at the rim, but pictures, not cut-outs
+OFTEN = {"an animal": 4, "a plant": 4}  # cut-outs of these kinds are laid out at least so often
 
 
 def backdrop(size: tuple[int, int], photographs: list[Path], rng: random.Random) -> Image.Image:
@@ -42,8 +46,8 @@ def backdrop(size: tuple[int, int], photographs: list[Path], rng: random.Random)
         return ImageOps.fit(photograph.convert("RGB"), size, Image.Resampling.BICUBIC)
 
 
-def opened(path: Path, photographs: list[Path], rng: random.Random) -> Image.Image:
-    """The picture as RGB, no side beyond 2048, transparency laid on a backdrop."""
+def opened(path: Path) -> Image.Image:
+    """The picture, no side beyond 2048: RGBA if it is a cut-out, else RGB."""
     with Image.open(path) as image:
         image.draft("RGB", (2048, 2048))
         if max(image.size) > 2048:
@@ -51,11 +55,25 @@ def opened(path: Path, photographs: list[Path], rng: random.Random) -> Image.Ima
         if image.mode in {"RGB", "L", "CMYK"}:
             return image.convert("RGB")
         image = image.convert("RGBA")
-    if image.getextrema()[3][0] > 250:
-        return image.convert("RGB")
-    under = backdrop(image.size, photographs, rng)
-    under.paste(image, mask=image.getchannel("A"))
-    return under
+    return image if image.getextrema()[3][0] <= 250 else image.convert("RGB")
+
+
+def varied(crop: Image.Image) -> bool:
+    return np.asarray(crop.resize((32, 32), Image.Resampling.BOX), np.float32).std() > 6
+
+
+def laid_out(cut_out: Image.Image, count: int, photographs: list[Path], rng: random.Random) -> list[Image.Image]:
+    """Up to `count` times the whole cut-out, in changing places and sizes on changing backdrops."""
+    crops = []
+    for _ in range(count):
+        scale = SIDE * rng.uniform(0.7, 0.98) / max(cut_out.size)
+        width, height = (max(1, round(side * scale)) for side in cut_out.size)
+        crop = backdrop((SIDE, SIDE), photographs, rng)
+        small = cut_out.resize((width, height), Image.Resampling.LANCZOS)
+        crop.paste(small, (rng.randrange(SIDE - width + 1), rng.randrange(SIDE - height + 1)), small)
+        if varied(crop):
+            crops.append(crop)
+    return crops
 
 
 def crops_of(image: Image.Image, count: int, rng: random.Random) -> list[Image.Image]:
@@ -71,7 +89,7 @@ def crops_of(image: Image.Image, count: int, rng: random.Random) -> list[Image.I
         left, top = rng.random() * (width - window), rng.random() * (height - window)
         box = (left, top, left + window, top + window)
         crop = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=box)
-        if np.asarray(crop.resize((32, 32), Image.Resampling.BOX), np.float32).std() > 6:
+        if varied(crop):
             crops.append(crop)
         if nearest < 1.25 and index >= 1:
             break
@@ -83,30 +101,48 @@ def subject_of(caption: str) -> str:
     return caption.partition(" of ")[2] or caption
 
 
+def in_general(words: dict) -> str:
+    """A crop's caption with its kind in place of the subject, if it has a kind: "photo of an animal"."""
+    caption, kind = words["caption"], words["kind"]
+    if words["style"] and kind:
+        return STYLES[words["style"]].words(kind)
+    return f"{caption.partition(' of ')[0]} of {kind}" if kind and " of " in caption else caption
+
+
 def encoded(picture: Image.Image | np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(picture)).save(buffer, "JPEG", quality=94, subsampling=0)
     return buffer.getvalue()
 
 
-def cut(task: tuple[dict, Path, list[Path]]) -> list[tuple[bytes, dict[str, str], bool]]:
-    """(JPEG bytes, caption and style, held out) of each crop of one picture, as it is and redrawn."""
+def cut(task: tuple[dict, Path, list[Path]]) -> list[tuple[bytes, dict, bool]]:
+    """(JPEG bytes, words about it, held out) of each crop of one picture, as it is and redrawn."""
     row, pictures, photographs = task
     rng = random.Random(row["path"])
     count = CROPS_PER_PICTURE.get(row["package"], CROPS_OTHERWISE)
-    if row["held_out"]:
-        count = min(count, 2)
+    kind = kind_of(Path(row["path"]), row["caption"])
     try:
-        image = opened(pictures / row["path"], photographs, rng)
+        image = opened(pictures / row["path"])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return []
+    cut_out = image.mode == "RGBA"
+    if cut_out and PUZZLE_PIECES in row["path"]:
+        cut_out, under = False, backdrop(image.size, photographs, rng)
+        under.paste(image, mask=image.getchannel("A"))
+        image = under
+    if cut_out and kind in OFTEN:
+        count = max(count, OFTEN[kind])
+    if row["held_out"]:
+        count = min(count, 2)
+    crops = laid_out(image, count, photographs, rng) if cut_out else crops_of(image, count, rng)
     samples = []
-    for crop in crops_of(image, count, rng):
-        samples.append((encoded(crop), {"caption": row["caption"], "style": ""}, row["held_out"]))
+    for index, crop in enumerate(crops):
+        about = {"caption": row["caption"], "kind": kind, "whole": cut_out or index == 0, "style": ""}
+        samples.append((encoded(crop), about, row["held_out"]))
         style = STYLES[rng.choice(list(STYLES))]
         redrawn = apply(style.name, np.asarray(crop), np.random.default_rng(rng.getrandbits(32)))
         words = {"caption": style.words(subject_of(row["caption"])), "style": style.name}
-        samples.append((encoded(redrawn), words, row["held_out"]))
+        samples.append((encoded(redrawn), about | words, row["held_out"]))
     return samples
 
 
@@ -118,7 +154,7 @@ class Shards:
         self.count = self.shard = self.written = 0
         self.tar: tarfile.TarFile | None = None
 
-    def add(self, jpeg: bytes, words: dict[str, str]) -> None:
+    def add(self, jpeg: bytes, words: dict) -> None:
         if self.tar is None or self.written + len(jpeg) > SHARD_BYTES:
             self.close()
             self.tar = tarfile.open(self.folder / f"{self.name}-{self.shard:03d}.tar", "w")  # noqa: SIM115 - kept open

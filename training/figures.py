@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from collect import read_manifest
-from crop_store import as_tensor
+from crop_store import as_tensor, precision
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageOps
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=TARGET, help="the folder to write, at the end")
     arguments = parser.parse_args()
 
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision=precision())
     device = accelerator.device
     torch.manual_seed(0)
     folder = arguments.work / "figures"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from crop_store import as_tensor, load_crops
+from crop_store import as_tensor, load_crops, precision
 from diffusers import AutoencoderTiny
 
 BATCH = 32
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--large", type=int, default=10_000, help="how many crops at full size")
     arguments = parser.parse_args()
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision=precision())
     vae = AutoencoderTiny.from_pretrained(arguments.work / "autoencoder" / "model").to(accelerator.device)
     vae = vae.to(memory_format=torch.channels_last).requires_grad_(False)
     folder = arguments.work / "latents"

@@ -1,8 +1,9 @@
 """Stage 7: train the U-Net on the latents, conditioned on the captions.
 
 Stable Diffusion's blocks, order and schedule at a fortieth of its size. Most of the time is spent
-on 16×16 latents (whole crops at 128 pixels, windows of crops at 256), the last part on 32×32. The
-weights that are kept are their exponential moving average.
+on 16×16 latents (whole crops at 128 pixels, windows of crops at 256), the last part on 32×32. Most of
+the small ones are whole pictures of a few kinds of things: what a picture is of is learnt from those.
+The weights that are kept are their exponential moving average.
 
     accelerate launch training/unet.py --work training/work --minutes 60
 
@@ -22,7 +23,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from clip import WIDTH
-from crop_store import load_words
+from crop_store import load_words, precision
+from crops import in_general
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
@@ -40,12 +42,16 @@ from unet_common import (
 
 SKIP_LEVELS = 3  # of the four levels' skip connections may be silent
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
-WINDOW_SHARE = 0.3  # of the small views are windows of crops at full size
+WINDOW_SHARE = 0.2  # of the small views are windows of crops at full size
+SUBJECT_SHARE = 0.65  # of the small views are whole pictures of one of the SUBJECTS
+SUBJECTS = {"an animal": 2, "a plant": 2, "the sky": 1, "a landscape": 1, "a person": 1}  # kinds, and how often
+PLAIN_SHARE = 0.7  # of those are as they were, not redrawn
+GENERAL_SHARE = 0.4  # of the captions with a known kind name it alone: "photo of an animal"
 GUIDANCE = 3.0
 PROMPTS = (
-    "photo of a red flower", "photo of a green meadow under a blue sky", "photo of a cat", "photo of mountains",
-    "a pencil sketch of a tree", "a watercolor painting of a boat", "a mosaic of a bird", "painting of a woman",
-    "a stained glass window of a flower", "clip art of a house", "photo of a city at night", "a woodcut of a dog",
+    "photo of the sky", "photo of a landscape", "photo of a plant", "photo of an animal", "photo of a building",
+    "painting of a person", "clip art of an animal", "clip art of food", "drawing of an animal",
+    "a pencil sketch of a plant", "a watercolor painting of a landscape", "a woodcut of an animal",
 )  # fmt: skip
 
 
@@ -82,16 +88,23 @@ class Captions:
 
     states: torch.Tensor  # (texts, tokens, width), half precision
     of_crop: np.ndarray  # which row belongs to each crop
+    in_general: np.ndarray  # likewise, with the kind in place of the subject
 
     @classmethod
     def encoded(cls, work: Path, name: str, device: torch.device) -> "Captions":
-        captions = [words["caption"] for words in load_words(work, name)]
-        texts = ["", *sorted(set(captions) - {""})]
+        words = load_words(work, name)
+        captions, general = [entry["caption"] for entry in words], [in_general(entry) for entry in words]
+        texts = ["", *sorted({*captions, *general} - {""})]
         rows = {text: row for row, text in enumerate(texts)}
-        return cls(text_states(work, texts, device), np.array([rows[caption] for caption in captions]))
+        numbers = (np.array([rows[text] for text in column]) for column in (captions, general))
+        return cls(text_states(work, texts, device), *numbers)
 
-    def batch(self, crops: np.ndarray, rng: np.random.Generator, empty_share: float, device) -> torch.Tensor:
-        rows = np.where(rng.random(len(crops)) < empty_share, 0, self.of_crop[crops])
+    def batch(
+        self, crops: np.ndarray, rng: np.random.Generator, device, empty_share: float, general_share: float = 0.0
+    ) -> torch.Tensor:
+        """(batch, tokens, width): the crops' captions, a share of them in general, a share of them empty."""
+        rows = np.where(rng.random(len(crops)) < general_share, self.in_general[crops], self.of_crop[crops])
+        rows = np.where(rng.random(len(crops)) < empty_share, 0, rows)
         return self.states[rows].to(device).float()
 
 
@@ -111,21 +124,33 @@ class Latents:
     """Batches of latents and the numbers of the crops they show."""
 
     def __init__(self, work: Path, name: str) -> None:
-        folder = work / "latents"
+        folder, words = work / "latents", load_words(work, name)
+        self.subjects: dict[tuple[str, bool], list[int]] = {}  # (kind, redrawn) → whole pictures
+        for crop, entry in enumerate(words):
+            if entry["kind"] in SUBJECTS and entry["whole"]:
+                self.subjects.setdefault((entry["kind"], bool(entry["style"])), []).append(crop)
         self.whole = np.load(folder / f"{name}-128.npy", mmap_mode="r")
         self.full = np.load(folder / f"{name}-256.npy", mmap_mode="r")
         self.full_crops = np.load(folder / f"{name}-256-crops.npy")
 
     def small(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
         """16×16: whole crops, and windows of crops at full size."""
-        windows = rng.binomial(count, WINDOW_SHARE)
-        crops = rng.integers(0, len(self.whole), count - windows)
+        subjects, windows, others = rng.multinomial(
+            count, (SUBJECT_SHARE, WINDOW_SHARE, 1 - SUBJECT_SHARE - WINDOW_SHARE)
+        )
+        crops = np.concatenate([self.of_subjects(subjects, rng), rng.integers(0, len(self.whole), others)])
         parts = [self.whole[crop] for crop in crops]
         side, numbers = self.whole.shape[-1], rng.integers(0, len(self.full), windows)
         for number in numbers:
             top, left = rng.integers(0, self.full.shape[-1] - side + 1, 2)
             parts.append(self.full[number, :, top : top + side, left : left + side])
         return torch.from_numpy(np.stack(parts)).float(), np.concatenate([crops, self.full_crops[numbers]])
+
+    def of_subjects(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Crops that show a whole picture of one of the SUBJECTS."""
+        kinds = rng.choice(list(SUBJECTS), count, p=np.array(list(SUBJECTS.values())) / sum(SUBJECTS.values()))
+        pools = [self.subjects[str(kind), bool(rng.random() > PLAIN_SHARE)] for kind in kinds]
+        return np.array([pool[rng.integers(len(pool))] for pool in pools], int)
 
     def large(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
         """32×32."""
@@ -144,7 +169,7 @@ def held_out_loss(unet, scheduler, latents: Latents, captions: Captions, empty_s
         x_0 = torch.from_numpy(np.stack([latents.whole[i] for i in crops])).float().to(device)
         noise = torch.randn(x_0.shape, generator=generator).to(device)
         timesteps = torch.linspace(20, 980, len(x_0)).long().to(device)
-        condition = captions.batch(crops, np.random.default_rng(0), empty_share, device)
+        condition = captions.batch(crops, np.random.default_rng(0), device, empty_share)
         predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps, condition).sample
         velocity = scheduler.get_velocity(x_0, noise, timesteps)
         losses.append(torch.nn.functional.mse_loss(predicted.float(), velocity).item())
@@ -174,12 +199,12 @@ def sample_grid(unet, vae, scheduler, states: torch.Tensor, path: Path, side: in
 
 
 def main() -> None:
-    defaults = {"batch": 32, "rate": 5e-4, "decay_share": 0.3, "skip_dropout": 0.3, "ema": 0.999}
+    defaults = {"batch": 16, "rate": 5e-4, "decay_share": 0.3, "skip_dropout": 0.1, "ema": 0.999}
     parser = training_options(__doc__.splitlines()[0], **defaults)
-    parser.add_argument("--large-share", type=float, default=0.25, help="share of the time on 32×32 latents")
+    parser.add_argument("--large-share", type=float, default=0.2, help="share of the time on 32×32 latents")
     arguments = parser.parse_args()
 
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision=precision())
     device = accelerator.device
     torch.manual_seed(0)
     folder = arguments.work / "unet"
@@ -199,7 +224,7 @@ def main() -> None:
         unet.set_attn_processor(AttnProcessor())  # so few tokens: written out it is faster than fused, by a quarter
     ema = EMAModel(unet.parameters(), arguments.ema, use_ema_warmup=True, power=0.75)
     optimizer = torch.optim.AdamW(unet.parameters(), arguments.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    unet, optimizer = accelerator.prepare(unet, optimizer)
+    unet, optimizer = accelerator.prepare(unet.to(memory_format=torch.channels_last), optimizer)
     ema.to(device)
     plain = accelerator.unwrap_model(unet)
     size = sum(p.numel() for p in plain.parameters()) / 1e6
@@ -218,7 +243,7 @@ def main() -> None:
         large = spent > 1 - arguments.large_share
         x_0, crops = latents.large(max(1, count // 4), rng) if large else latents.small(count, rng)
         x_0 = x_0.to(device)
-        condition = captions.batch(crops, rng, EMPTY_SHARE, device)
+        condition = captions.batch(crops, rng, device, EMPTY_SHARE, GENERAL_SHARE)
         noise = torch.randn_like(x_0)
         timesteps = stratified_timesteps(len(x_0)).to(device)
         with accelerator.autocast(), dropped_skips(plain, arguments.skip_dropout, SKIP_LEVELS):
