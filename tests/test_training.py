@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPModel
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 
 from captions import caption_of, group_of, kind_of
-from clip import Redrawings, fewer_patches, redrawn, style_loss
+from clip import Redrawings, fewer_patches, hear_textures, redrawn, style_loss
 from crops import SIDE, in_general, laid_out, subject_of
 from styles import STYLES, apply
 from unet import PLAIN_SHARE, SUBJECTS, Latents
@@ -96,13 +96,13 @@ def test_a_cut_out_is_laid_out_whole_each_time_elsewhere() -> None:
     assert len(set(boxes)) == 3
 
 
-def small_clip() -> CLIPModel:
+def small_clip(units: int = 16) -> CLIPModel:
     text = {
         "vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
         "num_attention_heads": 2, "max_position_embeddings": 8, "eos_token_id": 19, "pad_token_id": 19,
     }  # fmt: skip
     vision = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "hidden_size": 16, "intermediate_size": units, "num_hidden_layers": 1, "num_attention_heads": 2,
         "image_size": 64, "patch_size": 16,
     }  # fmt: skip
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
@@ -119,6 +119,32 @@ def test_with_fewer_patches_the_eye_sees_some_of_each_picture_and_all_again_afte
     assert lengths == [17, 9, 9, 17]
     assert not torch.allclose(seen[0], seen[1])  # another half each time
     assert torch.equal(again, whole)
+
+
+def test_an_eye_that_hears_textures_tells_how_much_detail_there_is_whatever_its_sign() -> None:
+    torch.manual_seed(0)
+    model, said = small_clip(units=64), []
+    model.vision_model.encoder.layers[0].mlp.register_forward_hook(lambda m, args, out: said.append(out[:, 1:].mean(1)))
+    rng = np.random.default_rng(0)
+    colours = rng.integers(60, 196, (40, 1, 1, 3)) + rng.normal(0, 8, (40, 64, 64, 3))
+    crops = colours.clip(0, 255).astype(np.uint8)
+    waves = torch.sin(torch.arange(64) * 1.5).expand(1, 3, 64, 64) * 0.4
+    flat, detail, inverse = torch.zeros_like(waves), waves, -waves
+
+    def shares() -> tuple[float, float]:
+        """How much the waves change what the MLP says, against grey; and how much of that their sign decides."""
+        said.clear()
+        with torch.no_grad():
+            for pictures in (flat, detail, inverse):
+                model.get_image_features(pictures)
+        change = (said[1] - said[0]).norm()
+        return change.item(), ((said[1] - said[2]).norm() / change).item()
+
+    before, odd_before = shares()
+    hear_textures(model, crops)
+    after, odd = shares()
+    assert after > 3 * before
+    assert odd < 0.5 < odd_before
 
 
 def test_the_style_loss_is_low_for_pictures_like_their_own_style_and_ignores_plain_ones() -> None:

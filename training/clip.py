@@ -6,6 +6,8 @@ crops in ever new styles, several styles to a crop, so that styles are told apar
 made and not by what it shows. For most of the time three quarters of the patches are left out (FLIP, Li et al. 2023).
 
     accelerate launch training/clip.py --work training/work --minutes 25
+
+Of several processes (see unet.py) each sets its own pictures against its own texts.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from crop_store import as_tensor, load_crops, load_words, precision
 from crops import in_general, subject_of
 from PIL import Image
@@ -30,10 +33,10 @@ from text import LENGTH
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 SIDE = 128
-REDRAWN_ANEW = (4, 3)  # crops at each step, and styles to each
+REDRAWN_ANEW = (2, 3)  # crops at each step and process, and styles to each
 CROPS_SHARE = 0.5  # of the batch are crops as stored, the others redrawn anew, at this or an earlier step
 PATCHES_KEPT = 0.25
-WHOLE_SHARE = 0.25  # of the time, at the end, all patches are seen
+WHOLE_SHARE = 0.15  # of the time, at the end, all patches are seen
 STYLE_WEIGHT = 1.0  # of the loss that sets each redrawn picture against the words of all the styles
 COLOURS, DETAIL, DETAIL_GAIN = 3, 2.0, 4.0  # see `hear_textures`
 WIDTH = 192  # of the text encoder's states: what the U-Net's cross-attention takes
@@ -237,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--minutes", type=float, default=25, help="length of the schedule from its start to its end")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=96, help="over all processes")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--painters", type=int, default=(os.cpu_count() or 2) // 2, help="processes that redraw")
     parser.add_argument("--report-minutes", type=float, default=4)
@@ -267,10 +270,12 @@ def main() -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     plain = accelerator.unwrap_model(model)
     size = sum(p.numel() for p in plain.parameters()) / 1e6
-    print(f"{size:.1f} M parameters, {len(crops)} crops, {device}", flush=True)
+    accelerator.print(f"{size:.1f} M parameters, {len(crops)} crops, {device}", flush=True)
 
+    count, rank = arguments.batch // accelerator.num_processes, accelerator.process_index
+    torch.manual_seed(rank)
     redrawings = Redrawings(arguments.work, arguments.painters)
-    redrawings.begin(np.random.default_rng(step))
+    redrawings.begin(np.random.default_rng((step, rank)))
     style_words = [style.words() for style in STYLES.values()]
     prompts = tokenizer(style_words, padding="longest", truncation=True, return_tensors="pt").to(device)
     average, spent, first_step = np.zeros(2), 0.0, step
@@ -279,9 +284,9 @@ def main() -> None:
         for group in optimizer.param_groups:
             warm = min(1.0, (step - first_step + 1) / 100)
             group["lr"] = arguments.rate * warm * (0.01 + 0.99 * (1 + np.cos(np.pi * spent)) / 2)
-        rng = np.random.default_rng(step)
-        stored = rng.choice(len(crops), round(CROPS_SHARE * arguments.batch), replace=False)
-        pictures, about = redrawings.some(arguments.batch - len(stored), rng)
+        rng = np.random.default_rng((step, rank))
+        stored = rng.choice(len(crops), round(CROPS_SHARE * count), replace=False)
+        pictures, about = redrawings.some(count - len(stored), rng)
         redrawings.begin(rng)
         pictures, about = [*(crops[i] for i in stored), *pictures], [*(words[i] for i in stored), *about]
         texts = [told(entry, rng) for entry in about]
@@ -303,6 +308,9 @@ def main() -> None:
         losses = np.array([loss.item(), styles_apart.item()])
         average = 0.98 * average + 0.02 * losses if step - first_step > 1 else losses
         spent = (time.time() - began) / (60 * arguments.minutes)
+        spent = broadcast(torch.tensor(spent, device=device)).item()  # all end at the same step
+        if not accelerator.is_main_process:
+            continue
         if time.time() - reported > 60 * arguments.report_minutes or spent >= 1:
             reported = time.time()
             plain.eval()
