@@ -97,19 +97,20 @@ FOLDER_MEDIA = (  # (part of the path, medium): the first that fits
     ("tuxpaint-data/*starters", "drawing of"),
     ("supertuxkart-data/*skybox", "photo of the sky,"),
 )
-# What a picture shows, in one word: the first kind that its folders or its caption name.
+# Kinds of things, and the words that tell them in folders and captions.
 KINDS = {
+    "": "furniture clothing hats smilies bodypart symbols signs knot",  # no kind, though in a folder of one
     "an animal": (
         "animal animals mammals bird birds insect insects bugs fish fishes amphibians marsupials "
         "dinosaurs dino reptile cat cats housecats dog dogs horse horses bear bears lion tiger cow sheep "
         "goat pig chicken duck penguin rabbit monkey elephant giraffe zebra camel deer moose reindeer "
-        "wolf fox squirrel mouse hedgehog bat frog toad snake lizard turtle crocodile dolphin whale "
+        "wolf fox squirrel hedgehog frog toad snake lizard turtle crocodile dolphin whale "
         "shark seal owl eagle parrot goose swan gull butterfly bee ladybird dragonfly spider ant snail "
         "crab scorpion lobster dragon elephants"
     ),
     "a plant": (
         "plant plants flower flowers tree trees leaf leaves rose tulip daisy dandelion mushroom mushrooms cactus "
-        "bamboo fern grass meadow poppies calla blossom foliage bush palm birch"
+        "bamboo fern poppies calla blossom foliage bush palm birch"
     ),
     "a person": (
         "person people man woman women girl girls boy baby child humans portraits dancers elves dwarves orcs mage"
@@ -117,14 +118,14 @@ KINDS = {
     "food": "food fruit vegetables desserts dessert cake bread breads pizza apple banana lemon cheese beverages eggs",
     "a vehicle": "vehicle vehicles car truck bus train locomotive plane flight ship ships boat boats boating bicycle",
     "a building": (
-        "building buildings house houses homes home castle church temple tower windmill monuments monument bridge "
+        "building buildings house houses castle church temple tower windmill monuments monument bridge "
         "lighthouse architecture city street village town"
     ),
     "a landscape": (
         "landscape landscapes mountain mountains hill hills lake sea ocean beach island forest field road path desert "
         "dune river stream valley waterfall rocks pier"
     ),
-    "the sky": "sky clouds cloud sunset stars moon rainbow planet planets milky space",
+    "the sky": "sky clouds cloud sunset moon rainbow planet planets milky",
 }
 KINDLESS_MEDIA = ("game texture", "game graphic", "pattern", "abstract")
 PAINTERS = {
@@ -200,15 +201,14 @@ def caption_of(path: Path, package: str) -> str:
 
 
 def kind_of(path: Path, caption: str) -> str:
-    """ "an animal", "a plant", "the sky", …; "" where folders and caption tell nothing of the kind."""
+    """ "an animal", "a plant", …: by the nearest folder that tells, else the caption's first word that does; or ""."""
     if caption.startswith(KINDLESS_MEDIA) or " themes " in caption:  # textures, and pieces of game scenery
         return ""
     if " the sky," in caption:
         return "the sky"
-    words = set(re.findall(r"[a-z]+", caption))
-    for folder in path.parent.parts[-3:]:
-        words |= set(re.findall(r"[a-z]+", folder.lower()))
-    return next((kind for kind, names in KINDS.items() if words & set(names.split())), "")
+    kinds = {word: kind for kind, words in KINDS.items() for word in words.split()}
+    folders = (word for folder in reversed(path.parent.parts[-3:]) for word in re.findall(r"[a-z]+", folder.lower()))
+    return next((kinds[word] for word in (*folders, *re.findall(r"[a-z]+", caption)) if word in kinds), "")
 
 
 def _medium(path: Path, package: str) -> str:

@@ -2,12 +2,13 @@
 
 Its text encoder conditions the U-Net; its image encoder is InST's eye, QS-Attn's guide and the
 judge of the offline measures. Pictures are seen at 128 pixels. While it trains, other processes redraw
-crops in ever new styles, several styles to a crop, so that styles are told apart by how a picture is
+crops anew at every step, in several styles each, so that styles are told apart by how a picture is
 made and not by what it shows. For most of the time three quarters of the patches are left out (FLIP, Li et al. 2023).
 
     accelerate launch training/clip.py --work training/work --minutes 25
 
-Of several processes (see unet.py) each sets its own pictures against its own texts.
+Of several processes (see unet.py) each sets its own pictures against its own texts: with two of them and
+--batch 96 a picture is told from 47 others.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,7 +39,7 @@ CROPS_SHARE = 0.5  # of the batch are crops as stored, the others redrawn anew, 
 PATCHES_KEPT = 0.25
 WHOLE_SHARE = 0.15  # of the time, at the end, all patches are seen
 STYLE_WEIGHT = 1.0  # of the loss that sets each redrawn picture against the words of all the styles
-COLOURS, DETAIL, DETAIL_GAIN = 3, 2.0, 4.0  # see `hear_textures`
+COLOURS, DETAIL, DETAIL_GAIN = 3, 2.0, 4.0  # see `start_with_textures`
 WIDTH = 192  # of the text encoder's states: what the U-Net's cross-attention takes
 
 
@@ -70,11 +71,11 @@ def image_processor() -> CLIPImageProcessorPil:
 
 
 @torch.no_grad()
-def hear_textures(model: CLIPModel, crops: np.ndarray) -> None:
-    """Has the image side hear fine detail from the first step on: how strongly each component of a patch is there.
+def start_with_textures(model: CLIPModel, crops: np.ndarray) -> None:
+    """Has the image encoder see fine detail from the first step on: how strongly each component of a patch is there.
 
     Four fifths of the variance of a patch is its mean colour, a hundredth its fine detail; an embedding
-    learnt from there hears nothing but colour, and mosaic and watercolor look the same to it. Here the
+    learnt from there sees nothing but colour, and mosaic and watercolor look the same to it. Here the
     principal components of patches after the mean colours come in at nearly equal strength, each in a direction
     of its own, clear of the colours'. Pairs of the first MLP's units, one for each sign, then tell the magnitude
     of each, wherever in its patch a stroke or a grid line lies. The units are those that did least.
@@ -82,7 +83,7 @@ def hear_textures(model: CLIPModel, crops: np.ndarray) -> None:
     vision, layer = model.vision_model, model.vision_model.encoder.layers[0]
     embedding, mlp, norm = vision.embeddings.patch_embedding, layer.mlp, layer.layer_norm2
     size, width = embedding.kernel_size[0], embedding.out_channels
-    pixels = as_tensor(crops[:: max(1, len(crops) // 1500)])
+    pixels = as_tensor(crops[np.linspace(0, len(crops) - 1, min(1500, len(crops))).astype(int)])
     patches = pixels.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
     covariance = torch.cov(patches.T)
     variances, components = (values.flip(-1) for values in torch.linalg.eigh(covariance))
@@ -92,8 +93,8 @@ def hear_textures(model: CLIPModel, crops: np.ndarray) -> None:
     mean = (held @ patches.mean(0))[:, None]
     directions = torch.linalg.qr(torch.cat([colours, mean, torch.randn(width, width - COLOURS - 1)], 1))[0]
     directions = directions[:, COLOURS + 1 :]
-    heard = slice(COLOURS, COLOURS + directions.shape[1])
-    added = (directions * variances[heard] ** -0.4) @ components[:, heard].T
+    seen = slice(COLOURS, COLOURS + directions.shape[1])
+    added = (directions * variances[seen] ** -0.4) @ components[:, seen].T
     power, own = (torch.einsum("ij,jk,ik->", weight, covariance, weight) for weight in (added, held))
     embedding.weight += (DETAIL * (own / power) ** 0.5 * added).view_as(embedding.weight)
 
@@ -102,12 +103,12 @@ def hear_textures(model: CLIPModel, crops: np.ndarray) -> None:
     both_signs = torch.cat([directions.T, -directions.T]) * DETAIL_GAIN
     mlp.fc1.weight[idle] = both_signs / norm.weight
     mlp.fc1.bias[idle] = -(both_signs / norm.weight) @ norm.bias
-    spoken = F.normalize(torch.randn(count, width), dim=1)
-    mlp.fc2.weight[:, idle] = torch.cat([spoken, spoken]).T
+    said = F.normalize(torch.randn(count, width), dim=1)
+    mlp.fc2.weight[:, idle] = torch.cat([said, said]).T
 
 
-def told(words: dict, rng: np.random.Generator) -> str:
-    """What a crop is called this time: mostly its caption, at times style, subject or kind alone."""
+def sampled_caption(words: dict, rng: np.random.Generator) -> str:
+    """What a crop is called this time: mostly its caption, at times its style or subject alone, or with its kind."""
     chance = rng.random()
     if words["style"] and chance < 0.2:
         return STYLES[words["style"]].words()
@@ -124,13 +125,13 @@ def redrawn(task: tuple[np.ndarray, str, int]) -> np.ndarray:
 
 
 class Redrawings:
-    """Crops redrawn in ever new styles by other processes; all are kept and come again."""
+    """Crops redrawn anew at each step by other processes; all are kept and come again."""
 
-    def __init__(self, work: Path, painters: int) -> None:
-        self.crops, words = load_crops(work, "train"), load_words(work, "train")
-        self.words, self.pixels, self.of_pixels = words, [], []
+    def __init__(self, crops: np.ndarray, words: list[dict], workers: Executor) -> None:
+        self.crops, self.words, self.workers = crops, words, workers
         self.plain = [i for i, entry in enumerate(words) if not entry["style"]]
-        self.painters = ProcessPoolExecutor(painters, mp_context=multiprocessing.get_context("spawn"))
+        self.pixels: list[np.ndarray] = []  # 49 kB each
+        self.of_pixels: list[dict] = []
         self.coming: list[tuple[Future[np.ndarray], dict]] = []
 
     def begin(self, rng: np.random.Generator) -> None:
@@ -142,7 +143,7 @@ class Redrawings:
                 task = self.crops[crop], str(style), int(rng.integers(2**32))
                 caption = STYLES[style].words(subject_of(words["caption"]))
                 about = words | {"caption": caption, "style": str(style)}
-                self.coming.append((self.painters.submit(redrawn, task), about))
+                self.coming.append((self.workers.submit(redrawn, task), about))
 
     def some(self, count: int, rng: np.random.Generator) -> tuple[list[np.ndarray], list[dict]]:
         """The newest and as many of the others as `count` leaves room for: pictures and words."""
@@ -169,15 +170,18 @@ def views(crops: list[np.ndarray], rng: np.random.Generator) -> torch.Tensor:
 
 
 @contextmanager
-def fewer_patches(model: CLIPModel, share: float) -> Iterator[None]:
-    """Within the context the image side sees a random `share` of each picture's patches."""
+def patch_dropout(model: CLIPModel, kept: float) -> Iterator[None]:
+    """Within the context the image encoder sees a random share `kept` of each picture's patches."""
 
     def choose(module: torch.nn.Module, args: tuple, states: torch.Tensor) -> torch.Tensor:
         batch, tokens, width = states.shape
-        order = torch.rand(batch, tokens - 1, device=states.device).argsort(1)[:, : round(share * (tokens - 1))]
+        order = torch.rand(batch, tokens - 1, device=states.device).argsort(1)[:, : round(kept * (tokens - 1))]
         patches = states[:, 1:].gather(1, order[..., None].expand(-1, -1, width))
         return torch.cat([states[:, :1], patches], 1)
 
+    if kept == 1:
+        yield
+        return
     hook = model.vision_model.embeddings.register_forward_hook(choose)
     try:
         yield
@@ -185,13 +189,18 @@ def fewer_patches(model: CLIPModel, share: float) -> Iterator[None]:
         hook.remove()
 
 
-def style_loss(model: CLIPModel, images: torch.Tensor, words: list[dict], prompts: dict) -> torch.Tensor:
-    """Cross-entropy of each redrawn picture's own style among the words of all of them, as when it is asked."""
+def style_classification_loss(
+    images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, words: list[dict]
+) -> torch.Tensor:
+    """Cross-entropy of each redrawn picture's own style among all, as when it is asked; 0 where none is redrawn.
+
+    `images` (batch, width) and `texts`, of the styles' bare words (styles, width), are unit vectors.
+    """
     names, rows = list(STYLES), [row for row, entry in enumerate(words) if entry["style"]]
-    texts = F.normalize(model.get_text_features(**prompts).pooler_output.float(), dim=-1)
-    logits = model.logit_scale.exp() * images[rows] @ texts.T
-    own = torch.tensor([names.index(words[row]["style"]) for row in rows], device=logits.device)
-    return F.cross_entropy(logits, own)
+    if not rows:
+        return images.sum() * 0
+    own = torch.tensor([names.index(words[row]["style"]) for row in rows], device=images.device)
+    return F.cross_entropy(scale * images[rows] @ texts.T, own)
 
 
 def contrastive_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
@@ -242,10 +251,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=25, help="length of the schedule from its start to its end")
     parser.add_argument("--batch", type=int, default=96, help="over all processes")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--painters", type=int, default=(os.cpu_count() or 2) // 2, help="processes that redraw")
+    parser.add_argument("--workers", type=int, help="processes that redraw, beside each one that trains")
     parser.add_argument("--report-minutes", type=float, default=4)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--hear-textures", action="store_true", help="with --resume: see the function of that name")
+    parser.add_argument(
+        "--start-with-textures", action="store_true", help="once, for a model begun without: see that function"
+    )
     parser.add_argument(
         "--keep-text-encoder", action="store_true", help="leave the U-Net's copy of the text encoder as it knows it"
     )
@@ -259,11 +270,12 @@ def main() -> None:
     judged, judged_words = load_crops(arguments.work, "held-out", SIDE), load_words(arguments.work, "held-out")
     tokenizer = CLIPTokenizer.from_pretrained(arguments.work / "tokenizer")
     model, step = make_clip(tokenizer), 0
-    if arguments.resume and (folder / "state.json").exists():
+    resumed = arguments.resume and (folder / "state.json").exists()
+    if resumed:
         model = CLIPModel.from_pretrained(folder / "model", attn_implementation="eager")
         step = json.loads((folder / "state.json").read_text())["step"]
-    if step == 0 or arguments.hear_textures:
-        hear_textures(model, crops)  # before it moves to the accelerator
+    if not resumed or arguments.start_with_textures:
+        start_with_textures(model, crops)
     decayed, others = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, arguments.rate, betas=(0.9, 0.98), fused=True)
@@ -274,8 +286,10 @@ def main() -> None:
 
     count, rank = arguments.batch // accelerator.num_processes, accelerator.process_index
     torch.manual_seed(rank)
-    redrawings = Redrawings(arguments.work, arguments.painters)
-    redrawings.begin(np.random.default_rng((step, rank)))
+    workers = arguments.workers or max(1, (os.cpu_count() or 1) // (2 * accelerator.num_processes))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    redrawings = Redrawings(load_crops(arguments.work, "train"), words, pool)
+    redrawings.begin(np.random.default_rng((step, rank, 1)))
     style_words = [style.words() for style in STYLES.values()]
     prompts = tokenizer(style_words, padding="longest", truncation=True, return_tensors="pt").to(device)
     average, spent, first_step = np.zeros(2), 0.0, step
@@ -289,15 +303,17 @@ def main() -> None:
         pictures, about = redrawings.some(count - len(stored), rng)
         redrawings.begin(rng)
         pictures, about = [*(crops[i] for i in stored), *pictures], [*(words[i] for i in stored), *about]
-        texts = [told(entry, rng) for entry in about]
+        texts = [sampled_caption(entry, rng) for entry in about]
         numbers = {text: i for i, text in enumerate(texts)}
         labels = torch.tensor([numbers[text] for text in texts])
         same = (labels[:, None] == labels[None]).float().to(device)
         tokens = tokenizer(texts, padding="longest", truncation=True, return_tensors="pt").to(device)
         kept = PATCHES_KEPT if spent < 1 - WHOLE_SHARE else 1.0
-        with accelerator.autocast(), fewer_patches(plain, kept):
+        with accelerator.autocast(), patch_dropout(plain, kept):
             output = model(pixel_values=views(pictures, rng).to(device), **tokens)
-            styles_apart = style_loss(plain, output.image_embeds.float(), about, prompts)
+            style_texts = plain.get_text_features(**prompts).pooler_output
+        style_texts, images = F.normalize(style_texts.float(), dim=-1), output.image_embeds.float()
+        styles_apart = style_classification_loss(images, style_texts, plain.logit_scale.exp(), about)
         loss = contrastive_loss(output.logits_per_image.float(), same) + STYLE_WEIGHT * styles_apart
         optimizer.zero_grad()
         accelerator.backward(loss)
@@ -327,6 +343,7 @@ def main() -> None:
                 log.write(json.dumps(line) + "\n")
             if not arguments.keep_text_encoder:
                 plain.text_model.save_pretrained(arguments.work / "text_encoder")
+    pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from crops import SIDE
 from PIL import Image
 
@@ -39,20 +41,22 @@ def load_crops(work: Path, name: str, side: int = SIDE) -> np.ndarray:
     cache = work / f"{name}-{side}.npy"
     if not cache.exists():
         jpegs = list(_members(work, name, "jpg"))
-        partial = cache.with_suffix(".partial.npy")
+        partial = cache.with_suffix(f".{os.getpid()}.partial.npy")  # several processes may come here at once
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(jpegs), side, side, 3))
         with ProcessPoolExecutor() as pool:
             tasks = ((jpeg, side) for jpeg in jpegs)
             for index, pixels in enumerate(pool.map(_decoded, tasks, chunksize=64)):
                 array[index] = pixels
         array.flush()
-        partial.rename(cache)
+        partial.replace(cache)
     return np.load(cache, mmap_mode="r")
 
 
 def precision() -> str:
-    """What Accelerate is to compute in: bfloat16 where it is native; emulated it is 20 times slower than float32."""
-    return "bf16" if torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() else "no"
+    """What Accelerate is to compute in: bfloat16 where its device has it, float32 where it would be emulated slowly."""
+    on_gpu = PartialState().device.type == "cuda"
+    native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if native else "no"
 
 
 def as_tensor(pixels: np.ndarray) -> torch.Tensor:

@@ -4,7 +4,7 @@ Writes tar shards under WORK/crops (each below 60 MB, small enough to send anywh
 train on and one held out: JPEGs, and beside each a line of JSON with its caption, what kind of thing
 it shows ("an animal"), whether it shows the whole picture, and the name of its procedural style ("" for
 the crop as it is). Cut-outs are laid whole on plain or photographic backgrounds, each time on another.
-The same seed gives the same crops.
+The same pictures give the same crops.
 
     python training/crops.py --work training/work
 """
@@ -27,7 +27,9 @@ from styles import STYLES, apply
 SIDE = 256
 SHARD_BYTES = 58_000_000
 PUZZLE_PIECES = "/paintings/"  # pieces of paintings: transparent at the rim, but pictures, not cut-outs
-OFTEN = {"an animal": 4, "a plant": 4}  # cut-outs of these kinds are laid out at least so often
+TRANSPARENT_SHARE = 0.05  # from this share of transparent pixels on a picture is a cut-out
+WHOLE_SHAPE = 1.5  # a picture up to so much longer than wide is still whole when its middle square is shown
+OFTEN = {"an animal": 4, "a plant": 4}  # cut-outs of these kinds that are trained on are laid out so often
 
 
 def backdrop(size: tuple[int, int], photographs: list[Path], rng: random.Random) -> Image.Image:
@@ -47,7 +49,7 @@ def backdrop(size: tuple[int, int], photographs: list[Path], rng: random.Random)
 
 
 def opened(path: Path) -> Image.Image:
-    """The picture, no side beyond 2048: RGBA if it is a cut-out, else RGB."""
+    """The picture, no side beyond 2048: RGBA, cut to what is to be seen, if it is a cut-out, else RGB."""
     with Image.open(path) as image:
         image.draft("RGB", (2048, 2048))
         if max(image.size) > 2048:
@@ -55,15 +57,20 @@ def opened(path: Path) -> Image.Image:
         if image.mode in {"RGB", "L", "CMYK"}:
             return image.convert("RGB")
         image = image.convert("RGBA")
-    return image if image.getextrema()[3][0] <= 250 else image.convert("RGB")
+    alpha = image.getchannel("A")
+    if (np.asarray(alpha) < 128).mean() < TRANSPARENT_SHARE:
+        return image.convert("RGB")
+    return image.crop(alpha.getbbox())
 
 
 def varied(crop: Image.Image) -> bool:
     return np.asarray(crop.resize((32, 32), Image.Resampling.BOX), np.float32).std() > 6
 
 
-def laid_out(cut_out: Image.Image, count: int, photographs: list[Path], rng: random.Random) -> list[Image.Image]:
-    """Up to `count` times the whole cut-out, in changing places and sizes on changing backdrops."""
+def laid_out(
+    cut_out: Image.Image, count: int, photographs: list[Path], rng: random.Random
+) -> list[tuple[Image.Image, bool]]:
+    """Up to `count` times the whole cut-out, in changing places and sizes on changing backdrops: as `crops_of`."""
     crops = []
     for _ in range(count):
         scale = SIDE * rng.uniform(0.7, 0.98) / max(cut_out.size)
@@ -72,25 +79,28 @@ def laid_out(cut_out: Image.Image, count: int, photographs: list[Path], rng: ran
         small = cut_out.resize((width, height), Image.Resampling.LANCZOS)
         crop.paste(small, (rng.randrange(SIDE - width + 1), rng.randrange(SIDE - height + 1)), small)
         if varied(crop):
-            crops.append(crop)
+            crops.append((crop, True))
     return crops
 
 
-def crops_of(image: Image.Image, count: int, rng: random.Random) -> list[Image.Image]:
-    """Up to `count` crops: first the picture at its smallest useful scale, then nearer and nearer."""
+def crops_of(image: Image.Image, count: int, rng: random.Random) -> list[tuple[Image.Image, bool]]:
+    """Up to `count` crops, nearer and nearer, and of each whether it shows the picture as good as whole."""
     width, height = image.size
     short = min(width, height)
     nearest = max(1.0, short / SIDE)
-    crops: list[Image.Image] = []
+    crops = []
     for index in range(count):
         zoom = 1.0 if index == 0 else rng.uniform(1.0, min(nearest, 1 + index / 4))
         scale = SIDE * zoom / short
         window = min(SIDE / scale, short)
         left, top = rng.random() * (width - window), rng.random() * (height - window)
+        whole = index == 0 and max(width, height) <= WHOLE_SHAPE * short
+        if whole:
+            left, top = (width - window) / 2, (height - window) / 2
         box = (left, top, left + window, top + window)
         crop = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=box)
         if varied(crop):
-            crops.append(crop)
+            crops.append((crop, whole))
         if nearest < 1.25 and index >= 1:
             break
     return crops
@@ -136,8 +146,8 @@ def cut(task: tuple[dict, Path, list[Path]]) -> list[tuple[bytes, dict, bool]]:
         count = min(count, 2)
     crops = laid_out(image, count, photographs, rng) if cut_out else crops_of(image, count, rng)
     samples = []
-    for index, crop in enumerate(crops):
-        about = {"caption": row["caption"], "kind": kind, "whole": cut_out or index == 0, "style": ""}
+    for crop, whole in crops:
+        about = {"caption": row["caption"], "kind": kind, "whole": whole, "style": ""}
         samples.append((encoded(crop), about, row["held_out"]))
         style = STYLES[rng.choice(list(STYLES))]
         redrawn = apply(style.name, np.asarray(crop), np.random.default_rng(rng.getrandbits(32)))

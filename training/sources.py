@@ -54,6 +54,7 @@ CROPS_OTHERWISE = 1
 SKIPPED_WORDS = (
     "screen", "icon", "/html/", "/tribes/", "thumb", "preview", "minimap", "captures", "/grub/",
     "normal", "_nm.", "gloss", "font", "/nebulae/", "/flags/", "/teamlogos/", "elev.png",
+    "trimaps", "output_mattes",
 )  # fmt: skip
 
 # The paintings shown as examples, held out whatever the share of held-out pictures.

@@ -46,7 +46,7 @@ WINDOW_SHARE = 0.2  # of the small views are windows of crops at full size
 SUBJECT_SHARE = 0.65  # of the small views are whole pictures of one of the SUBJECTS
 SUBJECTS = {"an animal": 2, "a plant": 2, "the sky": 1, "a landscape": 1, "a person": 1}  # kinds, and how often
 PLAIN_SHARE = 0.7  # of those are as they were, not redrawn
-GENERAL_SHARE = 0.4  # of the captions with a known kind name it alone: "photo of an animal"
+GENERAL_SHARE = 0.4  # of the captions name the kind in place of the subject: "photo of an animal"
 GUIDANCE = 3.0
 PROMPTS = (
     "photo of the sky", "photo of a landscape", "photo of a plant", "photo of an animal", "photo of a building",
@@ -134,7 +134,7 @@ class Latents:
         self.full_crops = np.load(folder / f"{name}-256-crops.npy")
 
     def small(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
-        """16×16: whole crops, and windows of crops at full size."""
+        """16×16: whole pictures of SUBJECTS, crops, and windows of crops at full size."""
         subjects, windows, others = rng.multinomial(
             count, (SUBJECT_SHARE, WINDOW_SHARE, 1 - SUBJECT_SHARE - WINDOW_SHARE)
         )

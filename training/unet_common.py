@@ -83,8 +83,8 @@ def start_lively(unet: UNet) -> None:
 
 
 def stratified_timesteps(count: int) -> torch.Tensor:
-    """`count` of the 1000 timesteps, spread over the whole range."""
-    return ((torch.arange(count) + torch.rand(count)) * 1000 / count).long()
+    """`count` of the 1000 timesteps, spread over the whole range, in random order: rows of a batch may be sorted."""
+    return ((torch.randperm(count) + torch.rand(count)) * 1000 / count).long()
 
 
 def velocity_loss(
