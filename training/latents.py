@@ -2,7 +2,8 @@
 
 Writes, under WORK/latents, scaled latents in half precision: NAME-128.npy, every crop whole, as a
 128-pixel view (count, channels, 16, 16), every second one mirrored; NAME-256.npy, a spread of
---large crops at full size (large, channels, 32, 32), and NAME-256-crops.npy, which crops those are.
+--large crops at full size (large, channels, 32, 32; of those held out a twentieth of that), and
+NAME-256-crops.npy, which crops those are.
 
     accelerate launch training/latents.py --work training/work
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from collect import HELD_OUT_SHARE
 from crop_store import as_tensor, load_crops, precision
 from diffusers import AutoencoderTiny
 
@@ -36,7 +38,7 @@ def encode_all(accelerator: Accelerator, vae: AutoencoderTiny, crops: np.ndarray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument("--large", type=int, default=10_000, help="how many crops at full size")
+    parser.add_argument("--large", type=int, default=5_000, help="how many crops at full size")
     arguments = parser.parse_args()
     accelerator = Accelerator(mixed_precision=precision())
     vae = AutoencoderTiny.from_pretrained(arguments.work / "autoencoder" / "model").to(accelerator.device)
@@ -46,7 +48,8 @@ def main() -> None:
     for name in ("held-out", "train"):
         whole, full = load_crops(arguments.work, name, 128), load_crops(arguments.work, name)
         np.save(folder / f"{name}-128.npy", encode_all(accelerator, vae, whole, np.arange(len(whole))))
-        large = np.linspace(0, len(full) - 1, min(arguments.large, len(full))).astype(int)
+        share = 1 if name == "train" else HELD_OUT_SHARE
+        large = np.linspace(0, len(full) - 1, min(arguments.large // share, len(full))).astype(int)
         np.save(folder / f"{name}-256-crops.npy", large)
         np.save(folder / f"{name}-256.npy", encode_all(accelerator, vae, full, large))
         print(f"{name}: {len(whole)} whole, {len(large)} at full size", flush=True)
