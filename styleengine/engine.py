@@ -320,7 +320,9 @@ class StyleEngine:
             states = inst_training.learn(
                 backbone, image, self._clip, settings, name=name, known=known, cache=self.cache
             )
+            first_step: int | None = None
             for state in states:
+                first_step = state.step if first_step is None else first_step
                 try:
                     if on_step:
                         on_step(self._learning_event(backbone, state, content))
@@ -329,7 +331,8 @@ class StyleEngine:
                         state.style(True, look=isinstance(error, Cancelled)).save(path)
                     raise
                 now = time.monotonic()
-                if state.finished or (seconds is not None and now - began > seconds):
+                over = seconds is not None and now - began > seconds and state.step > first_step  # a slice gets on
+                if state.finished or over:
                     style = state.style(True, look=True)
                     if path:
                         style.save(path)
