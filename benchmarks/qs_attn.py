@@ -148,7 +148,7 @@ def cost(engine: StyleEngine, clip: Clip, settings: QSAttnSettings, repeats: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--contents", type=int, default=4)
+    parser.add_argument("--contents", nargs="+", choices=CONTENTS, default=CONTENTS[:4])
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=25)
@@ -168,7 +168,7 @@ def main() -> None:
         given["patches"] = arguments.patches
     settings = engine.settings_for(QSAttnSettings, "qs_attn", QSAttnSettings(**given))
     clip = Clip(engine.backbone)
-    contents, prompts = list(CONTENTS[: arguments.contents]), list(PROMPTS[: arguments.prompts])
+    contents, prompts = list(arguments.contents), list(PROMPTS[: arguments.prompts])
 
     print(f"{machine()}; {engine.backbone.identity}; {arguments.size} px, {arguments.steps} steps", flush=True)
     claims = {} if arguments.brief else compare_costs(engine, clip, settings, arguments.repeats)
