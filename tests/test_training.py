@@ -1,7 +1,10 @@
 """What teaches the models that come along: procedural styles, captions, and what the U-Nets are trained for."""
 
+import os
 import random
 import re
+import socket
+import subprocess
 import sys
 from concurrent.futures import Future
 from pathlib import Path
@@ -217,7 +220,7 @@ def test_redrawings_are_new_at_each_step_and_the_old_ones_come_again(picture: np
 
 def test_subjects_are_as_frequent_as_said_and_mostly_as_they_were() -> None:
     latents = Latents.__new__(Latents)
-    latents.subjects = {(kind, redrawn): [2 * i + redrawn] for i, kind in enumerate(SUBJECTS) for redrawn in (0, 1)}
+    latents.subjects = {subject: [2 * i] for i, subject in enumerate(SUBJECTS)}
     drawn = latents.of_subjects(8000, np.random.default_rng(0))
     for i, weight in enumerate(SUBJECTS.values()):
         assert (drawn // 2 == i).mean() == pytest.approx(weight / sum(SUBJECTS.values()), abs=0.02)
@@ -306,3 +309,21 @@ def test_timesteps_are_spread_over_the_whole_range() -> None:
     drawn = torch.stack([stratified_timesteps(8) for _ in range(200)])
     assert ((drawn.sort(1).values // 125) == torch.arange(8)).all()
     assert drawn.float().mean(0).sub(500).abs().max() < 80  # whatever the row
+    late = torch.stack([stratified_timesteps(8, 0.7) for _ in range(200)])
+    assert late.max() < 1000
+    assert 0.37 < (late >= 700).float().mean() < 0.43
+
+
+def test_processes_on_a_cpu_train_together() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    said = os.environ | {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    said |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as torchrun says it
+    code = (
+        "from accelerate import Accelerator; from crop_store import precision;"
+        "print(Accelerator(mixed_precision=precision()).distributed_type)"
+    )
+    folder = Path(__file__).parent.parent / "training"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=said, capture_output=True, text=True)
+    assert done.stdout.strip() == "DistributedType.MULTI_CPU", done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from crops import SIDE
 from PIL import Image
 
@@ -54,7 +55,8 @@ def load_crops(work: Path, name: str, side: int = SIDE) -> np.ndarray:
 
 def precision() -> str:
     """What Accelerate is to compute in: bfloat16 where its device has it, float32 where it would be emulated slowly."""
-    on_gpu = PartialState().device.type == "cuda"
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # without it torchrun's processes stay alone
+    on_gpu = state.device.type == "cuda"
     native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return "bf16" if native else "no"
 

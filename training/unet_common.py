@@ -82,9 +82,12 @@ def start_lively(unet: UNet) -> None:
             below = len(shortcut)
 
 
-def stratified_timesteps(count: int) -> torch.Tensor:
-    """`count` of the 1000 timesteps, spread over the whole range, in random order: rows of a batch may be sorted."""
-    return ((torch.randperm(count) + torch.rand(count)) * 1000 / count).long()
+def stratified_timesteps(count: int, power: float = 1.0) -> torch.Tensor:
+    """`count` of the 1000 timesteps, spread over the whole range, in random order: rows of a batch may be sorted.
+
+    A `power` below 1 draws more of the late, noisy ones, where composition is decided.
+    """
+    return (1000 * ((torch.randperm(count) + torch.rand(count)) / count) ** power).long().clamp(max=999)
 
 
 def velocity_loss(
