@@ -126,7 +126,7 @@ def encoded(picture: Image.Image | np.ndarray) -> bytes:
 
 
 def cut(task: tuple[dict, Path, list[Path]]) -> list[tuple[bytes, dict, bool]]:
-    """(JPEG bytes, words about it, held out) of each crop of one picture, as it is and redrawn."""
+    """(JPEG bytes, words about it, held out) of each crop of one picture: as it is, and right after it redrawn."""
     row, pictures, photographs = task
     rng = random.Random(row["path"])
     count = CROPS_PER_PICTURE.get(row["package"], CROPS_OTHERWISE)
