@@ -1,6 +1,6 @@
 """What the embedded model can do, on pictures it was never trained on: the figures of its model card.
 
-Needs the held-out crops of training/ (`collect.py` and `crops.py` make them).
+Needs the held-out crops and the chosen subjects of training/ (`collect.py`, `crops.py` and `subjects.py` make them).
 
 PYTHONPATH=.:training python benchmarks/embedded_model.py --work training/work --to WHERE/THE/GRIDS/GO
 """
@@ -12,24 +12,26 @@ import numpy as np
 import torch
 from clip import quality
 from crop_store import as_tensor, load_crops, load_words
+from diffusers import StableDiffusionPipeline
 from machine import machine
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
 from styleengine import ddim
 from styleengine.backbone import MODELS, Backbone, load_backbone
-from styleengine.images import to_images
+from styleengine.images import to_images, to_tensor
 from styleengine.metrics import psnr
 
-STEPS, GUIDANCE = 30, 4.0
+STEPS, GUIDANCE, RESCALED = 30, 8.0, 0.7  # guidance is strong, but contrast kept in bounds (Lin et al. 2024, Eq. 15-16)
+SAMPLE_SIDE = 128  # pixels: most of the training was at this size
 LINE_STYLES = ("line drawing", "pencil sketch", "ink", "crosshatch")
 UNGUIDED = 8
 JUDGED, JUDGED_AT = 64, (50, 200, 400, 600, 800, 950)
 PROMPTS = (
-    "photo of the sky", "photo of a landscape", "photo of a plant", "photo of an animal", "photo of a building",
-    "photo of food", "painting of a person", "painting of a landscape", "drawing of an animal",
-    "clip art of an animal", "clip art of a plant", "clip art of a vehicle",
+    "photo of the sky", "photo of a landscape", "photo of a flower", "photo of an animal", "drawing of an animal",
+    "painting of a person",
 )  # fmt: skip
+EACH = 4  # samples of a prompt
 STYLED_SUBJECT = "a flower"
 STYLE_WORDS = (
     "photo of {}", "a pencil sketch of {}", "a watercolor painting of {}", "a mosaic of {}",
@@ -89,18 +91,26 @@ def clean_errors(backbone: Backbone, crops: np.ndarray, words: list[dict[str, st
     return ", ".join(cells)
 
 
-def samples(backbone: Backbone, prompts: tuple[str, ...], side: int, guidance: float, seed: int) -> list[torch.Tensor]:
-    """One picture for each prompt, from noise, by DDIM with classifier-free guidance (0: none)."""
-    schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, STEPS)
-    condition, null = backbone.condition(prompts), backbone.condition([""])
-    channels, latent = backbone.unet.config.in_channels, side // backbone.multiple
-    x_T = torch.randn(len(prompts), channels, latent, latent, generator=torch.Generator().manual_seed(seed))  # noqa: N806
+def samples(pipeline: StableDiffusionPipeline, prompts: tuple[str, ...], seed: int) -> list[torch.Tensor]:
+    """One picture for each prompt, as the stock pipeline draws them: guided, or from nothing if all are empty."""
+    (images,) = pipeline(
+        list(prompts), num_inference_steps=STEPS, guidance_scale=GUIDANCE if any(prompts) else 1.0,
+        guidance_rescale=RESCALED, height=SAMPLE_SIDE, width=SAMPLE_SIDE,
+        generator=torch.Generator().manual_seed(seed), return_dict=False,
+    )[:1]  # fmt: skip
+    return [to_tensor(image) for image in images]
 
-    def predict(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
-        plain = backbone.predict_noise(x_t, timestep, null)
-        return plain + guidance * (backbone.predict_noise(x_t, timestep, condition) - plain) if guidance else plain
 
-    return list(backbone.decode(ddim.sample(x_T, schedule, predict)).cpu()[:, None])
+def nearest(drawn: list[torch.Tensor], views: np.ndarray) -> list[torch.Tensor]:
+    """Each sample above the training view that is nearest to it at a quarter of its size, mirrored or not."""
+
+    def small(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(pixels, 4).flatten(1)
+
+    known = as_tensor(views)
+    known = torch.cat([known, known.flip(3)])
+    found = torch.cdist(small(torch.cat(drawn)), small(known)).argmin(1)
+    return [torch.cat([sample, known[row : row + 1]], 2) for sample, row in zip(drawn, found.tolist(), strict=True)]
 
 
 def save_grid(columns: list[torch.Tensor], per_row: int, path: Path) -> None:
@@ -117,7 +127,6 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--to", type=Path, default=Path())
     parser.add_argument("--earlier", help="a folder with an earlier version of the embedded model, to compare with")
-    parser.add_argument("--side", type=int, default=160, help="of the samples, in pixels")
     arguments = parser.parse_args()
     backbone = load_backbone(arguments.model)
     crops, words = load_crops(arguments.work, "held-out"), load_words(arguments.work, "held-out")
@@ -151,11 +160,15 @@ def main() -> None:
     print(f"Error of x̂0, captioned (uncaptioned): {clean_errors(backbone, small, words)}")
     if arguments.earlier:
         print(f"the same of the earlier model: {clean_errors(load_backbone(arguments.earlier), small, words)}")
-    side = arguments.side
-    save_grid(samples(backbone, ("",) * UNGUIDED, side, 0.0, 0), UNGUIDED, arguments.to / "samples-unconditional.jpg")
-    save_grid(samples(backbone, PROMPTS, side, GUIDANCE, 1), 6, arguments.to / "samples-captions.jpg")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder.parent, safety_checker=None, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    save_grid(samples(pipeline, ("",) * UNGUIDED, 0), UNGUIDED, arguments.to / "samples-unconditional.jpg")
+    drawn = samples(pipeline, PROMPTS * EACH, 1)
+    save_grid(drawn, len(PROMPTS), arguments.to / "samples-captions.jpg")
+    views = load_crops(arguments.work, "subjects", SAMPLE_SIDE)
+    save_grid(nearest(drawn, views), len(PROMPTS) * EACH // 2, arguments.to / "samples-nearest.jpg")
     styled = tuple(phrase.format(STYLED_SUBJECT) for phrase in STYLE_WORDS)
-    save_grid(samples(backbone, styled, side, GUIDANCE, 2), 6, arguments.to / "samples-styles.jpg")
+    save_grid(samples(pipeline, styled, 2), 6, arguments.to / "samples-styles.jpg")
 
 
 if __name__ == "__main__":

@@ -46,15 +46,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument(
-        "--gentle", type=float, default=1.0, help="a strength that keeps more of the content; from a fifth on"
-    )
+    parser.add_argument("--gentle", type=float, default=1.0, help="a strength that keeps more of the content")
+    parser.add_argument("--gentle-start", type=float, default=0.2, help="from which part of the run on")
     parser.add_argument("--earlier", help="a folder with an earlier version of the embedded model")
     parser.add_argument("--sheet", type=Path, help="where to write pictures of some of the pairs side by side")
     arguments = parser.parse_args()
     engine, judge = StyleEngine("mini"), OutsideJudge()
     recommended = ZStarSettings(size=arguments.size, steps=arguments.steps)
-    gentle = recommended.replace(strength=arguments.gentle, start=0.2)
+    gentle = recommended.replace(strength=arguments.gentle, start=arguments.gentle_start)
     makers: dict[str, Maker] = {"this model": by_engine(engine, recommended)}
     makers[f"this model, λ {arguments.gentle:g}"] = by_engine(engine, gentle)
     if arguments.earlier:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,8 +30,18 @@ from clip import (
 )
 from crops import SIDE, crops_of, in_general, laid_out, opened, subject_of
 from styles import STYLES, apply
-from unet import PLAIN_SHARE, SUBJECTS, Latents
-from unet_common import dropped_skips, start_lively, stratified_timesteps, velocity_loss
+from subjects import SUBJECTS as CHOSEN
+from subjects import Subject, views
+from unet import PLAIN_SHARE, SUBJECTS, SubjectLatents, make_unet
+from unet_common import (
+    dropped_skips,
+    pixel_metric,
+    start_lively,
+    stratified_timesteps,
+    velocity_loss,
+    with_upper_levels_of,
+    without_traces,
+)
 
 
 @pytest.fixture(scope="module")
@@ -219,12 +230,46 @@ def test_redrawings_are_new_at_each_step_and_the_old_ones_come_again(picture: np
 
 
 def test_subjects_are_as_frequent_as_said_and_mostly_as_they_were() -> None:
-    latents = Latents.__new__(Latents)
-    latents.subjects = {subject: [2 * i] for i, subject in enumerate(SUBJECTS)}
-    drawn = latents.of_subjects(8000, np.random.default_rng(0))
+    latents = SubjectLatents.__new__(SubjectLatents)
+    latents.views = {subject: [2 * i] for i, subject in enumerate(SUBJECTS)}
+    latents.whole = np.zeros((2 * len(SUBJECTS), 1, 1, 1), np.float16)
+    drawn = latents.small(8000, np.random.default_rng(0))[1]
     for i, weight in enumerate(SUBJECTS.values()):
         assert (drawn // 2 == i).mean() == pytest.approx(weight / sum(SUBJECTS.values()), abs=0.02)
     assert (drawn % 2).mean() == pytest.approx(1 - PLAIN_SHARE, abs=0.02)
+
+
+def test_the_subjects_that_are_cut_are_those_that_are_trained_on() -> None:
+    assert {subject.caption for subject in CHOSEN} == set(SUBJECTS)
+
+
+def test_a_subject_is_found_by_its_patterns_but_for_those_left_out() -> None:
+    animals = next(subject for subject in CHOSEN if subject.caption == "photo of an animal")
+    assert animals.shows("tuxpaint-stamps-default/usr/share/tuxpaint/stamps/animals/birds/owl.png")
+    assert not animals.shows("tuxpaint-stamps-default/usr/share/tuxpaint/stamps/animals/birds/cartoon/tux.png")
+    assert not animals.shows("tuxpaint-stamps-default/usr/share/tuxpaint/stamps/plants/cep.png")
+    assert animals.kind == "an animal"
+
+
+def test_a_subject_that_is_a_cut_out_is_shown_whole_on_its_ground_and_mirrored_every_second_time() -> None:
+    cut_out = Image.new("RGBA", (40, 80), (200, 0, 0, 255))
+    cut_out.paste((0, 0, 200, 255), (0, 0, 20, 80))  # its left half is blue
+    shown = views(cut_out, Subject("photo of a plant", ("*",)), random.Random(0))
+    assert {view.size for view in shown} == {(SIDE, SIDE)}
+    for number, view in enumerate(shown):
+        pixels = np.asarray(view).astype(int)
+        assert (pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 255).all()
+        blue, red = ((pixels[..., channel] > 150) & (pixels[..., 2 - channel] < 60) for channel in (2, 0))
+        assert blue.sum() == pytest.approx(red.sum(), rel=0.1)
+        assert red.any(1).sum() > 0.8 * SIDE
+        assert (np.nonzero(blue)[1].mean() > np.nonzero(red)[1].mean()) == bool(number % 2)
+
+
+def test_of_a_subject_that_is_no_cut_out_the_upper_part_is_shown() -> None:
+    photograph = Image.new("RGB", (100, 100), (90, 140, 250))
+    photograph.paste((0, 80, 0), (0, 62, 100, 100))  # the ground
+    for view in views(photograph, Subject("photo of the sky", ("*",), part=0.6), random.Random(0)):
+        assert np.asarray(view)[..., 2].min() > 200
 
 
 def test_views_of_one_picture_are_one_group() -> None:
@@ -267,6 +312,21 @@ def test_at_the_lively_start_each_block_passes_on_what_comes_from_below(kind: st
     assert (h[1].norm() / upsampled.norm()).item() == pytest.approx(1, abs=0.35)
 
 
+def test_begun_anew_the_deeper_levels_are_heard_and_the_upper_ones_are_as_they_were() -> None:
+    torch.manual_seed(0)
+    trained, lively = make_unet(16), make_unet(16)
+    before = {name: weight.clone() for name, weight in trained.state_dict().items()}
+    revived = with_upper_levels_of(trained, lively)
+    for name, weight in revived.state_dict().items():
+        anew = name.startswith(("down_blocks.2", "down_blocks.3", "mid_block", "up_blocks.0", "up_blocks.1"))
+        if name == "up_blocks.2.resnets.0.conv_shortcut.weight":
+            below, beside = weight[:, :192], weight[:, 192:]
+            assert torch.equal(beside, before[name][:, 192:])
+            assert below[:, :, 0, 0].pow(2).sum(1).mean().sqrt().item() == pytest.approx(0.5, rel=1e-3)
+        else:
+            assert torch.equal(weight, lively.state_dict()[name] if anew else before[name])
+
+
 @pytest.mark.parametrize("kind", ["pixels", "latents"])
 def test_dropped_skips_silence_the_deepest_levels_of_their_share_of_rows(kind: str) -> None:
     unet, told = small_unet(kind)
@@ -302,6 +362,51 @@ def test_the_loss_counts_the_velocity_and_less_where_there_is_little_noise() -> 
     losses = [velocity_loss(given, x_0, noise, timesteps, scheduler) for given in (late, early)]
     assert losses[0][0] < losses[1][0] / 5
     assert [error for _, error in losses] == pytest.approx([0.5, 0.5], rel=1e-4)
+
+
+def test_where_there_is_much_noise_the_loss_counts_what_is_to_be_seen() -> None:
+    scheduler = DDIMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
+    x_0, noise, metric = torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4), torch.diag(torch.tensor([1.8, 0.2]))
+
+    def loss(timestep: int, channel: int) -> float:
+        timesteps = torch.tensor([timestep])
+        error = torch.nn.functional.one_hot(torch.tensor(channel), 2).view(1, 2, 1, 1)
+        predicted = scheduler.get_velocity(x_0, noise, timesteps) + error
+        weighted, plain = velocity_loss(predicted, x_0, noise, timesteps, scheduler, metric)
+        assert plain == pytest.approx(0.5, rel=1e-5)
+        return weighted.item()
+
+    assert loss(2, 0) == pytest.approx(loss(2, 1), rel=0.02)
+    assert 5 < loss(999, 0) / loss(999, 1) < 9
+
+
+def test_near_the_end_of_the_schedule_half_of_the_pictures_leave_no_trace_in_the_noise() -> None:
+    scheduler = DDIMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
+    x_0, noise = torch.full((400, 1, 2, 2), 3.0), torch.randn(400, 1, 2, 2)
+    timesteps = torch.tensor([919, 920, 999, 999]).repeat(100)
+    torch.manual_seed(0)
+    changed = without_traces(x_0, noise, timesteps, scheduler)
+    alone = (changed != noise).flatten(1).all(1)
+    assert not alone[0::4].any()
+    assert 0.4 < alone[timesteps >= 920].float().mean() < 0.6
+    noised, velocity = (of(x_0, changed, timesteps) for of in (scheduler.add_noise, scheduler.get_velocity))
+    assert (noised - noise)[alone].abs().max() < 1e-5
+    alphas = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    assert (alphas.sqrt() * noised - (1 - alphas).sqrt() * velocity - x_0).abs().max() < 1e-4
+
+
+def test_what_is_to_be_seen_of_a_latent_is_told_by_its_decoded_pictures() -> None:
+    shown = torch.tensor([[0.9, 0.9, 0.9], [0.0, 0.1, 0.0]])  # two channels in red, green, blue; a third shows nothing
+
+    def decode(latents: torch.Tensor) -> SimpleNamespace:
+        colours = torch.einsum("bchw,cr->brhw", latents[:, :2], shown)
+        return SimpleNamespace(sample=colours.repeat_interleave(8, 2).repeat_interleave(8, 3))
+
+    vae = SimpleNamespace(decode=decode, config=SimpleNamespace(scaling_factor=2.0))
+    metric = pixel_metric(vae, torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(0)))  # pyright: ignore
+    assert metric.trace().item() == pytest.approx(3, rel=1e-4)
+    assert (metric[0, 0] / metric[1, 1]).item() == pytest.approx(3 * 0.9**2 / 0.1**2, rel=1e-2)
+    assert metric[2].abs().max() < 1e-4
 
 
 def test_timesteps_are_spread_over_the_whole_range() -> None:

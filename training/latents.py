@@ -3,7 +3,7 @@
 Writes, under WORK/latents, scaled latents in half precision: NAME-128.npy, every crop whole, as a
 128-pixel view (count, channels, 16, 16), every second one mirrored; NAME-256.npy, a spread of
 --large crops at full size (large, channels, 32, 32; of those held out a twentieth of that), and
-NAME-256-crops.npy, which crops those are.
+NAME-256-crops.npy, which crops those are. The views of the chosen subjects are wanted at 128 pixels only.
 
     accelerate launch training/latents.py --work training/work
 """
@@ -39,15 +39,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     parser.add_argument("--large", type=int, default=5_000, help="how many crops at full size")
+    parser.add_argument("--sets", nargs="+", default=["subjects", "held-out", "train"], help="which to encode")
     arguments = parser.parse_args()
     accelerator = Accelerator(mixed_precision=precision())
     vae = AutoencoderTiny.from_pretrained(arguments.work / "autoencoder" / "model").to(accelerator.device)
     vae = vae.to(memory_format=torch.channels_last).requires_grad_(False)
     folder = arguments.work / "latents"
     folder.mkdir(exist_ok=True)
-    for name in ("held-out", "train"):
-        whole, full = load_crops(arguments.work, name, 128), load_crops(arguments.work, name)
+    for name in arguments.sets:
+        whole = load_crops(arguments.work, name, 128)
         np.save(folder / f"{name}-128.npy", encode_all(accelerator, vae, whole, np.arange(len(whole))))
+        if name == "subjects":
+            continue
+        full = load_crops(arguments.work, name)
         share = 1 if name == "train" else HELD_OUT_SHARE
         large = np.linspace(0, len(full) - 1, min(arguments.large // share, len(full))).astype(int)
         np.save(folder / f"{name}-256-crops.npy", large)

@@ -2,7 +2,7 @@
 
 Stable Diffusion's blocks, order and schedule at a fortieth of its size. Most of the time is spent
 on 16×16 latents (whole crops at 128 pixels, windows of crops at 256), the last part on 32×32. Most of
-the small ones are whole pictures of a few kinds of things: what a picture is of is learnt from those.
+the small ones are views of a few chosen subjects (`subjects.py`): what a picture is of is learnt from those.
 The weights that are kept are their exponential moving average.
 
     accelerate launch training/unet.py --work training/work --minutes 60
@@ -33,30 +33,34 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from unet_common import (
     bottleneck_share,
     dropped_skips,
+    pixel_metric,
     rate_at,
     start_lively,
     stratified_timesteps,
     training_options,
     velocity_loss,
+    with_upper_levels_of,
+    without_traces,
 )
 
 SKIP_LEVELS = 3  # of the four levels' skip connections may be silent
 WORDS_RATE = 2.5  # the cross-attention, by which the words come in, learns so much faster
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
-WINDOW_SHARE = 0.1  # of the small views are windows of crops at full size
-SUBJECT_SHARE = 0.75  # of the small views are whole pictures of one of the SUBJECTS
+WINDOW_SHARE = 0.3  # of the other small views are windows of crops at full size
+SUBJECT_SHARE = 0.65  # of the small views are views of the chosen subjects
 SUBJECTS = {
-    "photo of an animal": 4, "photo of a plant": 4, "photo of the sky": 1.5, "photo of a landscape": 1,
-    "clip art of an animal": 1.5, "clip art of a plant": 1, "drawing of an animal": 1, "painting of a person": 1,
+    "photo of an animal": 4, "photo of a plant": 2, "photo of the sky": 1.5, "photo of a landscape": 1.5,
+    "drawing of an animal": 2, "painting of a person": 2.5,
 }  # fmt: skip # captions in general, and how often
 PLAIN_SHARE = 0.75  # of those are as they were, the others redrawn
-GENERAL_SHARE = 0.4  # of the captions name the kind in place of the subject: "photo of an animal"
+GENERAL_SHARE = 0.5  # of the captions name the kind in place of the subject: "photo of an animal"
 TIMESTEP_POWER = 0.7  # 40 % of the timesteps drawn lie above 700, where it is decided what a picture is of
+METRIC_CROPS = 128  # tell how errors of a latent are seen
 GUIDANCE = 3.0
 PROMPTS = (
-    "photo of the sky", "photo of a landscape", "photo of a plant", "photo of an animal", "photo of a building",
-    "painting of a person", "clip art of an animal", "clip art of food", "drawing of an animal",
-    "a pencil sketch of a plant", "a watercolor painting of a landscape", "a woodcut of an animal",
+    "photo of the sky", "photo of a landscape", "photo of a flower", "photo of a plant", "photo of an animal",
+    "photo of a sheep", "painting of a person", "drawing of an animal", "clip art of an animal",
+    "a pencil sketch of an animal", "a watercolor painting of a landscape", "a woodcut of a plant",
 )  # fmt: skip
 
 
@@ -96,8 +100,8 @@ class Captions:
     in_general: np.ndarray  # likewise, with the kind in place of the subject
 
     @classmethod
-    def encoded(cls, work: Path, name: str, device: torch.device) -> "Captions":
-        words = load_words(work, name)
+    def encoded(cls, work: Path, names: tuple[str, ...], device: torch.device) -> "Captions":
+        words = [entry for name in names for entry in load_words(work, name)]
         captions, general = [entry["caption"] for entry in words], [in_general(entry) for entry in words]
         texts = ["", *sorted({*captions, *general} - {""})]
         rows = {text: row for row, text in enumerate(texts)}
@@ -129,21 +133,15 @@ class Latents:
     """Batches of latents and the numbers of the crops they show."""
 
     def __init__(self, work: Path, name: str) -> None:
-        folder, words = work / "latents", load_words(work, name)
-        self.subjects: dict[str, list[int]] = {subject: [] for subject in SUBJECTS}  # whole pictures as they were
-        for crop, entry in enumerate(words):
-            if entry["whole"] and not entry["style"] and in_general(entry) in SUBJECTS:
-                self.subjects[in_general(entry)].append(crop)
+        folder = work / "latents"
         self.whole = np.load(folder / f"{name}-128.npy", mmap_mode="r")
         self.full = np.load(folder / f"{name}-256.npy", mmap_mode="r")
         self.full_crops = np.load(folder / f"{name}-256-crops.npy")
 
     def small(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
-        """16×16: whole pictures of SUBJECTS, crops, and windows of crops at full size."""
-        subjects, windows, others = rng.multinomial(
-            count, (SUBJECT_SHARE, WINDOW_SHARE, 1 - SUBJECT_SHARE - WINDOW_SHARE)
-        )
-        crops = np.concatenate([self.of_subjects(subjects, rng), rng.integers(0, len(self.whole), others)])
+        """16×16: crops, and windows of crops at full size."""
+        windows = rng.binomial(count, WINDOW_SHARE)
+        crops = rng.integers(0, len(self.whole), count - windows)
         parts = [self.whole[crop] for crop in crops]
         side, numbers = self.whole.shape[-1], rng.integers(0, len(self.full), windows)
         for number in numbers:
@@ -151,16 +149,28 @@ class Latents:
             parts.append(self.full[number, :, top : top + side, left : left + side])
         return torch.from_numpy(np.stack(parts)).float(), np.concatenate([crops, self.full_crops[numbers]])
 
-    def of_subjects(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Crops that show a whole picture of one of the SUBJECTS."""
-        subjects = rng.choice(list(SUBJECTS), count, p=np.array(list(SUBJECTS.values())) / sum(SUBJECTS.values()))
-        crops = np.array([rng.choice(self.subjects[str(subject)]) for subject in subjects], int)
-        return crops + (rng.random(count) > PLAIN_SHARE)  # each crop is followed by itself, redrawn
-
     def large(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
         """32×32."""
         numbers = rng.integers(0, len(self.full), count)
         return torch.from_numpy(np.stack([self.full[i] for i in numbers])).float(), self.full_crops[numbers]
+
+
+class SubjectLatents:
+    """Batches of latents of the chosen subjects, and the numbers of the views they show."""
+
+    def __init__(self, work: Path) -> None:
+        self.views: dict[str, list[int]] = {subject: [] for subject in SUBJECTS}  # as they were
+        for view, entry in enumerate(load_words(work, "subjects")):
+            if not entry["style"]:
+                self.views[in_general(entry)].append(view)
+        self.whole = np.load(work / "latents" / "subjects-128.npy", mmap_mode="r")
+
+    def small(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
+        """16×16."""
+        subjects = rng.choice(list(SUBJECTS), count, p=np.array(list(SUBJECTS.values())) / sum(SUBJECTS.values()))
+        views = np.array([rng.choice(self.views[str(subject)]) for subject in subjects], int)
+        views += rng.random(count) > PLAIN_SHARE  # each view is followed by itself, redrawn
+        return torch.from_numpy(self.whole[views]).float(), views
 
 
 @torch.no_grad()
@@ -207,6 +217,7 @@ def main() -> None:
     defaults = {"batch": 32, "rate": 8e-4, "decay_share": 0.3, "skip_dropout": 0.1, "ema": 0.999}
     parser = training_options(__doc__.splitlines()[0], **defaults)
     parser.add_argument("--large-share", type=float, default=0.1, help="share of the time on 32×32 latents")
+    parser.add_argument("--revive", action="store_true", help="with --resume: begin the deeper levels anew")
     arguments = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision=precision())
@@ -215,15 +226,20 @@ def main() -> None:
     folder = arguments.work / "unet"
     folder.mkdir(exist_ok=True)
     latents, held_out = Latents(arguments.work, "train"), Latents(arguments.work, "held-out")
-    captions, held_out_captions = (Captions.encoded(arguments.work, name, device) for name in ("train", "held-out"))
+    subjects = SubjectLatents(arguments.work)
+    captions = Captions.encoded(arguments.work, ("train", "subjects"), device)
+    held_out_captions = Captions.encoded(arguments.work, ("held-out",), device)
     prompt_states = text_states(arguments.work, ["", *PROMPTS], device)
     vae = AutoencoderTiny.from_pretrained(arguments.work / "autoencoder" / "model").to(device).requires_grad_(False)
     scheduler = make_scheduler()
+    spread = np.linspace(0, len(latents.whole) - 1, METRIC_CROPS).astype(int)
+    metric = pixel_metric(vae, torch.from_numpy(latents.whole[spread]).float().to(device))
 
     step = 0
     unet = make_unet(vae.config.latent_channels)
     if arguments.resume and (folder / "state.json").exists():
-        unet = UNet2DConditionModel.from_pretrained(folder / "model")
+        trained = UNet2DConditionModel.from_pretrained(folder / "model")
+        unet = with_upper_levels_of(trained, unet) if arguments.revive else trained
         step = json.loads((folder / "state.json").read_text())["step"]
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # so few tokens: written out it is faster than fused, by a quarter
@@ -251,14 +267,21 @@ def main() -> None:
             group["lr"] = rate * group["factor"]
         rng = np.random.default_rng((step, rank))
         large = spent > 1 - arguments.large_share
-        x_0, crops = latents.large(max(1, count // 4), rng) if large else latents.small(count, rng)
+        if large:
+            x_0, crops = latents.large(max(1, count // 4), rng)
+        else:
+            chosen = min(rng.binomial(count, SUBJECT_SHARE), count - 1)
+            x_0, crops = latents.small(count - chosen, rng)
+            views, numbers = subjects.small(chosen, rng)
+            x_0, crops = torch.cat([x_0, views]), np.concatenate([crops, len(latents.whole) + numbers])
         x_0 = x_0.to(device)
         condition = captions.batch(crops, rng, device, EMPTY_SHARE, GENERAL_SHARE)
         noise = torch.randn_like(x_0)
         timesteps = stratified_timesteps(len(x_0), TIMESTEP_POWER).to(device)
+        noise = without_traces(x_0, noise, timesteps, scheduler)
         with accelerator.autocast(), dropped_skips(plain, arguments.skip_dropout, SKIP_LEVELS):
             predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps, condition).sample
-        loss, error = velocity_loss(predicted, x_0, noise, timesteps, scheduler)
+        loss, error = velocity_loss(predicted, x_0, noise, timesteps, scheduler, metric)
         optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)

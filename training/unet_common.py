@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
@@ -23,6 +23,9 @@ from diffusers.training_utils import compute_snr
 UNet = UNet2DConditionModel | UNet2DModel
 WARM_UP = 200  # steps
 FROM_BELOW = 0.8  # gain of what comes from the level below, at the start
+REVIVED = 0.5  # that gain where silent levels are begun anew under trained ones
+LAST_TIMESTEPS = 920  # at these and later ones sampling may begin
+SEEN_SHARE = 0.95  # of the loss counts what is to be seen of an error, where all is noise
 SNR_CAP = 5.0  # errors of x̂0 weigh SNR + 1, up to this cap + 1 (after min-SNR, Hang et al. 2023)
 
 
@@ -82,6 +85,22 @@ def start_lively(unet: UNet) -> None:
             below = len(shortcut)
 
 
+def with_upper_levels_of(trained: UNet2DConditionModel, lively: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The `trained` U-Net, its two deeper levels and what comes up from them replaced by those of a `lively` one.
+
+    For a U-Net whose deeper levels have fallen silent: the first level above them hears them again, at a gain
+    that lets the prediction go on as it was for the most part.
+    """
+    for blocks, numbers in ((trained.down_blocks, (2, 3)), (trained.up_blocks, (0, 1))):
+        fresh = lively.down_blocks if blocks is trained.down_blocks else lively.up_blocks
+        for number in numbers:
+            blocks[number].load_state_dict(fresh[number].state_dict())
+    trained.mid_block.load_state_dict(lively.mid_block.state_dict())
+    shortcut = trained.up_blocks[2].resnets[0].conv_shortcut.weight.data
+    torch.nn.init.orthogonal_(shortcut[:, : trained.config.block_out_channels[-2]], REVIVED)
+    return trained
+
+
 def stratified_timesteps(count: int, power: float = 1.0) -> torch.Tensor:
     """`count` of the 1000 timesteps, spread over the whole range, in random order: rows of a batch may be sorted.
 
@@ -90,14 +109,55 @@ def stratified_timesteps(count: int, power: float = 1.0) -> torch.Tensor:
     return (1000 * ((torch.randperm(count) + torch.rand(count)) / count) ** power).long().clamp(max=999)
 
 
+def without_traces(x_0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, scheduler: Any) -> torch.Tensor:
+    """The noise, for half of the rows near the end such that nothing but the given noise is left of the picture.
+
+    Stable Diffusion's schedule leaves 7 % of it, enough to tell how bright it is; but sampling begins with noise
+    alone, which would look like a picture of middling brightness (Lin et al. 2024).
+    """
+    alphas = scheduler.alphas_cumprod.to(x_0)[timesteps].view(-1, 1, 1, 1)
+    alone = (noise - alphas.sqrt() * x_0) / (1 - alphas).sqrt()
+    chosen = (timesteps >= LAST_TIMESTEPS) & (torch.rand(len(timesteps)) < 0.5).to(timesteps.device)
+    return torch.where(chosen.view(-1, 1, 1, 1), alone, noise)
+
+
 def velocity_loss(
-    predicted: torch.Tensor, x_0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, scheduler: Any
+    predicted: torch.Tensor,
+    x_0: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    scheduler: Any,
+    metric: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:
-    """The weighted loss, and the plain mean error of the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022)."""
+    """The weighted loss, and the plain mean error of the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022).
+
+    With a `metric` (channels, channels) of trace `channels` errors count as they are to be seen, the more of them the
+    more noise there is: (1 − β)·I + β·metric, β = 0.95·(1 − ᾱ)².
+    """
     snr = compute_snr(scheduler, timesteps)
     weight = (snr + 1).clamp(max=SNR_CAP + 1) / (snr + 1)
-    errors = (predicted.float() - scheduler.get_velocity(x_0, noise, timesteps)).square().mean((1, 2, 3))
-    return (weight * errors).mean() / weight.mean(), errors.mean().item()
+    error = predicted.float() - scheduler.get_velocity(x_0, noise, timesteps)
+    errors = plain = error.square().mean((1, 2, 3))
+    if metric is not None:
+        seen = torch.einsum("bchw,cd,bdhw->b", error, metric, error) / error[0].numel()
+        errors = plain.lerp(seen, SEEN_SHARE / (snr + 1) ** 2)
+    return (weight * errors).mean() / weight.mean(), plain.mean().item()
+
+
+@torch.no_grad()
+def pixel_metric(vae: AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
+    """How much of a decoded picture each direction of a latent moves: (channels, channels), its trace `channels`.
+
+    From the linear map of `latents` (count, channels, height, width) to their decoded patches that fits best, A: A·Aᵀ.
+    """
+    pictures = torch.cat([vae.decode(part / vae.config.scaling_factor).sample for part in latents.split(16)])
+    patch = pictures.shape[-1] // latents.shape[-1]
+    patches = torch.nn.functional.pixel_unshuffle(pictures, patch)
+    rows = [part.permute(0, 2, 3, 1).flatten(0, 2) for part in (latents, patches)]
+    latent, pixels = (part - part.mean(0) for part in rows)
+    linear = torch.linalg.lstsq(latent.cpu(), pixels.cpu()).solution.to(latents)
+    metric = linear @ linear.T
+    return metric * len(metric) / metric.trace()
 
 
 @contextmanager

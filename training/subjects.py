@@ -1,0 +1,148 @@
+"""Stage 2b: a few hundred chosen pictures of plain things, whole, and shown alike.
+
+A small U-Net that trains for an hour or two on a CPU cannot learn how a thing of any kind looks anywhere. It
+can learn animals and flowers that fill a plain ground, portraits, skies, and fields under a sky. Writes tar
+shards as `crops.py` does, WORK/crops/subjects-….tar: each view as it is, and right after it redrawn in one of
+a few styles that words can name. Held-out pictures are left out.
+
+    python training/subjects.py --work training/work
+"""
+
+import argparse
+import random
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+from collect import read_manifest
+from crops import SIDE, Shards, encoded, opened, subject_of
+from PIL import Image, ImageOps
+from styles import STYLES, apply
+
+VIEWS = 6  # of each picture
+REDRAWN = ("pencil sketch", "watercolor", "oil painting", "woodcut", "neon")
+WHITE = ("white", "white")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Pictures of one kind: where they are (patterns of paths, after ! of what is left out), and how they are shown."""
+
+    caption: str  # in general: "photo of an animal"
+    patterns: tuple[str, ...]
+    ground: tuple[str, str] = WHITE  # colours above and below, behind a cut-out
+    part: float = 1.0  # of the height of a picture that is no cut-out is shown, from the top
+
+    @property
+    def kind(self) -> str:
+        return subject_of(self.caption)
+
+    def shows(self, path: str) -> bool:
+        within = [fnmatch(path, pattern) for pattern in self.patterns if not pattern.startswith("!")]
+        return any(within) and not any(fnmatch(path, pattern[1:]) for pattern in self.patterns if pattern[0] == "!")
+
+
+ANIMALS = (  # among drawings for other words
+    "bear", "bee", "beetle", "bird", "bug", "bull", "camel", "cat", "chicken", "cow", "dog", "dolphin", "dragon",
+    "duck", "fish", "fox", "frog", "gorilla", "hedgehog", "hippopotamus", "horse", "kangaroo", "lizard", "mosquito",
+    "mouse", "owl", "panda", "pig", "rabbit", "shark", "sheep", "snail", "snake", "spider", "turkey", "turtle",
+    "whale", "wolf",
+)  # fmt: skip
+SUBJECTS = (
+    Subject("photo of an animal", ("*/stamps/animals/*", "!*/cartoon/*")),
+    Subject("photo of a plant", ("*/stamps/plants/*",)),
+    Subject("drawing of an animal", tuple(f"*/words_sample/{animal}.webp" for animal in ANIMALS)),
+    Subject(
+        "photo of the sky",
+        (
+            "*/skybox/genericskybox_[ensw]*", "*/skybox/generic_lightblue_skybox_[ensw]*",
+            "*/skybox/generic_purple_skybox_[ensw]*", "*/gran_paradiso*skybox_side*", "*/sun_behind_clouds*",
+            "*/EveningGlow/*", "*/summer_1am/*",
+        ),
+        part=0.6,
+    ),
+    Subject(
+        "photo of a landscape",
+        (
+            "*aitzgorri*", "*picosdeeuropa*", "*/Path/*", "*mate/nature/Dune*", "*/gpwin/skybox_side*",
+            "*/landscapes/guereins/*[0-8].png", "*/landscapes/hurricane/*[0-7].png",
+        ),
+        ground=("#5f9fe6", "#dfeefa"),
+    ),
+    Subject(
+        "painting of a person",
+        ("wesnoth*/portraits/humans/*", "wesnoth*/portraits/elves/*"),
+        ground=("#2a2622", "#7a6a58"),
+    ),
+)  # fmt: skip
+
+
+def views(image: Image.Image, subject: Subject, rng: random.Random) -> list[Image.Image]:
+    """Squares of SIDE pixels, every second one mirrored: a cut-out whole on its ground, else a part of the picture."""
+    squares = []
+    for number in range(VIEWS):
+        if image.mode == "RGBA":
+            ramp = Image.linear_gradient("L").resize((SIDE, SIDE))
+            square = ImageOps.colorize(ramp, *subject.ground)
+            portrait = subject.kind == "a person"
+            scale = SIDE * rng.uniform(0.88, 0.98) / (min(image.size) if portrait else max(image.size))
+            width, height = (max(1, round(side * scale)) for side in image.size)
+            small = image.resize((width, height), Image.Resampling.LANCZOS)
+            left, top = (SIDE - width) // 2, 0 if portrait else (SIDE - height) // 2
+            square.paste(small, (left + rng.randint(-6, 6), top + rng.randint(-6, 6)), small)
+        else:
+            width, height = image.width, image.height * subject.part
+            side = min(width, height) * rng.uniform(0.75, 1)
+            left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
+            square = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+        squares.append(ImageOps.mirror(square) if number % 2 else square)
+    return squares
+
+
+def cut(task: tuple[str, str, Subject, Path]) -> list[tuple[bytes, dict]]:
+    """(JPEG bytes, words about it) of each view of one picture: as it is, and right after it redrawn."""
+    path, caption, subject, pictures = task
+    rng = random.Random(path)
+    image = opened(pictures / path)
+    if image.mode == "RGBA" and subject.kind == "a landscape":  # its sky was cut off
+        under = ImageOps.colorize(Image.linear_gradient("L").resize(image.size), *subject.ground)
+        under.paste(image, mask=image.getchannel("A"))
+        image = under
+    samples = []
+    for view in views(image, subject, rng):
+        words = {"caption": caption, "kind": subject.kind, "whole": True, "style": ""}
+        samples.append((encoded(view), words))
+        style = STYLES[rng.choice(REDRAWN)]
+        redrawn = apply(style.name, np.asarray(view), np.random.default_rng(rng.getrandbits(32)))
+        about = {"caption": style.words(subject_of(caption)), "style": style.name}
+        samples.append((encoded(redrawn), words | about))
+    return samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("training/work"))
+    arguments = parser.parse_args()
+    folder = arguments.work / "crops"
+    for old in folder.glob("subjects-*.tar"):
+        old.unlink()
+    tasks = []
+    for row in read_manifest(arguments.work):
+        for subject in SUBJECTS:
+            if not row["held_out"] and subject.shows(row["path"]):
+                medium = subject.caption.partition(" of ")[0]
+                caption = f"{medium} of {subject_of(row['caption'])}"
+                tasks.append((row["path"], caption, subject, arguments.work / "pictures"))
+    shards = Shards(folder, "subjects")
+    with ProcessPoolExecutor() as pool:
+        for samples in pool.map(cut, tasks, chunksize=4):
+            for jpeg, words in samples:
+                shards.add(jpeg, words)
+    shards.close()
+    print(f"{shards.count} views of {len(tasks)} pictures")
+
+
+if __name__ == "__main__":
+    main()
