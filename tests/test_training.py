@@ -36,6 +36,8 @@ from unet import PLAIN_SHARE, SUBJECTS, SubjectLatents, make_unet
 from unet_common import (
     dropped_skips,
     pixel_metric,
+    rate_at,
+    remaining,
     start_lively,
     stratified_timesteps,
     velocity_loss,
@@ -362,6 +364,12 @@ def test_the_loss_counts_the_velocity_and_less_where_there_is_little_noise() -> 
     losses = [velocity_loss(given, x_0, noise, timesteps, scheduler) for given in (late, early)]
     assert losses[0][0] < losses[1][0] / 5
     assert [error for _, error in losses] == pytest.approx([0.5, 0.5], rel=1e-4)
+
+
+def test_the_rate_rises_then_holds_then_falls_with_what_remains() -> None:
+    at = [(0, 0.0), (99, 0.1), (300, 0.5), (300, 0.85), (300, 1.0)]
+    assert [rate_at(step, spent, 2.0, 0.3) for step, spent in at] == pytest.approx([0.01, 1.0, 2.0, 1.0, 0.04])
+    assert [remaining(spent, 0.3) for spent in (0.5, 0.7, 0.85, 1.0)] == pytest.approx([1, 1, 0.5, 0])
 
 
 def test_where_there_is_much_noise_the_loss_counts_what_is_to_be_seen() -> None:

@@ -31,10 +31,12 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 from unet_common import (
+    SEEN_SHARE,
     bottleneck_share,
     dropped_skips,
     pixel_metric,
     rate_at,
+    remaining,
     start_lively,
     stratified_timesteps,
     training_options,
@@ -281,7 +283,8 @@ def main() -> None:
         noise = without_traces(x_0, noise, timesteps, scheduler)
         with accelerator.autocast(), dropped_skips(plain, arguments.skip_dropout, SKIP_LEVELS):
             predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps, condition).sample
-        loss, error = velocity_loss(predicted, x_0, noise, timesteps, scheduler, metric)
+        seen_share = SEEN_SHARE * remaining(spent, arguments.decay_share)  # detail is polished last
+        loss, error = velocity_loss(predicted, x_0, noise, timesteps, scheduler, metric, seen_share)
         optimizer.zero_grad()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)

@@ -47,7 +47,12 @@ def training_options(description: str, **defaults: float) -> argparse.ArgumentPa
 
 def rate_at(step: int, spent: float, rate: float, decay_share: float) -> float:
     """The learning rate: rising over the first steps, falling in the last `decay_share` of the time."""
-    return rate * min(1.0, (step + 1) / WARM_UP, max(0.02, (1 - spent) / decay_share))
+    return rate * min((step + 1) / WARM_UP, max(0.02, remaining(spent, decay_share)))
+
+
+def remaining(spent: float, decay_share: float) -> float:
+    """1, and in the last `decay_share` of the time falling to 0."""
+    return min(1.0, (1 - spent) / decay_share)
 
 
 def start_lively(unet: UNet) -> None:
@@ -128,11 +133,12 @@ def velocity_loss(
     timesteps: torch.Tensor,
     scheduler: Any,
     metric: torch.Tensor | None = None,
+    seen_share: float = SEEN_SHARE,
 ) -> tuple[torch.Tensor, float]:
     """The weighted loss, and the plain mean error of the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022).
 
     With a `metric` (channels, channels) of trace `channels` errors count as they are to be seen, the more of them the
-    more noise there is: (1 − β)·I + β·metric, β = 0.95·(1 − ᾱ)².
+    more noise there is: (1 − β)·I + β·metric, β = seen_share·(1 − ᾱ)².
     """
     snr = compute_snr(scheduler, timesteps)
     weight = (snr + 1).clamp(max=SNR_CAP + 1) / (snr + 1)
@@ -140,7 +146,7 @@ def velocity_loss(
     errors = plain = error.square().mean((1, 2, 3))
     if metric is not None:
         seen = torch.einsum("bchw,cd,bdhw->b", error, metric, error) / error[0].numel()
-        errors = plain.lerp(seen, SEEN_SHARE / (snr + 1) ** 2)
+        errors = plain.lerp(seen, seen_share / (snr + 1) ** 2)
     return (weight * errors).mean() / weight.mean(), plain.mean().item()
 
 
