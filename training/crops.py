@@ -188,7 +188,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pictures, folder = arguments.work / "pictures", arguments.work / "crops"
     folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.tar"):
+    for old in (*folder.glob("train-*.tar"), *folder.glob("held-out-*.tar")):
         old.unlink()
 
     rows = read_manifest(arguments.work)
