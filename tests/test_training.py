@@ -30,8 +30,8 @@ from clip import (
 )
 from crops import SIDE, crops_of, in_general, laid_out, opened, subject_of
 from styles import STYLES, apply
+from subjects import REDRAWN, Subject, cut, views
 from subjects import SUBJECTS as CHOSEN
-from subjects import Subject, views
 from unet import PLAIN_SHARE, SUBJECTS, SubjectLatents, make_unet
 from unet_common import (
     dropped_skips,
@@ -265,6 +265,37 @@ def test_a_subject_that_is_a_cut_out_is_shown_whole_on_its_ground_and_mirrored_e
         assert blue.sum() == pytest.approx(red.sum(), rel=0.1)
         assert red.any(1).sum() > 0.8 * SIDE
         assert (np.nonzero(blue)[1].mean() > np.nonzero(red)[1].mean()) == bool(number % 2)
+
+
+def test_a_portrait_is_as_wide_as_its_view_and_cut_off_below() -> None:
+    cut_out = Image.new("RGBA", (40, 120), (200, 0, 0, 255))
+    cut_out.paste((0, 0, 200, 255), (0, 60, 40, 120))  # its lower half is blue
+    portrait = Subject("painting of a person", ("*",), cut_out="down from the top")
+    for view in views(cut_out, portrait, random.Random(0)):
+        pixels = np.asarray(view).astype(int)
+        red, blue = ((pixels[..., channel] > 150) & (pixels[..., 1] < 60) for channel in (0, 2))
+        assert red.any(0).sum() > 0.8 * SIDE
+        assert not (blue & ~red).any()
+
+
+def test_what_was_cut_off_of_a_landscape_is_laid_under_it() -> None:
+    cut_out = Image.new("RGBA", (100, 100), (0, 80, 0, 255))
+    cut_out.paste((0, 0, 0, 0), (0, 0, 100, 40))  # no sky
+    landscape = Subject("photo of a landscape", ("*",), ground=("blue", "blue"), cut_out="part")
+    for view in views(cut_out, landscape, random.Random(0)):
+        pixels = np.asarray(view).reshape(-1, 3).astype(int)
+        assert (abs(pixels - (0, 80, 0)).max(1) < 30).mean() > 0.4
+        assert (pixels[:, 0] < 30).all()  # filled: nothing white
+
+
+def test_each_view_is_followed_by_itself_in_the_next_style(tmp_path: Path) -> None:
+    cut_out = Image.new("RGBA", (60, 60), (200, 0, 0, 255))
+    cut_out.save(tmp_path / "rose.png")
+    samples = cut(("rose.png", "photo of a rose", Subject("photo of a flower", ("*",)), tmp_path))
+    assert [about["style"] for _, about in samples[::2]] == [""] * len(REDRAWN)
+    assert [about["style"] for _, about in samples[1::2]] == list(REDRAWN)
+    assert samples[3][1]["caption"] == "an ink drawing of a rose"
+    assert {about["kind"] for _, about in samples} == {"a flower"}
 
 
 def test_of_a_subject_that_is_no_cut_out_the_upper_part_is_shown() -> None:

@@ -2,8 +2,8 @@
 
 A small U-Net that trains for an hour or two on a CPU cannot learn how a thing of any kind looks anywhere. It
 can learn animals and flowers that fill a plain ground, portraits, skies, and fields under a sky. Writes tar
-shards as `crops.py` does, WORK/crops/subjects-….tar: each view as it is, and right after it redrawn in one of
-a few styles that words can name. Held-out pictures are left out.
+shards as `crops.py` does, WORK/crops/subjects-….tar: of each picture as many views as there are styles here,
+each as it is and right after it redrawn in its style. Held-out pictures are left out.
 
     python training/subjects.py --work training/work
 """
@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from collect import read_manifest
@@ -21,8 +22,9 @@ from crops import SIDE, Shards, encoded, opened, subject_of
 from PIL import Image, ImageOps
 from styles import STYLES, apply
 
-VIEWS = 6  # of each picture
-REDRAWN = ("pencil sketch", "watercolor", "oil painting", "woodcut", "neon")
+REDRAWN = (  # styles that light, colour and ground tell apart: they come first to a small model
+    "pencil sketch", "ink", "watercolor", "oil painting", "woodcut", "neon", "night", "sepia", "blueprint",
+)  # fmt: skip
 WHITE = ("white", "white")
 
 
@@ -32,8 +34,9 @@ class Subject:
 
     caption: str  # in general: "photo of an animal"
     patterns: tuple[str, ...]
-    ground: tuple[str, str] = WHITE  # colours above and below, behind a cut-out
-    part: float = 1.0  # of the height of a picture that is no cut-out is shown, from the top
+    ground: tuple[str, str] = WHITE  # colours above and below, behind what was cut out
+    cut_out: Literal["whole", "down from the top", "part"] = "whole"  # how a picture is shown whose ground was cut off
+    part: float = 1.0  # of the height of other pictures is shown, from the top
 
     @property
     def kind(self) -> str:
@@ -52,7 +55,8 @@ ANIMALS = (  # among drawings for other words
 )  # fmt: skip
 SUBJECTS = (
     Subject("photo of an animal", ("*/stamps/animals/*", "!*/cartoon/*")),
-    Subject("photo of a plant", ("*/stamps/plants/*",)),
+    Subject("photo of a flower", ("*/stamps/plants/flowers/*",)),
+    Subject("photo of a tree", ("*/stamps/plants/trees/*",)),
     Subject("drawing of an animal", tuple(f"*/words_sample/{animal}.webp" for animal in ANIMALS)),
     Subject(
         "photo of the sky",
@@ -69,29 +73,39 @@ SUBJECTS = (
             "*aitzgorri*", "*picosdeeuropa*", "*/Path/*", "*mate/nature/Dune*", "*/gpwin/skybox_side*",
             "*/landscapes/guereins/*[0-8].png", "*/landscapes/hurricane/*[0-7].png",
         ),
-        ground=("#5f9fe6", "#dfeefa"),
+        ground=("#5f9fe6", "#dfeefa"),  # of some the sky was cut off
+        cut_out="part",
     ),
     Subject(
         "painting of a person",
         ("wesnoth*/portraits/humans/*", "wesnoth*/portraits/elves/*"),
         ground=("#2a2622", "#7a6a58"),
+        cut_out="down from the top",
     ),
 )  # fmt: skip
 
 
+def on_ground(cut_out: Image.Image, subject: Subject, size: tuple[int, int], corner: tuple[int, int]) -> Image.Image:
+    """The cut-out, its upper left corner where it is said, on the subject's ground of that size."""
+    ground = ImageOps.colorize(Image.linear_gradient("L").resize(size), *subject.ground)
+    ground.paste(cut_out, corner, cut_out)
+    return ground
+
+
 def views(image: Image.Image, subject: Subject, rng: random.Random) -> list[Image.Image]:
-    """Squares of SIDE pixels, every second one mirrored: a cut-out whole on its ground, else a part of the picture."""
+    """Squares of SIDE pixels, one for each of REDRAWN, every second one mirrored."""
     squares = []
-    for number in range(VIEWS):
+    if image.mode == "RGBA" and subject.cut_out == "part":
+        image = on_ground(image, subject, image.size, (0, 0))
+    for number in range(len(REDRAWN)):
         if image.mode == "RGBA":
-            ramp = Image.linear_gradient("L").resize((SIDE, SIDE))
-            square = ImageOps.colorize(ramp, *subject.ground)
-            portrait = subject.kind == "a person"
-            scale = SIDE * rng.uniform(0.88, 0.98) / (min(image.size) if portrait else max(image.size))
+            whole = subject.cut_out == "whole"
+            scale = SIDE * rng.uniform(0.88, 0.98) / (max(image.size) if whole else min(image.size))
             width, height = (max(1, round(side * scale)) for side in image.size)
             small = image.resize((width, height), Image.Resampling.LANCZOS)
-            left, top = (SIDE - width) // 2, 0 if portrait else (SIDE - height) // 2
-            square.paste(small, (left + rng.randint(-6, 6), top + rng.randint(-6, 6)), small)
+            left, top = (SIDE - width) // 2, (SIDE - height) // 2 if whole else 0
+            corner = left + rng.randint(-6, 6), top + rng.randint(-6, 6)
+            square = on_ground(small, subject, (SIDE, SIDE), corner)
         else:
             width, height = image.width, image.height * subject.part
             side = min(width, height) * rng.uniform(0.75, 1)
@@ -106,15 +120,11 @@ def cut(task: tuple[str, str, Subject, Path]) -> list[tuple[bytes, dict]]:
     path, caption, subject, pictures = task
     rng = random.Random(path)
     image = opened(pictures / path)
-    if image.mode == "RGBA" and subject.kind == "a landscape":  # its sky was cut off
-        under = ImageOps.colorize(Image.linear_gradient("L").resize(image.size), *subject.ground)
-        under.paste(image, mask=image.getchannel("A"))
-        image = under
     samples = []
-    for view in views(image, subject, rng):
+    for view, style_name in zip(views(image, subject, rng), REDRAWN, strict=True):
         words = {"caption": caption, "kind": subject.kind, "whole": True, "style": ""}
         samples.append((encoded(view), words))
-        style = STYLES[rng.choice(REDRAWN)]
+        style = STYLES[style_name]
         redrawn = apply(style.name, np.asarray(view), np.random.default_rng(rng.getrandbits(32)))
         about = {"caption": style.words(subject_of(caption)), "style": style.name}
         samples.append((encoded(redrawn), words | about))
