@@ -91,13 +91,14 @@ def invert(
 
     Plain inversion (`iterations` = 1) asks for ε at the lower level's latent, where the way down
     will ask at the upper's: it drifts. Each further iteration asks again at the upper latent found
-    so far, and converges to the fixed point, from which sampling comes back exactly.
+    so far, and converges to the fixed point, from which sampling comes back exactly. Then the first
+    question, too, is asked at an upper latent: the one that the ε of the level before leads to, which is free.
     `after_step(level, x_t, x̂0)` is called after each level.
     """
-    trajectory = [x_0]
+    trajectory, noise = [x_0], torch.zeros_like(x_0)
     for level in range(1, schedule.steps + 1):
         below, alpha_below, alpha = trajectory[-1], schedule.levels[level - 1], schedule.levels[level]
-        x_t = below
+        x_t = below if iterations == 1 else move(below, noise, alpha_below, alpha)
         for _ in range(iterations):
             noise = predict_noise(x_t, schedule.timesteps[level])
             x_t = move(below, noise, alpha_below, alpha)

@@ -83,13 +83,13 @@ def test_its_latents_have_about_unit_variance(mini: StyleEngine) -> None:
     assert 0.7 < latents.std() < 1.3
 
 
-def test_inversion_and_sampling_come_back_within_three_quarters_of_a_decibel(
+def test_inversion_and_sampling_come_back_within_one_decibel(
     mini: StyleEngine, content: Image.Image, style: Image.Image
 ) -> None:
-    settings = ZStarSettings(size=SIZE, steps=30, measure_reconstruction=True, inversion_iterations=2)
+    settings = ZStarSettings(size=SIZE, steps=STEPS, measure_reconstruction=True, inversion_iterations=2)
     details = mini.zstar(content, [style], settings).details
     assert details["autoencoder_psnr"] > 24
-    assert details["reconstruction_psnr"] > details["autoencoder_psnr"] - 0.75
+    assert details["reconstruction_psnr"] > details["autoencoder_psnr"] - 1
 
 
 def test_the_result_is_nearer_to_the_style_and_still_the_content(
