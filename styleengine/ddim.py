@@ -91,8 +91,8 @@ def invert(
 
     Plain inversion (`iterations` = 1) asks for ε at the lower level's latent, where the way down
     will ask at the upper's: it drifts. Each further iteration asks again at the upper latent found
-    so far, and converges to the fixed point, from which sampling comes back exactly. Then the first
-    question, too, is asked at an upper latent: the one that the ε of the level before leads to, which is free.
+    so far, and converges to the fixed point, from which sampling comes back exactly. With several
+    iterations the first asks at a guess of the upper latent: where the ε of the level before leads, which is free.
     `after_step(level, x_t, x̂0)` is called after each level.
     """
     trajectory, noise = [x_0], torch.zeros_like(x_0)
