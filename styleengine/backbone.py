@@ -94,7 +94,12 @@ class Backbone(ABC):
     @property
     def identity(self) -> str:
         """Names the weights and the precision: results of equal identity can be shared."""
-        return f"{self.name}@{self.revision}/{str(self.dtype).removeprefix('torch.')}"
+        return f"{self.name}@{self.revision}/{self.precision}"
+
+    @property
+    def precision(self) -> str:
+        """The networks' number type, such as "float16"."""
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def nbytes(self) -> int:

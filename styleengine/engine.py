@@ -29,7 +29,7 @@ from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.perceptual import Clip
 from styleengine.progress import part_of
 from styleengine.settings import Settings
-from styleengine.stylization import LearningEvent, OnStep, Stylization, VideoStylization, source_name
+from styleengine.stylization import LearningEvent, OnStep, Stylization, VideoStylization, file_name
 from styleengine.video import VideoClip, open_clip
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -146,7 +146,7 @@ class StyleEngine:
                     settings,
                     on_step=part_of(on_step, number, len(batches)),
                     cache=self.cache,
-                    sources=[source_name(contents[i]) for i in batch],
+                    names=[file_name(contents[i]) for i in batch],
                 )
                 results.update(zip(batch, done, strict=True))
         return [results[i] for i in range(len(contents))]
@@ -184,7 +184,7 @@ class StyleEngine:
         settings = self.settings_for(HSpaceSettings, "h_space", settings)
         pictures = open_image(content, "content image"), open_image(style, "style image")
         region = open_mask(mask) if mask is not None else None
-        sources = [source_name(content), source_name(style), source_name(mask) if mask is not None else ""]
+        names = [file_name(content), file_name(style), file_name(mask) if mask is not None else ""]
         width, height = working_size(pictures[0], settings.size, self.backbone.multiple)
         room = self._batch_size(width * height)
         batches = [gammas[start : start + room] for start in range(0, len(gammas), room)] or [gammas]
@@ -199,7 +199,7 @@ class StyleEngine:
                     mask=region,
                     on_step=part_of(on_step, number, len(batches)),
                     cache=self.cache,
-                    sources=sources,
+                    names=names,
                 )
         return results
 
@@ -240,7 +240,7 @@ class StyleEngine:
                 output=path,
                 work=Path(work),
                 batch=min(MOST_FRAMES_AT_ONCE, self._batch_size(width * height)),
-                source="" if isinstance(clip, VideoClip) else source_name(clip),
+                name="" if isinstance(clip, VideoClip) else file_name(clip),
                 keep_partial=keep_partial,
                 on_step=on_step,
                 cache=self.cache,
@@ -274,7 +274,7 @@ class StyleEngine:
                 settings,
                 on_step=on_step,
                 cache=self.cache,
-                source=source_name(content),
+                name=file_name(content),
             )
 
     def qs_attn_anchors(self, content: ImageSource, settings: QSAttnSettings | None = None) -> Image.Image:
@@ -314,7 +314,7 @@ class StyleEngine:
         content = open_image(preview_on, "preview's content image") if preview_on is not None else None
         path = check_output(partial, SUFFIX) if partial else None
         known = LearnedStyle.open(path, with_state=True) if path and path.exists() else None
-        name = name or (known.record.name if known else Path(source_name(painting)).stem)
+        name = name or (known.record.name if known else Path(file_name(painting)).stem)
         with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
             began = kept = time.monotonic()
             states = inst_training.learn(
@@ -368,7 +368,7 @@ class StyleEngine:
                 opened,
                 settings,
                 on_step=on_step,
-                source=source_name(content) if content is not None else "",
+                name=file_name(content) if content is not None else "",
             )
 
     def _learning_event(
@@ -399,7 +399,7 @@ def _opened_styles(styles: Sequence[ImageSource | Style], mask: ImageSource | No
     return zstar.with_shared_mask(
         [style if isinstance(style, Style) else Style.open(style) for style in styles],
         open_mask(mask) if mask is not None else None,
-        source_name(mask) if mask is not None else "",
+        file_name(mask) if mask is not None else "",
     )
 
 

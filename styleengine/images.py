@@ -23,6 +23,7 @@ SMALLEST_SIDE = 16
 MOST_PIXELS = 50_000_000
 MOST_WORKING_PIXELS = 4_000_000
 MOST_ELONGATED = 8
+LARGEST_STRETCH = 1.02  # of a mask: less is rounding
 
 
 def open_image(source: ImageSource, what: str = "image") -> Image.Image:
@@ -88,6 +89,22 @@ def working_size(image: Image.Image, size: int, multiple: int) -> tuple[int, int
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image at exactly (width, height): scaled evenly to cover it, the overhang cut off."""
     return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def lay_over(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The mask ("L") at exactly (width, height), stretched: its corners lie on the content's corners."""
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.LANCZOS)
+
+
+def stretch_note(mask: Image.Image, content: Image.Image) -> str:
+    """A sentence where the mask's aspect ratio is clearly not the content's, else nothing."""
+    stretch = (mask.width / mask.height) / (content.width / content.height)
+    if 1 / LARGEST_STRETCH <= stretch <= LARGEST_STRETCH:
+        return ""
+    return (
+        f"The mask has {mask.width}×{mask.height} pixels, the content {content.width}×{content.height}: "
+        "it was stretched over the whole content."
+    )
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -20,7 +20,7 @@ from styleengine.methods.inst import STYLE_ROLE, InSTSettings
 from styleengine.methods.qs_attn import QSAttnSettings
 from styleengine.methods.zstar import Style, ZStarSettings
 from styleengine.methods.zstar_video import CLIP_ROLE, ZStarVideoSettings
-from styleengine.stylization import METADATA_KEY, OnStep, Stylization, checked_record, read_record, source_name
+from styleengine.stylization import METADATA_KEY, OnStep, Stylization, checked_record, file_name, read_record
 from styleengine.video import VideoClip, open_clip, read_comment
 
 MASK_ROLE = "mask"
@@ -107,7 +107,7 @@ def _found(entries: Sequence[Mapping[str, Any]], moved: Mapping[str, Sequence[st
     for entry in entries:
         role: str = entry["role"]
         flag = FLAGS.get(role, role)
-        source = waiting[flag].pop(0) if waiting.get(flag) else entry["source"]
+        source = waiting[flag].pop(0) if waiting.get(flag) else entry["name"]
         what = role if role in FLAGS else f"{role} image"
         if not source or not Path(source).is_file():
             raise StyleEngineError(
@@ -145,10 +145,10 @@ def _styles(inputs: Sequence[Input]) -> list[Style]:
     for entry in inputs:
         if entry.role == "style":
             assert isinstance(entry.opened, Image.Image)
-            styles.append(Style(entry.opened, entry.weight, source=source_name(entry.source)))
+            styles.append(Style(entry.opened, entry.weight, name=file_name(entry.source)))
         elif entry.role == MASK_ROLE:
             assert isinstance(entry.opened, Image.Image)
-            styles[-1] = replace(styles[-1], mask=entry.opened, mask_source=entry.source)
+            styles[-1] = replace(styles[-1], mask=entry.opened, mask_name=file_name(entry.source))
     return styles
 
 

@@ -1,6 +1,8 @@
 """What a run gives (Stylization), what it reports on the way (StepEvent), and how both are kept."""
 
+import base64
 import importlib.metadata
+import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +11,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from styleengine.errors import StyleEngineError
-from styleengine.images import ImageSource, check_output, open_image, save_png, write_whole
+from styleengine.images import check_output, content_hash, open_image, save_png, write_whole
 
 METADATA_KEY = "styleengine"
 RECORDED_LIBRARIES = ("styleengine", "torch", "diffusers", "transformers", "pillow")
@@ -45,17 +47,23 @@ OnStep = Callable[[StepEvent], None]
 
 @dataclass(frozen=True)
 class InputRecord:
-    """One input of a run: its role ("content", "style", "mask" or "learnt style"), its hash, its origin."""
+    """One input of a run: its role ("content", "style", "mask", "clip" or "learnt style"), its hash, its file's name.
+
+    Never a path: results are shared. `inverted` says that the run used the negative of the mask with
+    this hash. `data` is a mask that exists in no file, as base64 of a PNG, so that it is not lost.
+    """
 
     role: str
     sha256: str
-    source: str = ""
+    name: str = ""
     weight: float = 1.0
+    inverted: bool = False
+    data: str = ""
 
 
 @dataclass(frozen=True)
 class Stylization:
-    """A picture and all that is needed to make it again."""
+    """A picture and all that is needed to make it again. `notes` say in sentences what differs from what was asked."""
 
     image: Image.Image
     method: str
@@ -65,6 +73,9 @@ class Stylization:
     inputs: Sequence[InputRecord]
     seconds: float
     details: Mapping[str, float]
+    device: str = ""
+    dtype: str = ""
+    notes: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: library_versions())
 
     def record(self) -> dict[str, Any]:
@@ -77,6 +88,9 @@ class Stylization:
             "inputs": [vars(entry) for entry in self.inputs],
             "seconds": round(self.seconds, 2),
             "details": {name: round(value, 4) for name, value in self.details.items()},
+            "device": self.device,
+            "dtype": self.dtype,
+            "notes": list(self.notes),
             "versions": dict(self.versions),
         }
 
@@ -89,7 +103,7 @@ class Stylization:
 class VideoStylization(Stylization):
     """A redrawn clip: `image` is its first frame, `path` the MP4 that holds all `frames` of them.
 
-    `notes` say in sentences what of the clip was left out or changed; `complete` is False where the
+    `complete` is False where the
     run was cancelled. `differences` are Diff per pair of neighbouring frames (`frame_differences`):
     of the "result", of the "clip" itself, and of its frames redrawn "alone" where that was asked for.
     """
@@ -98,7 +112,6 @@ class VideoStylization(Stylization):
     frames: int
     rate: Fraction
     complete: bool
-    notes: Sequence[str]
     differences: Mapping[str, Sequence[float]]
 
     def record(self) -> dict[str, Any]:
@@ -109,7 +122,6 @@ class VideoStylization(Stylization):
             "frames": self.frames,
             "rate": str(self.rate),
             "complete": self.complete,
-            "notes": list(self.notes),
             "differences": differences,
         }
 
@@ -149,12 +161,23 @@ def checked_record(record: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
     return record
 
 
-def source_name(source: ImageSource) -> str:
-    """Where an input came from, as far as it can be told: an absolute path, or nothing."""
+def file_name(source: Any) -> str:
+    """The name of the file that an input came from, without its folder; nothing where there is none."""
     if isinstance(source, (str, os.PathLike)):
-        return str(Path(source).resolve())
-    filename = getattr(source, "filename", "")
-    return str(Path(filename).resolve()) if filename else ""
+        return Path(os.fsdecode(source)).name
+    named = getattr(source, "filename", "") or getattr(source, "name", "")
+    return Path(os.fsdecode(named)).name if isinstance(named, (str, bytes, os.PathLike)) else ""
+
+
+def mask_record(mask: Image.Image, name: str = "", inverted: bool = False) -> InputRecord:
+    """The record of a mask ("L") as the run uses it; one without a file is kept whole."""
+    original = ImageOps.invert(mask) if inverted else mask
+    data = ""
+    if not name:
+        buffer = io.BytesIO()
+        original.save(buffer, "PNG", optimize=True)
+        data = base64.b64encode(buffer.getvalue()).decode()
+    return InputRecord("mask", content_hash(original), name, inverted=inverted, data=data)
 
 
 def library_versions() -> dict[str, str]:

@@ -21,12 +21,12 @@ from styleengine import ddim
 from styleengine.backbone import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
-from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
+from styleengine.images import content_hash, fit, lay_over, stretch_note, to_images, to_tensor, working_size
 from styleengine.inversion import Inverter, Trajectory
 from styleengine.metrics import psnr
 from styleengine.progress import Progress
 from styleengine.settings import Settings, knob
-from styleengine.stylization import InputRecord, OnStep, Stylization
+from styleengine.stylization import InputRecord, OnStep, Stylization, mask_record
 
 TRAINED_STEPS = 1000  # the timesteps in the settings count from 0 to here, however long a model was trained for
 NEARLY_PARALLEL = 1e-5  # sine of an angle: below it a great circle cannot be told from its chord
@@ -106,7 +106,7 @@ def inject(
     mask: Image.Image | None = None,
     on_step: OnStep | None = None,
     cache: ByteCache | None = None,
-    sources: Sequence[str] = ("", "", ""),
+    names: Sequence[str] = ("", "", ""),
 ) -> list[Stylization]:
     """One result for each γ, in one batch with the inversions shared; `settings.gamma` is not looked at.
 
@@ -116,7 +116,7 @@ def inject(
 
     `mask` lies on the content: white where it is injected, black where the style image stays.
     `on_step` is called after each step and may raise `Cancelled`. `cache` keeps inversions and the
-    content's h between runs. `sources` say where content, style and mask came from.
+    content's h between runs. `names` are the file names of content, style and mask.
 
     Raises StyleEngineError for no γ, one outside [0, 1], or an interval without a step in it.
     """
@@ -133,7 +133,7 @@ def inject(
     content_path = invert(content, size, "content 1")
     x_T = invert(style, size, "style 1").latents[-1]  # noqa: N806
     known = cache.get_or_make(("h", *invert.key(content, size)), Bottleneck)
-    region = to_tensor(fit(mask, size))[:, :1].add(1).div(2) if mask else None
+    region = to_tensor(lay_over(mask, size))[:, :1].add(1).div(2) if mask else None
 
     progress.skip_to("stylizing")
     x_0 = walk.down(x_T, content_path, known, gammas, region, progress.after("stylizing"))
@@ -144,12 +144,10 @@ def inject(
         after = progress.after("reconstruction")
         copy = backbone.decode(ddim.sample(x_T, schedule, walk.predict_noise, after_step=after))
         details["reconstruction_psnr"] = psnr(copy.cpu(), to_tensor(fit(style, size)))
-    given = [("content", content), ("style", style), ("mask", mask)]
-    inputs = [
-        InputRecord(role, content_hash(image), source)
-        for (role, image), source in zip(given, sources, strict=True)
-        if image is not None
-    ]
+    given = [("content", content), ("style", style)]
+    inputs = [InputRecord(role, content_hash(image), name) for (role, image), name in zip(given, names, strict=False)]
+    inputs += [mask_record(mask, names[2])] if mask else []
+    notes = [note] if mask and (note := stretch_note(mask, content)) else []
     seconds = (time.perf_counter() - began) / len(gammas)
     return [
         Stylization(
@@ -158,9 +156,12 @@ def inject(
             settings=settings.replace(gamma=gamma).model_dump(),
             backbone=backbone.name,
             revision=backbone.revision,
+            device=backbone.device.type,
+            dtype=backbone.precision,
             inputs=inputs,
             seconds=seconds,
             details=details,
+            notes=notes,
         )
         for image, gamma in zip(images, gammas, strict=True)
     ]

@@ -9,6 +9,7 @@ After Zhang et al., "Inversion-based Style Transfer with Diffusion Models" (CVPR
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -56,13 +57,13 @@ def stylize(
     settings: InSTSettings,
     *,
     on_step: OnStep | None = None,
-    source: str = "",
+    name: str = "",
 ) -> Stylization:
     """The content redrawn in a learnt style, or between two; without a content, the prompt drawn from pure noise.
 
     Without a content the result is a square of `settings.size`, and strength, AdaIN and the kind of
-    noise mean nothing. `on_step` is called after each step and may raise `Cancelled`. `source` says
-    where the content came from.
+    noise mean nothing. `on_step` is called after each step and may raise `Cancelled`. `name` is
+    the content's file name.
 
     Raises StyleEngineError for a prompt without the placeholder, no or more than two styles, or a
     style of another kind of model.
@@ -84,7 +85,7 @@ def stylize(
     first_preview = content or style.thumbnail
     progress = Progress(backbone, ["stylizing"], schedule.steps, on_step, first_preview)
     x_0 = ddim.sample(x_T, schedule, predictor, after_step=progress.after("stylizing"))
-    inputs = [InputRecord("content", content_hash(content), source)] if content else []
+    inputs = [InputRecord("content", content_hash(content), name)] if content else []
     weights = (1 - settings.mix, settings.mix) if len(styles) == 2 else (1.0,)
     return Stylization(
         image=to_images(backbone.decode(x_0))[0],
@@ -92,10 +93,12 @@ def stylize(
         settings=settings.model_dump(),
         backbone=backbone.name,
         revision=backbone.revision,
+        device=backbone.device.type,
+        dtype=backbone.precision,
         inputs=[
             *inputs,
             *(
-                InputRecord(STYLE_ROLE, style.sha256, style.source, weight)
+                InputRecord(STYLE_ROLE, style.sha256, Path(style.source).name, weight)
                 for style, weight in zip(styles, weights, strict=True)
             ),
         ],

@@ -178,14 +178,14 @@ def stylize(
     *,
     on_step: OnStep | None = None,
     cache: ByteCache | None = None,
-    source: str = "",
+    name: str = "",
 ) -> Stylization:
     """The content in the style that `settings.prompt` says.
 
     Several styles go into one picture with weights, or in sequence, each over the result of the
     one before. `on_step` is called after each step and may raise `Cancelled`. `cache` keeps the
-    inversion, the anchors and what CLIP saw of the source between runs. `source` says where the
-    content came from. `details` has CLIP's similarity to the words before and after.
+    inversion, the anchors and what CLIP saw of the source between runs. `name` is the
+    content's file name. `details` has CLIP's similarity to the words before and after.
 
     Raises StyleEngineError for a prompt that is empty, unreadable or the same as the source text.
     """
@@ -205,7 +205,9 @@ def stylize(
         settings=settings.model_dump(),
         backbone=backbone.name,
         revision=backbone.revision,
-        inputs=[InputRecord("content", content_hash(content), source)],
+        device=backbone.device.type,
+        dtype=backbone.precision,
+        inputs=[InputRecord("content", content_hash(content), name)],
         seconds=time.perf_counter() - began,
         details={
             "similarity_before": similarity(clip, fit(content, size), prompts),

@@ -33,8 +33,10 @@ from styleengine.images import (
     ImageSource,
     content_hash,
     fit,
+    lay_over,
     open_image,
     open_mask,
+    stretch_note,
     to_images,
     to_tensor,
     working_size,
@@ -43,7 +45,7 @@ from styleengine.inversion import Inverter, Trajectory
 from styleengine.metrics import psnr
 from styleengine.progress import Progress
 from styleengine.settings import Settings, knob
-from styleengine.stylization import InputRecord, OnStep, Stylization, source_name
+from styleengine.stylization import InputRecord, OnStep, Stylization, file_name, mask_record
 
 LAYERS = 16
 HISTOGRAM_BINS = 64
@@ -109,8 +111,9 @@ class Style:
     image: Image.Image
     weight: float = 1.0
     mask: Image.Image | None = None
-    source: str = ""
-    mask_source: str = ""
+    name: str = ""
+    mask_name: str = ""
+    mask_inverted: bool = False
 
     @classmethod
     def open(cls, image: ImageSource, weight: float = 1.0, mask: ImageSource | None = None) -> "Style":
@@ -119,20 +122,20 @@ class Style:
             open_image(image, "style image"),
             weight,
             open_mask(mask) if mask is not None else None,
-            source_name(image),
-            source_name(mask) if mask is not None else "",
+            file_name(image),
+            file_name(mask) if mask is not None else "",
         )
 
 
-def with_shared_mask(styles: Sequence[Style], mask: Image.Image | None, source: str = "") -> list[Style]:
+def with_shared_mask(styles: Sequence[Style], mask: Image.Image | None, name: str = "") -> list[Style]:
     """One mask for all: where one style applies, or which of two (white = second, black = first)."""
     if mask is None:
         return list(styles)
     if len(styles) == 1:
-        return [replace(styles[0], mask=mask, mask_source=source)]
+        return [replace(styles[0], mask=mask, mask_name=name)]
     if len(styles) == 2:
-        shared = {"mask_source": source}
-        return [replace(styles[0], mask=ImageOps.invert(mask), **shared), replace(styles[1], mask=mask, **shared)]
+        first = replace(styles[0], mask=ImageOps.invert(mask), mask_name=name, mask_inverted=True)
+        return [first, replace(styles[1], mask=mask, mask_name=name)]
     raise StyleEngineError(
         f"One mask serves one or two styles, not {len(styles)}. Give each style a mask of its own instead."
     )
@@ -159,7 +162,7 @@ def stylize_all(
     *,
     on_step: OnStep | None = None,
     cache: ByteCache | None = None,
-    sources: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> list[Stylization]:
     """Contents of one shape, as a batch, all in the same styles.
 
@@ -231,12 +234,15 @@ def stylize_all(
             settings=settings.model_dump(),
             backbone=backbone.name,
             revision=backbone.revision,
+            device=backbone.device.type,
+            dtype=backbone.precision,
             inputs=[
-                InputRecord("content", content_hash(content), sources[i] if sources else ""),
+                InputRecord("content", content_hash(content), names[i] if names else ""),
                 *style_records(styles),
             ],
             seconds=seconds / len(contents),
             details=details[i],
+            notes=mask_notes(styles, content),
         )
         for i, (image, content) in enumerate(zip(images, contents, strict=True))
     ]
@@ -375,7 +381,7 @@ def region(mask: Image.Image | None, size: tuple[int, int], feather: float) -> I
     """The mask at working size with its border blurred; None where it is white all over."""
     if mask is None:
         return None
-    grey = fit(mask.convert("L"), size)
+    grey = lay_over(mask.convert("L"), size)
     if grey.getextrema() == (255, 255):
         return None
     radius = feather * min(size)
@@ -427,11 +433,17 @@ def check(backbone: Backbone, styles: Sequence[Style], settings: StyleAttentionS
         )
 
 
+def mask_notes(styles: Sequence[Style], content: Image.Image) -> list[str]:
+    """What there is to say of the styles' masks, each sentence once."""
+    notes = [stretch_note(style.mask, content) for style in styles if style.mask is not None]
+    return list(dict.fromkeys(filter(None, notes)))
+
+
 def style_records(styles: Sequence[Style]) -> list[InputRecord]:
     """What is kept of the styles, each followed by its mask if it has one."""
     records = []
     for style in styles:
-        records.append(InputRecord("style", content_hash(style.image), style.source, style.weight))
+        records.append(InputRecord("style", content_hash(style.image), style.name, style.weight))
         if style.mask is not None:
-            records.append(InputRecord("mask", content_hash(style.mask), style.mask_source))
+            records.append(mask_record(style.mask, style.mask_name, style.mask_inverted))
     return records

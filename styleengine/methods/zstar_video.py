@@ -32,6 +32,7 @@ from styleengine.methods.zstar import (
     align_colors,
     check,
     keys_values_at,
+    mask_notes,
     region,
     style_records,
     vary,
@@ -317,7 +318,7 @@ def stylize_clip(
     output: Path,
     work: Path,
     batch: int = 4,
-    source: str = "",
+    name: str = "",
     keep_partial: bool = False,
     on_step: OnStep | None = None,
     cache: ByteCache | None = None,
@@ -334,7 +335,7 @@ def stylize_clip(
     began = time.perf_counter()
     check(backbone, styles, settings)
     part = clip.select(settings.rate, settings.begin, settings.frames)
-    inputs = [InputRecord(CLIP_ROLE, clip.sha256, source), *style_records(styles)]
+    inputs = [InputRecord(CLIP_ROLE, clip.sha256, name), *style_records(styles)]
     manifest = {
         "clip": clip.sha256,
         "styles and masks": [[entry.role, entry.sha256, entry.weight] for entry in inputs[1:]],
@@ -355,6 +356,8 @@ def stylize_clip(
         settings=settings.model_dump(),
         backbone=backbone.name,
         revision=backbone.revision,
+        device=backbone.device.type,
+        dtype=backbone.precision,
         inputs=inputs,
         seconds=time.perf_counter() - began,
         details={},
@@ -362,7 +365,7 @@ def stylize_clip(
         frames=count,
         rate=part.rate,
         complete=count == part.count,
-        notes=part.notes(),
+        notes=[*part.notes(), *mask_notes(styles, clip.poster)],
         differences=run.differences(count),
     )
     result = replace(record, details=_details(record.differences), seconds=time.perf_counter() - began)
