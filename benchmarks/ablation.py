@@ -2,7 +2,7 @@
 
 The paper's rows at the paper's settings, not at those that the model recommends.
 
-    PYTHONPATH=. python benchmarks/ablation.py --pairs 12
+    python -m benchmarks.ablation --pairs 12
 """
 
 import argparse
@@ -10,10 +10,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from judge import OutsideJudge, mean_of, measure, table
-from machine import machine
-from pairs import content_image, pairs, style_image
-
+from benchmarks.judge import OutsideJudge, mean_of, measure, table
+from benchmarks.machine import machine
+from benchmarks.pairs import content_image, pairs, style_image
 from styleengine import StyleEngine, ZStarSettings
 from styleengine.methods import zstar
 from styleengine.methods.zstar import Style

@@ -3,7 +3,7 @@
 Stable Diffusion 1.5's largest layer at 512×512: 8 heads of 40, 64×64 tokens, one masked style.
 Each runs in a process of its own, so that its peak memory can be told.
 
-    PYTHONPATH=. python benchmarks/attention.py
+    python -m benchmarks.attention
 """
 
 import argparse
@@ -14,8 +14,8 @@ import sys
 import time
 
 import torch
-from machine import machine
 
+from benchmarks.machine import machine
 from styleengine.attention import StyleTokens, attend_with_styles
 
 HEADS, TOKENS, HEAD_DIM, STRENGTH = 8, 64 * 64, 40, 1.2
@@ -63,7 +63,7 @@ def main() -> None:
         return
     figures = {}
     for kind in ("dense", "fused"):
-        command = [sys.executable, __file__, "--kind", kind, "--repeats", str(arguments.repeats)]
+        command = [sys.executable, "-m", "benchmarks.attention", "--kind", kind, "--repeats", str(arguments.repeats)]
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         figures[kind] = [float(word) for word in printed.split()]
     print(f"{machine()}; {HEADS} heads × {TOKENS} tokens × {HEAD_DIM}, one masked style, float32\n")

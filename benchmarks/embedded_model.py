@@ -2,7 +2,7 @@
 
 Needs the held-out crops and the chosen subjects of training/ (`collect.py`, `crops.py` and `subjects.py` make them).
 
-PYTHONPATH=.:training python benchmarks/embedded_model.py --work training/work --to WHERE/THE/GRIDS/GO
+python -m benchmarks.embedded_model --work training/work --to WHERE/THE/GRIDS/GO
 """
 
 import argparse
@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clip import quality
-from crop_store import as_tensor, load_crops, load_words
 from diffusers import StableDiffusionPipeline
-from machine import machine
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
+from benchmarks.machine import machine
 from styleengine import ddim
 from styleengine.backbone import MODELS, Backbone, load_backbone
 from styleengine.images import to_images, to_tensor
 from styleengine.metrics import psnr
+from training.clip import quality
+from training.crop_store import as_tensor, load_crops, load_words
 
 STEPS, GUIDANCE = 30, 4.0
 SAMPLE_SIDE = 128  # pixels: most of the training was at this size

@@ -1,14 +1,14 @@
 """The pictures in the README, made anew: a grid of contents and styles, and one of masks and strengths.
 
-PYTHONPATH=. python benchmarks/gallery.py
+python -m benchmarks.gallery
 """
 
 import argparse
 from pathlib import Path
 
-from pairs import EXAMPLES, content_image, style_image
 from PIL import Image
 
+from benchmarks.pairs import EXAMPLES, content_image, style_image
 from styleengine import Style, StyleEngine, ZStarSettings
 from styleengine.images import fit, open_mask
 

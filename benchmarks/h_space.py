@@ -1,8 +1,8 @@
 """h-space injection: does γ lead from style to content, does calibration help, what does a strip cost?
 
-    PYTHONPATH=. python benchmarks/h_space.py --pairs 10 --to sheets
+    python -m benchmarks.h_space --pairs 10 --to sheets
 
-    PYTHONPATH=. python benchmarks/h_space.py --model figures --pictures examples/figures --size 64 --to sheets
+    python -m benchmarks.h_space --model figures --pictures examples/figures --size 64 --to sheets
 
 With --pictures the pairs are those of a folder, else photographs and paintings of the examples. With
 --to, a sheet of pictures for each pair: above with calibration, below without; on the left the style
@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from gallery import sheet
-from judge import OutsideJudge, mean_of, measure, table
-from machine import machine
-from pairs import content_image, pairs, style_image
 from PIL import Image
 
+from benchmarks.gallery import sheet
+from benchmarks.judge import OutsideJudge, mean_of, measure, table
+from benchmarks.machine import machine
+from benchmarks.pairs import content_image, pairs, style_image
 from styleengine import HSpaceSettings, StyleEngine
 from styleengine.backbone import Backbone, LatentBackbone, load_backbone
 from styleengine.engine import STRIP

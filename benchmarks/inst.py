@@ -1,7 +1,7 @@
 """InST: is a painting learnt, does strength lead from content to style, which parts matter, and what does a step cost?
 
-    PYTHONPATH=. python benchmarks/inst.py --to sheets
-    PYTHONPATH=. python benchmarks/inst.py --shape sd15-shape --size 256
+    python -m benchmarks.inst --to sheets
+    python -m benchmarks.inst --shape sd15-shape --size 256
 
 With --to, a sheet of pictures: a row for each content, a column for each style. With --shape, only the
 cost of a step at Stable Diffusion 1.5's true shape, the model written into that folder if it is not there.
@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from gallery import sheet
-from judge import OutsideJudge, mean_of, measure, table
-from machine import machine
-from pairs import CONTENTS, STYLES, content_image, style_image
 from PIL import Image
-from sd15_shape import write_model
 
+from benchmarks.gallery import sheet
+from benchmarks.judge import OutsideJudge, mean_of, measure, table
+from benchmarks.machine import machine
+from benchmarks.pairs import CONTENTS, STYLES, content_image, style_image
+from benchmarks.sd15_shape import write_model
 from styleengine import InSTLearningSettings, InSTSettings, LearnedStyle, StyleEngine
 from styleengine.backbone import PLACEHOLDER, LatentBackbone, load_backbone, that_listens
 from styleengine.cache import ByteCache

@@ -1,7 +1,7 @@
 """QS-Attn: do the pictures come nearer to the words, what holds the content, and where does the time go?
 
-    PYTHONPATH=. python benchmarks/qs_attn.py --size 128 --to sheets
-    PYTHONPATH=. python benchmarks/qs_attn.py --size 256 --costs
+    python -m benchmarks.qs_attn --size 128 --to sheets
+    python -m benchmarks.qs_attn --size 256 --costs
 
 The second answers the last question alone. With --to, a sheet of pictures for each prompt: a row for
 each content, and in it the content, then the result with each choice of anchors and without any contrast.
@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from gallery import sheet
-from judge import mean_of, table
-from machine import machine
-from pairs import CONTENTS, content_image
 from PIL import Image
 
+from benchmarks.gallery import sheet
+from benchmarks.judge import mean_of, table
+from benchmarks.machine import machine
+from benchmarks.pairs import CONTENTS, content_image
 from styleengine import QSAttnSettings, StyleEngine
 from styleengine.cache import ByteCache
 from styleengine.images import fit, to_tensor, working_size

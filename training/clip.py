@@ -5,7 +5,7 @@ judge of the offline measures. Pictures are seen at 128 pixels. While it trains,
 crops anew at every step, in several styles each, so that styles are told apart by how a picture is
 made and not by what it shows. For most of the time three quarters of the patches are left out (FLIP, Li et al. 2023).
 
-    accelerate launch training/clip.py --work training/work --minutes 25
+    accelerate launch -m training.clip --work training/work --minutes 25
 
 Of several processes (see unet.py) each sets its own pictures against its own texts: with two of them and
 --batch 96 a picture is told from 47 others.
@@ -26,12 +26,13 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from crop_store import as_tensor, load_crops, load_words, precision
-from crops import in_general, subject_of
 from PIL import Image
-from styles import STYLES, apply
-from text import LENGTH
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from training.crop_store import as_tensor, load_crops, load_words, precision
+from training.crops import in_general, subject_of
+from training.styles import STYLES, apply
+from training.text import LENGTH
 
 SIDE = 128
 REDRAWN_ANEW = (2, 3)  # crops at each step and process, and styles to each

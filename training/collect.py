@@ -5,7 +5,7 @@ Writes, under --work:
   pictures.jsonl         one line a picture: path, package, width, height, caption, held_out
   licences.md            what each package's own copyright file says
 
-    python training/collect.py --work training/work
+    python -m training.collect --work training/work
 """
 
 import argparse
@@ -21,9 +21,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from captions import caption_of, group_of
 from PIL import Image, UnidentifiedImageError
-from sources import HELD_OUT_WORDS, PACKAGES, SKIPPED_WORDS
+
+from training.captions import caption_of, group_of
+from training.sources import HELD_OUT_WORDS, PACKAGES, SKIPPED_WORDS
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 MANIFEST = "pictures.jsonl"

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from crops import SIDE
 from PIL import Image
+
+from training.crops import SIDE
 
 
 def _members(work: Path, name: str, suffix: str) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ it shows ("an animal"), whether it shows the whole picture, and the name of its 
 the crop as it is). Cut-outs are laid whole on plain or photographic backgrounds, each time on another.
 The same pictures give the same crops.
 
-    python training/crops.py --work training/work
+    python -m training.crops --work training/work
 """
 
 import argparse
@@ -18,11 +18,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from captions import kind_of
-from collect import read_manifest
 from PIL import Image, ImageOps
-from sources import CROPS_OTHERWISE, CROPS_PER_PICTURE
-from styles import STYLES, apply
+
+from training.captions import kind_of
+from training.collect import read_manifest
+from training.sources import CROPS_OTHERWISE, CROPS_PER_PICTURE
+from training.styles import STYLES, apply
 
 SIDE = 256
 SHARD_BYTES = 58_000_000

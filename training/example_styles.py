@@ -1,6 +1,6 @@
 """After stage 8: learns the paintings that come with the package as styles for the embedded model.
 
-PYTHONPATH=. python training/example_styles.py
+python -m training.example_styles
 """
 
 import argparse

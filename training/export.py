@@ -1,6 +1,6 @@
 """Stage 8: put the parts together as a diffusers folder, in half precision and shards below 10 MB.
 
-python training/export.py --work training/work --to styleengine/models/mini
+python -m training.export --work training/work --to styleengine/models/mini
 """
 
 import argparse
@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
-from unet import make_scheduler
+
+from training.unet import make_scheduler
 
 SHARD = "9MB"
 KEPT = ("README.md", "recommended.json")

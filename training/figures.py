@@ -3,7 +3,7 @@
 It learns one domain: the painted figures of Wesnoth's portraits, on plain backgrounds, at 64 pixels.
 h-space injection was published for models of this kind.
 
-    accelerate launch training/figures.py --work training/work --minutes 60
+    accelerate launch -m training.figures --work training/work --minutes 60
 """
 
 import json
@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from collect import read_manifest
-from crop_store import as_tensor, precision
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from PIL import Image, ImageOps
-from unet_common import (
+
+from training.collect import read_manifest
+from training.crop_store import as_tensor, precision
+from training.unet_common import (
     bottleneck_share,
     dropped_skips,
     rate_at,

@@ -5,7 +5,7 @@ Writes, under WORK/latents, scaled latents in half precision: NAME-128.npy, ever
 --large crops at full size (large, channels, 32, 32; of those held out a twentieth of that), and
 NAME-256-crops.npy, which crops those are. The views of the chosen subjects are wanted at 128 pixels only.
 
-    accelerate launch training/latents.py --work training/work
+    accelerate launch -m training.latents --work training/work
 """
 
 import argparse
@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from collect import HELD_OUT_SHARE
-from crop_store import as_tensor, load_crops, precision
 from diffusers import AutoencoderTiny
+
+from training.collect import HELD_OUT_SHARE
+from training.crop_store import as_tensor, load_crops, precision
 
 BATCH = 32
 

@@ -1,6 +1,6 @@
 """Lays the committed model out under WORK as the stages' own results, so that any of them can go on with --resume.
 
-python training/restore.py --work training/work --from styleengine/models/mini
+python -m training.restore --work training/work --from styleengine/models/mini
 """
 
 import argparse

@@ -5,7 +5,7 @@ can learn animals and flowers that fill a plain ground, portraits, skies, and fi
 shards as `crops.py` does, WORK/crops/subjects-….tar: of each picture as many views as there are styles here,
 each as it is and right after it redrawn in its style. Held-out pictures are left out.
 
-    python training/subjects.py --work training/work
+    python -m training.subjects --work training/work
 """
 
 import argparse
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from collect import read_manifest
-from crops import SIDE, Shards, encoded, opened, subject_of
 from PIL import Image, ImageOps
-from styles import STYLES, apply
+
+from training.collect import read_manifest
+from training.crops import SIDE, Shards, encoded, opened, subject_of
+from training.styles import STYLES, apply
 
 REDRAWN = (  # styles that light, colour and ground tell apart: they come first to a small model
     "pencil sketch", "ink", "watercolor", "oil painting", "woodcut", "neon", "night", "sepia", "blueprint",

@@ -1,15 +1,16 @@
 """Stage 4: a tokenizer made from the captions, in CLIP's byte-pair scheme.
 
-python training/text.py --work training/work
+python -m training.text --work training/work
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from crop_store import load_words
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
+
+from training.crop_store import load_words
 
 VOCABULARY = 4096
 LENGTH = 32

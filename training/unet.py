@@ -5,12 +5,12 @@ on 16×16 latents (whole crops at 128 pixels, windows of crops at 256), the last
 the small ones are views of a few chosen subjects (`subjects.py`): what a picture is of is learnt from those.
 The weights that are kept are their exponential moving average.
 
-    accelerate launch training/unet.py --work training/work --minutes 60
+    accelerate launch -m training.unet --work training/work --minutes 60
 
 On a CPU one process for each core is faster than one process with many threads, and bears other work
 beside it better:
 
-    ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 training/unet.py --minutes 60
+    ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m training.unet --minutes 60
 """
 
 import json
@@ -22,15 +22,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from clip import WIDTH
-from crop_store import load_words, precision
-from crops import in_general
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
-from unet_common import (
+
+from training.clip import WIDTH
+from training.crop_store import load_words, precision
+from training.crops import in_general
+from training.unet_common import (
     SEEN_SHARE,
     bottleneck_share,
     dropped_skips,

@@ -1,0 +1,1 @@
+"""How the embedded models were made: one module a stage, each run as `python -m training.STAGE`."""
