@@ -3,21 +3,23 @@
 Inside the package a picture is a float32 tensor (batch, 3, height, width) in [−1, 1].
 """
 
+import contextlib
 import hashlib
 import io
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from styleengine.errors import StyleEngineError
+from styleengine.image_files import ADVICE, EncodedSource, decoder, encoded_content, is_encoded, shown_name
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ImageSource: TypeAlias = EncodedSource | Image.Image | np.ndarray
 
 SMALLEST_SIDE = 16
 MOST_PIXELS = 50_000_000
@@ -25,37 +27,51 @@ MOST_WORKING_PIXELS = 4_000_000
 MOST_ELONGATED = 8
 LARGEST_STRETCH = 1.02  # of a mask: less is rounding
 
+WHITES = (1, 255, 1023, 4095, 65535)  # the usual ones: yes or no (or floats), 8, 10, 12 and 16 bits
+OVERSHOOT = 0.1  # of white: by this much resampled floats may go beyond their range
+DARKEST_WHITE = 1 / 16
+TURNS: dict[Any, Image.Transpose] = {  # by Exif's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PROFILED = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # modes, and the colour spaces of their profiles
+
 
 def open_image(source: ImageSource, what: str = "image") -> Image.Image:
     """The picture upright, as 8-bit sRGB without transparency (which is laid on white).
 
-    Takes a path, encoded bytes, a PIL image of any mode, or an array (height, width[, 1, 3 or 4])
-    of uint8, uint16 or floats in [0, 1]. `what` names the picture in error messages.
+    Takes a path, encoded bytes, an open binary file (read from its start and left open), a PIL image
+    of any mode, or an array (height, width[, 1, 3 or 4]) of uint8, uint16, bool or floats in [0, 1].
+    Greys of more than eight bits are scaled by the smallest of the usual ranges (`WHITES`) that holds
+    them. `what` names the picture in error messages, which hold no folder.
 
     Raises StyleEngineError for what cannot be read, is smaller than 16 pixels on a side, has more
-    than 50 megapixels or is more than eight times as long as wide.
+    than 50 megapixels, is more than eight times as long as wide, or has greys in no usual range.
     """
-    image = _opened(source, what)
-    check_size(image.size, what)
-    try:
-        image.load()
-        image = ImageOps.exif_transpose(image)
-        image = _to_srgb(image)
-        image = _to_eight_bits(image)
-        if image.has_transparency_data:
-            rgba = image.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, "white")
-            image = Image.alpha_composite(white, rgba)
-        return image.convert("RGB")
-    except Exception as error:  # damaged files make decoders raise anything, RuntimeError included
-        raise StyleEngineError(
-            f"The {what} could not be decoded ({error}): it may be cut off. Save it again as PNG or JPEG."
-        ) from error
+    colours, alpha = _colours(source, what)
+    if alpha is None:
+        return colours
+    colours.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
 
 
 def open_mask(source: ImageSource, what: str = "mask") -> Image.Image:
-    """A mask as 8-bit grey ("L"), white = 255 = inside; colour becomes luminance. As `open_image`."""
-    return open_image(source, what).convert("L")
+    """A mask as 8-bit grey ("L"), white = 255 = inside; colour becomes luminance. As `open_image`.
+
+    Where a picture has transparency, what is to be seen of it is inside, whatever its colour: strokes
+    on a transparent layer, something cut out. Only where that is itself a mask, that is greys from
+    black to white, both count: its luminance times its alpha.
+    """
+    colours, alpha = _colours(source, what)
+    luminance = colours.convert("L")
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return luminance
+    return ImageChops.multiply(luminance, alpha) if _is_mask(colours, alpha) else alpha
 
 
 def check_size(size: tuple[int, int], what: str) -> None:
@@ -127,17 +143,21 @@ def content_hash(image: Image.Image) -> str:
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> Path:
-    """Writes a PNG with text metadata; the file appears whole or not at all."""
+    """Writes a PNG with text metadata; the file appears whole or not at all.
+
+    What is no text of UTF-8, as in some file names, is written as JSON escapes it.
+    """
     path = check_output(path)
     text = PngImagePlugin.PngInfo()
     for key, value in metadata.items():
-        text.add_itxt(key, value)
+        text.add_itxt(key, value.encode("utf-8", "backslashreplace"))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=text)
     try:
         write_whole(path, buffer.getvalue())
-    except OSError as error:
-        raise StyleEngineError(f"{path} could not be written ({error.strerror}): save elsewhere.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no such name is possible"
+        raise StyleEngineError(f"{shown_name(path)} could not be written ({reason}): save elsewhere.") from error
     return path
 
 
@@ -146,9 +166,10 @@ def check_output(path: str | os.PathLike[str], suffix: str = ".png") -> Path:
     path = Path(path)
     if path.suffix.lower() != suffix:
         kind = suffix.removeprefix(".").upper()
-        raise StyleEngineError(f"Results are saved as {kind}: name the file {path.stem}{suffix}, not {path.name}.")
+        better = shown_name(f"{path.stem}{suffix}")
+        raise StyleEngineError(f"Results are saved as {kind}: name the file {better}, not {shown_name(path)}.")
     if not path.parent.is_dir():
-        raise StyleEngineError(f"There is no folder {path.parent}: make it first, or save elsewhere.")
+        raise StyleEngineError(f"There is no folder {shown_name(path.parent)}: make it first, or save elsewhere.")
     return path
 
 
@@ -165,32 +186,63 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def _opened(source: ImageSource, what: str) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, np.ndarray):
-        return _from_array(source, what)
-    if isinstance(source, bytes):
-        name, stream = f"The {what}", io.BytesIO(source)
-        empty = not source
-    elif isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        name, stream = f"The {what} {path.name}", path
-        if not path.is_file():
-            raise StyleEngineError(f"{name} does not exist or is not a file: check the path {path}.")
-        empty = path.stat().st_size == 0
-    else:
-        raise StyleEngineError(f"No {what} was given. Choose a picture, such as a PNG or JPEG.")
-    if empty:
-        raise StyleEngineError(f"{name} is empty (0 bytes). Choose a picture, such as a PNG or JPEG.")
+def _colours(source: ImageSource, what: str) -> tuple[Image.Image, Image.Image | None]:
+    """The picture upright in sRGB ("RGB"), and its alpha ("L") where it has any."""
+    image, name = _opened(source, what)
+    check_size(image.size, what)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiles(image, what)
     try:
-        return Image.open(stream)
+        image.load()
+        check_size(image.size, what)
+        turn = _turn(image)
+        profile = image.info.get("icc_profile") if image.mode != "LAB" else None  # which needs none
+        image = _to_eight_bits(image.transpose(turn) if turn is not None else image, what)
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        colours = _to_srgb(_without_alpha(image), profile)
+    except StyleEngineError:
+        raise
+    except Exception as error:  # damaged files make decoders raise anything, RuntimeError included
+        raise StyleEngineError(
+            f"{name} could not be decoded (it may be cut off or damaged). Save it again as PNG or JPEG."
+        ) from error
+    colours.info = {}  # nothing is left that would be applied once more
+    return colours, alpha
+
+
+def _opened(source: ImageSource, what: str) -> tuple[Image.Image, str]:
+    """The picture, not decoded yet where it is encoded, and what to call it."""
+    if isinstance(source, Image.Image):
+        return source, f"The {what}"
+    if isinstance(source, np.ndarray):
+        return _from_array(source, what), f"The {what}"
+    if not is_encoded(source):
+        raise StyleEngineError(f"No {what} was given. Choose a picture, such as a PNG or JPEG.")
+    encoded, name = encoded_content(source, what)
+    try:
+        image = decoder(encoded)
     except Image.DecompressionBombError as error:
         raise StyleEngineError(
             f"{name} has far more than {MOST_PIXELS / 1e6:.0f} megapixels. Scale it down first."
         ) from error
-    except Exception as error:  # as in open_image
-        raise StyleEngineError(f"{name} is not a picture that can be read. Choose a PNG, JPEG or WebP file.") from error
+    if image is None:
+        raise StyleEngineError(f"{name} is not a picture that can be read. {ADVICE}")
+    return image, name
+
+
+def _check_tiles(image: TiffImagePlugin.TiffImageFile, what: str) -> None:
+    """A TIFF file's tiles are decoded whole, however small the picture that they are parts of."""
+    width, height = (image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
+    if not isinstance(width, int) or not isinstance(height, int) or width * height > MOST_PIXELS:
+        raise StyleEngineError(f"The {what} has tiles of more than {MOST_PIXELS / 1e6:.0f} megapixels. Save it anew.")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How its metadata says that a picture is to be turned; None where that cannot be read."""
+    with contextlib.suppress(Exception):  # metadata may hold anything
+        value = image.getexif().get(ExifTags.Base.Orientation)
+        return TURNS.get(value[0] if isinstance(value, (tuple, bytes)) else value)
+    return None
 
 
 def _from_array(array: np.ndarray, what: str) -> Image.Image:
@@ -199,12 +251,13 @@ def _from_array(array: np.ndarray, what: str) -> Image.Image:
         raise StyleEngineError(
             f"The {what} is an array of shape {array.shape}; it must be (height, width), with 3 or 4 channels last."
         )
+    check_size((shaped.shape[1], shaped.shape[0]), what)
     if np.issubdtype(shaped.dtype, np.floating):
         if not np.isfinite(shaped).all() or shaped.min() < 0 or shaped.max() > 1:
             raise StyleEngineError(f"The {what} is an array of floats, which must lie in [0, 1].")
         shaped = (shaped * 255).round()
-    elif shaped.dtype == np.uint16:
-        shaped = shaped >> 8
+    elif shaped.dtype.kind == "u" and shaped.dtype.itemsize == 2:
+        shaped = _scaled(shaped, what)
     elif shaped.dtype == np.bool_:
         shaped = shaped * 255
     elif shaped.dtype != np.uint8:
@@ -212,23 +265,60 @@ def _from_array(array: np.ndarray, what: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(shaped.astype(np.uint8)))
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Colours in the sRGB sense, where the file carries a profile that can be applied."""
-    profile = image.info.get("icc_profile")
-    if not profile or image.mode not in {"RGB", "CMYK", "L"}:
+def _to_eight_bits(image: Image.Image, what: str) -> Image.Image:
+    """16-bit, 32-bit and float greys, which Pillow's own conversion would clip, scaled to 8 bits."""
+    if image.mode not in {"I", "F"} and not image.mode.startswith("I;16"):
         return image
-    try:
-        embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, embedded, srgb, outputMode="RGB") or image
-    except (ImageCms.PyCMSError, OSError):  # a damaged profile: the bare numbers are the best there is
-        return image
+    values = np.asarray(image)
+    grey = Image.fromarray(_scaled(values, what))
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray((values != transparent).astype(np.uint8) * 255))
+    return grey
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float greys, which PIL's own conversion would clip, scaled to 8 bits."""
-    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
-        values = np.asarray(image, np.float64)
-        top = 65535 if image.mode != "F" or values.max() > 1 else 1
-        return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-    return image
+def _scaled(values: np.ndarray, what: str) -> np.ndarray:
+    """Values of any range as uint8, 255 = the smallest of `WHITES` that holds them all.
+
+    Raises StyleEngineError where no range fits: for values below zero, above 16 bits, NaN, or so dark
+    in their range that it can hardly be meant.
+    """
+    low, high = float(values.min()), float(values.max())
+    slack = OVERSHOOT if values.dtype.kind == "f" else 0
+    white = next((white for white in WHITES if high <= white * (1 + slack)), None)
+    if white is None or low < -slack * white or (white > 1 and high < white * DARKEST_WHITE):
+        raise StyleEngineError(
+            f"The {what} has values from {low:g} to {high:g}: "
+            "scale them, so that black is 0 and white is 1, 255 or 65535."
+        )
+    return (np.asarray(values, np.float32) * np.float32(255 / white)).clip(0, 255).round().astype(np.uint8)
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """The colours in a mode that profiles are for, whatever they are to be mixed with."""
+    if image.mode in PROFILED:
+        return image
+    grey = image.mode in {"1", "LA", "La"}
+    if image.has_transparency_data:
+        image = image.convert("LA" if grey else "RGBA")
+    return image.convert("L" if grey else "RGB")
+
+
+def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
+    """Colours in the sRGB sense ("RGB"), by a profile if it is one and of the image's colour space."""
+    if isinstance(profile, bytes) and profile:
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # of a damaged one, the bare numbers are the best
+            embedded = ImageCms.core.profile_frombytes(profile)
+            if embedded.xcolor_space == PROFILED[image.mode]:
+                srgb = ImageCms.createProfile("sRGB")
+                return ImageCms.profileToProfile(image, embedded, srgb, outputMode="RGB") or image.convert("RGB")
+    return image.convert("RGB")
+
+
+def _is_mask(colours: Image.Image, alpha: Image.Image) -> bool:
+    """Whether what is to be seen is grey, with both dark and bright parts."""
+    opacity, pixels = np.asarray(alpha), np.asarray(colours)
+    seen = pixels[opacity >= max(1, int(opacity.max()) / 2)]
+    if not seen.size:
+        return False
+    brightest = seen.max(-1)
+    return int((brightest - seen.min(-1)).max()) < 32 and int(brightest.min()) < 64 and int(brightest.max()) > 191

@@ -1,6 +1,7 @@
 """What a run gives (Stylization), what it reports on the way (StepEvent), and how both are kept."""
 
 import base64
+import contextlib
 import importlib.metadata
 import io
 import json
@@ -142,7 +143,8 @@ class VideoStylization(Stylization):
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The record that `Stylization.save` put into a PNG; StyleEngineError if there is none."""
     open_image(path, "result")
-    with Image.open(path) as image:
+    text = None
+    with contextlib.suppress(Exception), Image.open(path, formats=["PNG"]) as image:  # others' metadata may be anything
         text = image.info.get(METADATA_KEY)
     try:
         return checked_record(json.loads(text or "null"), path)
