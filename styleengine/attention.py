@@ -4,7 +4,6 @@ Shapes are (batch, heads, tokens, head dimension). No N×2N matrix is ever built
 their weights and their region masks all go through one call of a fused kernel.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,31 +12,47 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-NO_LOGIT = -80.0  # e^-80 vanishes beside any logit in float32, and 80·√d is small in float16
+from styleengine.memory import is_out_of_memory
+from styleengine.networks import Attention, UNet2DConditionModel
+
+LOWEST = -60_000.0  # of a bias times √d: float16 ends at 65504
+
+_probed: dict[tuple[torch.device, torch.dtype, int], bool] = {}
 
 
-@functools.cache
-def xformers_works(device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether xformers can run here, found by running it: it also imports where it has no kernels."""
-    if device_type != "cuda":
+def xformers_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether xformers can run here, found by running it: it also imports where it has no kernels.
+
+    What was found is remembered, unless memory ran out meanwhile. Without CUDA xformers is not imported.
+    """
+    if device.type != "cuda":
         return False
-    try:
-        from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
+    key = (device, dtype, head_dim)
+    if key not in _probed:
+        try:
+            _probed[key] = _xformers_runs(device, dtype, head_dim)
+        except Exception as error:  # noqa: BLE001 - whatever the reason, the other kernel serves
+            if is_out_of_memory(error):
+                return False
+            _probed[key] = False
+    return _probed[key]
 
-        q = torch.zeros(1, 8, 1, head_dim, device=device_type, dtype=dtype)
-        memory_efficient_attention(q, q, q, scale=1.0)
-    except Exception:  # noqa: BLE001 - whatever the reason, the other kernel serves
-        return False
-    return True
+
+def _xformers_runs(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Raises what xformers raises, also what CUDA would only raise later."""
+    from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
+
+    q = torch.zeros(1, 8, 1, head_dim, device=device, dtype=dtype)
+    out = memory_efficient_attention(q, q, q, scale=1.0)
+    torch.cuda.synchronize(device)
+    return not out.any()  # attention over zeros is zero
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
     """softmax(scale·Q Kᵀ)·V by the best fused kernel at hand; `scale` is 1/√d unless given."""
     scale = scale if scale is not None else q.shape[-1] ** -0.5
-    if xformers_works(q.device.type, q.dtype, q.shape[-1]):
+    if xformers_works(q.device, q.dtype, q.shape[-1]):
         from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
         out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
@@ -50,7 +65,8 @@ class StyleTokens:
     """One style's keys and values at one layer, and how much each content token may see of it.
 
     `bias` is added to this style's logits: None for none, a number for all queries alike (the log
-    of the style's weight), or a tensor of one number per content token (the log of a mask).
+    of the style's weight), or a tensor of one number per content token (the log of a mask). At −∞ the
+    style has no share at all.
     """
 
     keys: torch.Tensor
@@ -70,8 +86,9 @@ def attend_with_styles(
 
     λ scales the style logits, so it scales K_s. A per-query bias b_s(i) becomes one more column of
     the head dimension: Q gets b_s(i), K gets 1 on that style's tokens and 0 elsewhere, so q·k
-    brings the bias along and any fused kernel still applies. `content` = False leaves the content
-    keys out (Eq. 7).
+    brings the bias along and any fused kernel still applies. In half precision it becomes two columns,
+    whose sum is exact where one would round. −∞ becomes LOWEST·√(1/d), below any logit by thousands.
+    `content` = False leaves the content keys out (Eq. 7).
     """
     scale = q.shape[-1] ** -0.5
     keys = [(strength * style.keys).to(k.dtype) for style in styles]
@@ -83,16 +100,19 @@ def attend_with_styles(
     if all(style.bias is None for style in styles):
         return attend(q, joined_k, joined_v, scale)
 
-    columns = 8 * math.ceil(len(styles) / 8)  # kernels want the head dimension in eights
+    parts = 1 if q.dtype == torch.float32 else 2
+    columns = 8 * math.ceil(parts * len(styles) / 8)  # kernels want the head dimension in eights
     more_q = q.new_zeros(*q.shape[:-1], columns)
     more_k = joined_k.new_zeros(*joined_k.shape[:-1], columns)
     start = 0
-    for column, style in enumerate(styles):
+    for number, style in enumerate(styles):
         end = start + style.keys.shape[2]
         if style.bias is not None:
-            bias = torch.as_tensor(style.bias, dtype=q.dtype, device=q.device)
-            more_q[..., column] = bias / scale
-            more_k[..., start:end, column] = 1
+            rest = torch.as_tensor(style.bias, dtype=torch.float32, device=q.device).div(scale).clamp(min=LOWEST)
+            for column in range(parts * number, parts * (number + 1)):
+                more_q[..., column] = rest
+                more_k[..., start:end, column] = 1
+                rest = rest - rest.to(q.dtype)
         start = end
     padded_v = F.pad(joined_v, (0, columns))  # the kernels that are fastest want V as wide as Q and K
     out = attend(torch.cat([q, more_q], -1), torch.cat([joined_k, more_k], -1), padded_v, scale)
@@ -100,8 +120,8 @@ def attend_with_styles(
 
 
 def log_mask(mask: torch.Tensor) -> torch.Tensor:
-    """Mask values in [0, 1] as additive logits: 1 → 0, 0 → as good as −∞."""
-    return mask.clamp(min=math.exp(NO_LOGIT)).log()
+    """Mask values in [0, 1] as additive logits: 1 → 0, 0 → −∞."""
+    return mask.log()
 
 
 class Tap(Protocol):

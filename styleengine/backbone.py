@@ -7,6 +7,7 @@ A backbone turns pictures into latents and back, and predicts noise. Methods see
 import hashlib
 import json
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -30,11 +30,24 @@ from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from styleengine.errors import StyleEngineError
+from styleengine.file_hashes import file_sha256
 from styleengine.images import to_images, to_tensor
+from styleengine.memory import is_out_of_memory, memory_in_words
+from styleengine.networks import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 
 MODELS = Path(__file__).parent / "models"
 RECOMMENDED_FILE = "recommended.json"
 MODEL_VARIABLE = "STYLEENGINE_MODEL"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FOLDERS = re.compile(
+    r"(?<![\w:./])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"“”]+[/\\])*(?=[^\s/\\'\"“”])"
+)  # before a file's name
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 PLACEHOLDER = "*"  # in a prompt, where a learnt word goes
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -54,7 +67,7 @@ class Origin:
 
 
 # Judges pictures and words for models that bring no CLIP of their own; Stable Diffusion 1 listens to its text side.
-CLIP_ON_HUB = Origin("openai/clip-vit-large-patch14", title="CLIP ViT-L/14")
+CLIP_ON_HUB = Origin("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41", title="CLIP ViT-L/14")
 CLIP_FOLDER = "clip"  # of a model's folder: a CLIPModel, its tokenizer and image processor
 
 SIZED_AS_TRAINED = ("h_space", "qs_attn")  # methods that run on pixel models, which have one size that suits them
@@ -97,6 +110,11 @@ class Backbone(ABC):
         return f"{self.name}@{self.revision}/{self.precision}"
 
     @property
+    def title(self) -> str:
+        """What people are told it is called: its name, of a local folder without the path."""
+        return title_of(self.name)
+
+    @property
     def precision(self) -> str:
         """The networks' number type, such as "float16"."""
         return str(self.dtype).removeprefix("torch.")
@@ -105,6 +123,20 @@ class Backbone(ABC):
     def nbytes(self) -> int:
         """What the networks' weights take."""
         return sum(weight.nbytes for network in self.networks for weight in network.parameters())
+
+    def finite(self, x: torch.Tensor, what: str) -> torch.Tensor:
+        """x itself; StyleEngineError where it has numbers that are not finite. `what` they stand for is said.
+
+        All that a run's networks give passes through here, so that no picture of such numbers is ever drawn.
+        """
+        if bool(x.isfinite().all()):
+            return x
+        better = {"float16": "Load the model in bfloat16 or float32", "bfloat16": "Load the model in float32"}
+        others = f"{better[self.precision]}, or try" if self.precision in better else "Try"
+        raise StyleEngineError(
+            f"The model “{self.title}” computed numbers that are not finite ({what}, in {self.precision}). "
+            f"{others} gentler settings: less strength or guidance, or another size."
+        )
 
     @property
     @abstractmethod
@@ -117,12 +149,12 @@ class Backbone(ABC):
 
     @abstractmethod
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pictures → latents, without chance."""
+        """Pictures → latents, without chance; StyleEngineError where they are not finite."""
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents → pictures."""
-        return self.decode_with_gradient(latents)
+        """Latents → pictures; StyleEngineError where they are not finite."""
+        return self.finite(self.decode_with_gradient(latents), "the picture")
 
     @abstractmethod
     def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
@@ -154,8 +186,9 @@ class Backbone(ABC):
 
     @torch.no_grad()
     def predict_noise(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
-        """ε_θ(x_t, t, c); a condition of batch 1 serves the whole batch."""
-        return self.predict_noise_with_gradient(latents, timestep, condition)
+        """ε_θ(x_t, t, c); a condition of batch 1 serves the whole batch. StyleEngineError where it is not finite."""
+        noise = self.predict_noise_with_gradient(latents, timestep, condition)
+        return self.finite(noise, f"the noise at timestep {timestep}")
 
     def settings_for(self, method: str) -> Mapping[str, Any]:
         """The values this backbone recommends for a method, over the method's own defaults."""
@@ -186,7 +219,7 @@ class LatentBackbone(Backbone):
         """Pictures → latents (the mean of the posterior, so without chance)."""
         encoded = self.vae.encode(pixels.to(self.device, self.dtype))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-        return latents.float() * self.vae.config.scaling_factor
+        return self.finite(latents.float() * self.vae.config.scaling_factor, "the picture's latents")
 
     def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
         scaled = latents / self.vae.config.scaling_factor
@@ -227,9 +260,9 @@ class LatentBackbone(Backbone):
 
         Raises StyleEngineError for a prompt without “*”, or with so much before it that it is cut off.
         """
-        ids, places = self._tokens_around_word(prompt)
-        tokens = torch.tensor([ids], device=self.device).expand(len(words), -1)
-        with _spoken(self._dictionary, torch.tensor(places, device=self.device), words):
+        ids, places, _ = self._tokens_around_word(prompt)
+        tokens = torch.tensor([ids], dtype=torch.long, device=self.device).expand(len(words), -1)
+        with _spoken(self._dictionary, torch.tensor(places, dtype=torch.bool, device=self.device), words):
             return self.text_encoder(tokens)[0].to(self.dtype)
 
     @property
@@ -237,8 +270,13 @@ class LatentBackbone(Backbone):
         encoder: Any = self.text_encoder
         return encoder.get_input_embeddings()
 
-    def _tokens_around_word(self, prompt: str) -> tuple[list[int], list[bool]]:
-        """Token ids of full length, and which of them the word replaces."""
+    def note_on(self, prompt: str) -> str:
+        """A sentence where `condition_with_word` reads only the beginning of the prompt, else nothing."""
+        *_, read = self._tokens_around_word(prompt)
+        return cut_note(prompt, read, self.tokenizer.model_max_length)
+
+    def _tokens_around_word(self, prompt: str) -> tuple[list[int], list[bool], str]:
+        """Token ids of full length, which of them the word replaces, and the part of the prompt that is read."""
         before, *others = prompt.split(PLACEHOLDER)
         if not others:
             raise StyleEngineError(
@@ -246,22 +284,32 @@ class LatentBackbone(Backbone):
                 f"as in “a lighthouse in the style of {PLACEHOLDER}”."
             )
         tokenizer, room = self.tokenizer, self.tokenizer.model_max_length
+        ids, places, ends, end = [tokenizer.bos_token_id], [False], [0], 0
 
-        def read(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=False).input_ids
+        def read(text: str) -> None:
+            tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ids.extend(tokens.input_ids)
+            places.extend([False] * len(tokens.input_ids))
+            ends.extend(end + stop for _, stop in tokens.offset_mapping)
 
-        start = [tokenizer.bos_token_id, *read(before)]
-        if len(start) > room - 2:
+        read(before)
+        if len(ids) > room - 2:
             raise StyleEngineError(
-                f"The prompt “{prompt}” is too long: of {room} tokens, {len(start)} come before the {PLACEHOLDER}. "
+                f"The prompt “{prompt}” is too long: of {room} tokens, {len(ids)} come before the {PLACEHOLDER}. "
                 "Shorten what stands before it."
             )
-        ids, places = start, [False] * len(start)
-        for piece in map(read, others):
-            ids, places = [*ids, tokenizer.bos_token_id, *piece], [*places, True, *[False] * len(piece)]
+        end = len(before)
+        for piece in others:
+            end += len(PLACEHOLDER)
+            ids.append(tokenizer.bos_token_id)
+            places.append(True)
+            ends.append(end)
+            read(piece)
+            end += len(piece)
+        text = prompt if len(ids) < room else prompt[: ends[room - 2]]
         ids, places = [*ids[: room - 1], tokenizer.eos_token_id], [*places[: room - 1], False]
         padding = room - len(ids)
-        return ids + [tokenizer.pad_token_id] * padding, places + [False] * padding
+        return ids + [tokenizer.pad_token_id] * padding, places + [False] * padding, text
 
     def predict_noise_with_gradient(
         self, latents: torch.Tensor, timestep: int | torch.Tensor, condition: torch.Tensor
@@ -285,14 +333,16 @@ class PixelBackbone(Backbone):
         return 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.to(self.device, torch.float32).contiguous()  # kernels round by memory layout
+        return (
+            self.finite(pixels, "the picture").to(self.device, torch.float32).contiguous()
+        )  # kernels round by memory layout
 
     def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
         return latents
 
     def condition(self, prompts: Sequence[str]) -> torch.Tensor:
         """Nothing, whatever the prompts: (batch, 0, 0)."""
-        return torch.empty(len(prompts), 0, 0, device=self.device)
+        return torch.empty(len(prompts), 0, 0, dtype=torch.float32, device=self.device)
 
     def predict_noise_with_gradient(
         self, latents: torch.Tensor, timestep: int | torch.Tensor, condition: torch.Tensor
@@ -318,7 +368,7 @@ def that_listens(backbone: Backbone) -> LatentBackbone:
     """The backbone, if words can be said to it; StyleEngineError for one without a text encoder."""
     if not isinstance(backbone, LatentBackbone):
         raise StyleEngineError(
-            f"The model “{backbone.name}” listens to no words, so it can learn none. Choose a latent model."
+            f"The model “{backbone.title}” listens to no words, so it can learn none. Choose a latent model."
         )
     return backbone
 
@@ -343,48 +393,91 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
+def working_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, tried by computing something on it; the default for none.
+
+    Raises StyleEngineError, which names those that work, for any that this machine or this torch lacks.
+    """
+    if device is None or device == "":
+        return default_device()
+    try:
+        found = torch.device(device.strip().lower() if isinstance(device, str) else device)
+        if found == default_device():  # which needs no trial; on ZeroGPU none is possible before a call
+            return found
+        if torch.ones(1, dtype=torch.float32, device=found).add(1).item() == 2:
+            return found
+    except Exception as error:  # what torch raises differs from device to device
+        if is_out_of_memory(error):
+            raise StyleEngineError(f"The device “{device}” has no memory left. Free some, or choose “cpu”.") from error
+    known = ", ".join(f"“{name}”" for name in devices())
+    raise StyleEngineError(f"The device “{device}” cannot be used here. Choose one of: {known}.")
+
+
+def devices() -> list[str]:
+    """The devices of this machine that can be named."""
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *(["cuda"] if cuda else []), *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def working_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The number type, which may be named by text; StyleEngineError for one that models do not run in."""
+    if dtype is None:
+        return default_dtype(device)
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise StyleEngineError(f"Models cannot run in “{name}”. Choose one of: {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
 def load_backbone(
     model: str | None = None,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> Backbone:
     """Loads a backbone by name ("mini", "sd15", "ddpm-church-256", …), folder, or hub id ("owner/name[@revision]").
 
     Weights are read as safetensors only. A hub id without a revision is pinned to the one that is
     current when it is loaded, and results record it.
 
-    Raises StyleEngineError for an unknown model, a folder that is no such model, or a hub that
-    cannot be reached.
+    Raises StyleEngineError for an unknown model, a folder that is no such model, a hub that cannot be
+    reached, a device or a number type that cannot be used, or too little memory.
     """
     name = model or default_model()
     origin = _origin(name)
-    device = torch.device(device) if device else default_device()
-    dtype = dtype or default_dtype(device)
+    device = working_device(device)
+    dtype = working_dtype(dtype, device)
     folder = Path(origin.location)
-    if not folder.is_dir():
-        folder, revision = _download(name, origin)
-    else:
-        revision = _folder_revision(folder)
-    parts = _read(name, folder, dtype)
-    common: dict[str, Any] = {
-        "name": name,
-        "revision": revision,
-        "alphas_cumprod": parts.pop("alphas_cumprod").float().to(device),
-        "device": device,
-        "dtype": dtype,
-        "recommended": _recommended(origin, folder),
-        "folder": folder,
-    }
-    backbone = LatentBackbone(**common, **parts) if "vae" in parts else PixelBackbone(**common, **parts)
-    for network in backbone.networks:
-        network.to(device).eval().requires_grad_(False)
+    with memory_in_words(_too_large(title_of(name))):
+        if not folder.is_dir():
+            folder, revision = _download(name, origin)
+        else:
+            revision = _folder_revision(folder)
+        parts = _read(name, folder, dtype)
+        common: dict[str, Any] = {
+            "name": name,
+            "revision": revision,
+            "alphas_cumprod": parts.pop("alphas_cumprod").float().to(device),
+            "device": device,
+            "dtype": dtype,
+            "recommended": _recommended(origin, folder),
+            "folder": folder,
+        }
+        backbone = LatentBackbone(**common, **parts) if "vae" in parts else PixelBackbone(**common, **parts)
+        for network in backbone.networks:
+            network.to(device).eval().requires_grad_(False)
     return backbone
+
+
+def _too_large(model: str) -> str:
+    return f"There is not enough memory to load the model “{model}”. Choose a smaller model, or free some memory."
 
 
 def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorPil]:
     """The CLIP that goes with a backbone, float32 on its device: in its folder, else OpenAI's ViT-L/14 from the hub.
 
-    Raises StyleEngineError where it cannot be had.
+    The one from the hub is pinned to a revision, so that a version of StyleEngine always means the same CLIP.
+
+    Raises StyleEngineError where it cannot be had, or not for want of memory.
     """
     folder = backbone.folder / CLIP_FOLDER
     if not folder.is_dir():
@@ -392,20 +485,40 @@ def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImagePr
             folder, _ = _download(CLIP_ON_HUB.location, CLIP_ON_HUB)
         except StyleEngineError as error:
             raise StyleEngineError(
-                f"The model “{backbone.name}” brings no CLIP to compare pictures and words with, and "
+                f"The model “{backbone.title}” brings no CLIP to compare pictures and words with, and "
                 f"“{CLIP_ON_HUB.location}” is not on this machine and the hub cannot be reached. Connect to the "
                 f"network and try again, or choose a model with a CLIP in its folder “{CLIP_FOLDER}”."
             ) from error
-    try:
-        model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise StyleEngineError(
-            f"The CLIP in {folder} could not be loaded ({error}). It must be a CLIPModel with its tokenizer and "
-            "image processor, with safetensors weights."
-        ) from error
-    return model.to(backbone.device).eval().requires_grad_(False), tokenizer, processor
+    with memory_in_words(_too_large(f"CLIP of {backbone.title}")):
+        try:
+            model: Any = CLIPModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise StyleEngineError(
+                f"The CLIP of the model “{backbone.title}” could not be loaded ({_reason(error, folder)}). It must be "
+                "a CLIPModel with its tokenizer and image processor, with safetensors weights."
+            ) from error
+        return model.to(backbone.device).eval().requires_grad_(False), tokenizer, processor
+
+
+def title_of(model: str) -> str:
+    """What people are told a model is called: its name, of a local folder without the path."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def cut_note(text: str, read: str, limit: int) -> str:
+    """A sentence where of a text for a text encoder of `limit` tokens only the beginning `read` is read."""
+    if len(read.strip()) >= len(text.strip()):
+        return ""
+    return (
+        f"Of the words “{text.strip()[:40].strip()}…” only those up to “…{read.strip()[-40:].strip()}” were read: "
+        f"the text encoder takes {limit} tokens. Put what matters first."
+    )
 
 
 def recommended_settings(model: str) -> Mapping[str, Mapping[str, Any]]:
@@ -461,16 +574,15 @@ def _download(name: str, origin: Origin) -> tuple[Path, str]:
 def _folder_revision(folder: Path) -> str:
     """A short fingerprint of a local folder: its configurations' and weights' names and contents.
 
-    What it recommends is no part of it: results record the settings themselves. Whole files are read: the
+    What it recommends is no part of it: results record the settings themselves. Whole files count: the
     first 64 KiB of a large network's weights hold nothing but a header.
     """
     digest = hashlib.sha256()
     patterns = ("*.json", "*/*.json", "*.safetensors", "*/*.safetensors")
     files = {file for pattern in patterns for file in folder.glob(pattern)} - {folder / RECOMMENDED_FILE}
     for file in sorted(files):
-        with open(file, "rb") as content:
-            digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
+        digest.update(file_sha256(file))
     return digest.hexdigest()[:12]
 
 
@@ -480,7 +592,10 @@ def _recommended(origin: Origin, folder: Path) -> dict[str, Mapping[str, Any]]:
     try:
         stated: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError as error:
-        raise StyleEngineError(f"The file {file} is not valid JSON ({error}): mend or delete it.") from error
+        raise StyleEngineError(
+            f"The file {file.name} of the model “{title_of(str(folder))}” is not valid JSON ({error}): "
+            "fix or delete it."
+        ) from error
     trained = {method: {"size": size} for method in SIZED_AS_TRAINED} if (size := _trained_size(folder)) else {}
     layers = (trained, origin.recommended, stated)
     methods = dict.fromkeys(method for layer in layers for method in layer)
@@ -516,7 +631,7 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """The parts of a model as keyword arguments of its backbone, each by its own loader, safetensors only."""
     if not (folder / "model_index.json").is_file():
         raise StyleEngineError(
-            f"The folder {folder} holds no diffusers model (model_index.json is missing). "
+            f"The folder “{title_of(str(folder))}” holds no diffusers model (model_index.json is missing). "
             "Give a folder written by save_pretrained."
         )
     weights: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
@@ -524,18 +639,27 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         read = _read_pixel_model if _works_on_pixels(folder) else _read_latent_model
         parts, scheduler = read(folder, {**weights, "dtype": dtype})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if is_out_of_memory(error):
+            raise
         raise StyleEngineError(
-            f"The model “{name}” could not be loaded ({reason}). It must be a Stable Diffusion 1 model or an "
-            "unconditional DDPM of RGB pixels, in diffusers' format with safetensors weights."
+            f"The model “{title_of(name)}” could not be loaded ({_reason(error, folder)}). It must be a Stable "
+            "Diffusion 1 model or an unconditional DDPM of RGB pixels, in diffusers' format with safetensors weights."
         ) from error
     predicted = scheduler.config.prediction_type
     if predicted not in PREDICTION_TYPES:
         raise StyleEngineError(
-            f"The model “{name}” predicts “{predicted}”; StyleEngine works with models that predict the noise "
-            "(“epsilon”), such as Stable Diffusion 1.x, or the velocity (“v_prediction”)."
+            f"The model “{title_of(name)}” predicts “{predicted}”; StyleEngine works with models that "
+            "predict the noise (“epsilon”), such as Stable Diffusion 1.x, or the velocity (“v_prediction”)."
         )
     return {**parts, "alphas_cumprod": scheduler.alphas_cumprod, "prediction_type": predicted}
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """The first line of what a library says of a model's folder, its paths without their folders."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return FOLDERS.sub("", lines[0].replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name))
 
 
 def _read_latent_model(folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

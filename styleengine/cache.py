@@ -36,6 +36,13 @@ class ByteCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def get(self, key: Hashable) -> Sized | None:
+        """The entry under `key`, if it is there."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
     def get_or_make(self, key: Hashable, make: Callable[[], Entry]) -> Entry:
         """The entry under `key`, made if missing. An error in `make` leaves the cache as it was."""
         with self._lock:

@@ -4,6 +4,7 @@
 (latents, timestep) and give a tensor of the same shape. Everything here is float32.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,12 +30,18 @@ class Schedule:
         return len(self.timesteps) - 1
 
     @classmethod
-    def spaced(cls, alphas_cumprod: torch.Tensor, steps: int) -> "Schedule":
+    def spaced(cls, alphas_cumprod: torch.Tensor, steps: int, share: float = 1.0) -> "Schedule":
+        """`steps` timesteps over the lower `share` of the trained ones: ⌊(level − 1)·share·trained / steps⌋ + 1.
+
+        For a number of steps that divides the trained ones these are diffusers'; for others diffusers rounds
+        the distance of two timesteps down, and the upper part of the schedule is never reached.
+        """
         train_steps = len(alphas_cumprod)
-        if not 1 <= steps <= train_steps - 1:
-            raise ValueError(f"steps must lie between 1 and {train_steps - 1}, not {steps}")
-        stride = train_steps // steps
-        timesteps = [min(level * stride + 1, train_steps - 1) for level in range(steps)]
+        covered = round(share * train_steps, 6)
+        most = min(train_steps - 1, int(covered))
+        if not 1 <= steps <= most:
+            raise ValueError(f"steps must lie between 1 and {most}, not {steps}")
+        timesteps = [math.floor(round(level * covered / steps, 6)) + 1 for level in range(steps)]
         levels = torch.stack([alphas_cumprod[0], *(alphas_cumprod[t] for t in timesteps)])
         return cls(levels.float(), (-1, *timesteps))
 

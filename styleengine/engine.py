@@ -4,13 +4,13 @@ import contextlib
 import copy
 import os
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -19,6 +19,7 @@ from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
 from styleengine.learned_style import SUFFIX, LearnedStyle
+from styleengine.memory import memory_in_words
 from styleengine.methods import h_space, inst, inst_training, qs_attn, zstar, zstar_video
 from styleengine.methods.h_space import HSpaceSettings
 from styleengine.methods.inst import InSTSettings
@@ -29,13 +30,16 @@ from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.perceptual import Clip
 from styleengine.progress import part_of
 from styleengine.settings import Settings
-from styleengine.stylization import LearningEvent, OnStep, Stylization, VideoStylization, file_name
+from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization, VideoStylization, file_name
+from styleengine.turns import Turns
 from styleengine.video import VideoClip, open_clip
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 CACHE_BYTES = 2 << 30
 BACKBONE_BYTES = 6 << 30  # of weights kept ready
+CACHE_SHARE, BACKBONE_SHARE = 1 / 8, 1 / 2  # of a GPU's memory, where that is less
+WAITING = "waiting"  # the phase of a run whose turn has not come
 BATCH_PIXELS_ON_CPU = 4 * 256 * 256
 PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -51,38 +55,50 @@ class StyleEngine:
     `model` is "mini" (embedded), "sd15", a local diffusers folder or a hub id; by default it is
     $STYLEENGINE_MODEL, else "sd15" where CUDA is, else "mini". `device` and `dtype` default to
     what the machine has. `cache_bytes` bounds what is kept between runs: inverted images and
-    styles' keys and values. Runs from several threads wait for one another.
+    styles' keys and values; by default by 2 GiB, and on a GPU by an eighth of its memory.
 
-    Raises StyleEngineError where the model cannot be had.
+    Runs from several threads are served in the order in which they came. While one waits, its `on_step`
+    is called with the phase “waiting” every few tenths of a second, so that it can be cancelled.
+
+    Same inputs, seed and machine give the same pixels, but for what goes by gradients on a GPU: QS-Attn and
+    InST learning differ from run to run there, as some of CUDA's backward kernels add up in no fixed order.
+
+    Raises StyleEngineError where the model cannot be had, or the device or number type cannot be used.
     """
 
     def __init__(
         self,
         model: str | None = None,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        dtype: str | torch.dtype | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         self.backbone: Backbone = load_backbone(model, device, dtype)
-        self.cache = ByteCache(cache_bytes)
-        self._backbones = ByteCache(BACKBONE_BYTES)
+        memory = _gpu_memory(self.backbone.device)
+        self.cache = ByteCache(_at_most(CACHE_BYTES, CACHE_SHARE, memory) if cache_bytes is None else cache_bytes)
+        self._backbones = ByteCache(_at_most(BACKBONE_BYTES, BACKBONE_SHARE, memory))
         self._backbones.get_or_make(self.backbone.name, lambda: self.backbone)
-        self._lock = threading.Lock()  # a tap on the U-Net is seen by every thread: one run at a time
+        self._turns = Turns()  # a tap on the U-Net is seen by every thread: one run at a time
 
-    def with_model(self, model: str | None) -> Self:
+    def with_model(self, model: str | None, *, on_step: OnStep | None = None) -> Self:
         """An engine on another model, named as in the constructor; None is this engine itself.
 
         Device, precision, caches and the queue of runs are shared. Models once loaded are kept as
-        long as they fit.
+        long as they fit. Loading waits for its turn as a run does, and `on_step` can end that.
 
-        Raises StyleEngineError where the model cannot be had.
+        Raises StyleEngineError where the model cannot be had, Cancelled if `on_step` raised it.
         """
         if model is None or model == self.backbone.name:
             return self
+        known: Any = self._backbones.get(model)
+        if known is None:
+            # Libraries change the default number type while they load, and a run must not see that.
+            with self._turns.one(_waiting(on_step)):
+                known = self._backbones.get_or_make(
+                    model, lambda: load_backbone(model, self.backbone.device, self.backbone.dtype)
+                )
         other = copy.copy(self)
-        other.backbone = self._backbones.get_or_make(
-            model, lambda: load_backbone(model, self.backbone.device, self.backbone.dtype)
-        )
+        other.backbone = known
         return other
 
     def settings_for(self, settings_class: type[AnySettings], method: str, given: AnySettings | None) -> AnySettings:
@@ -95,7 +111,7 @@ class StyleEngine:
     def zstar(
         self,
         content: ImageSource,
-        styles: Sequence[ImageSource | Style],
+        styles: ImageSource | Style | Iterable[ImageSource | Style],
         settings: ZStarSettings | None = None,
         *,
         mask: ImageSource | None = None,
@@ -104,9 +120,9 @@ class StyleEngine:
         """Z-STAR+: the content redrawn in the styles, nothing trained.
 
         Pictures may be paths, bytes, PIL images or arrays. A style may come as `Style`, with a
-        weight and a mask of its own. `mask` is the short form: with one style, where it applies
-        (white); with two, white = the second and black = the first. Values set in `settings` win
-        over the backbone's recommendations.
+        weight and a mask of its own; a single one need not stand in a list. `mask` is the short form:
+        with one style, where it applies (white); with two, white = the second and black = the first.
+        Values set in `settings` win over the backbone's recommendations.
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
@@ -114,14 +130,15 @@ class StyleEngine:
 
     def zstar_all(
         self,
-        contents: Sequence[ImageSource],
-        styles: Sequence[ImageSource | Style],
+        contents: ImageSource | Iterable[ImageSource],
+        styles: ImageSource | Style | Iterable[ImageSource | Style],
         settings: ZStarSettings | None = None,
         *,
         mask: ImageSource | None = None,
         on_step: OnStep | None = None,
     ) -> list[Stylization]:
         """Several contents in the same styles: M + N inversions, and batches of equal shape."""
+        contents = _several(contents)
         if not contents:
             raise StyleEngineError("No content image was given. Choose at least one.")
         settings = self.settings_for(ZStarSettings, "zstar", settings)
@@ -131,13 +148,12 @@ class StyleEngine:
         for index, image in enumerate(opened):
             groups[working_size(image, settings.size, self.backbone.multiple)].append(index)
 
-        batches = [
-            members[start : start + self._batch_size(width * height)]
-            for (width, height), members in groups.items()
-            for start in range(0, len(members), self._batch_size(width * height))
-        ]
         results: dict[int, Stylization] = {}
-        with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
+        with self._turn(on_step, settings.size, opened[0]):
+            batches = []
+            for (width, height), members in groups.items():
+                room = self._batch_size(width * height, len(ready))
+                batches += [members[start : start + room] for start in range(0, len(members), room)]
             for number, batch in enumerate(batches):
                 done = zstar.stylize_all(
                     self.backbone,
@@ -186,10 +202,10 @@ class StyleEngine:
         region = open_mask(mask) if mask is not None else None
         names = [file_name(content), file_name(style), file_name(mask) if mask is not None else ""]
         width, height = working_size(pictures[0], settings.size, self.backbone.multiple)
-        room = self._batch_size(width * height)
-        batches = [gammas[start : start + room] for start in range(0, len(gammas), room)] or [gammas]
         results: list[Stylization] = []
-        with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
+        with self._turn(on_step, settings.size, pictures[0]):
+            room = self._batch_size(width * height)
+            batches = [gammas[start : start + room] for start in range(0, len(gammas), room)] or [gammas]
             for number, batch in enumerate(batches):
                 results += h_space.inject(
                     self.backbone,
@@ -230,8 +246,7 @@ class StyleEngine:
         with contextlib.ExitStack() as stack:
             if work is None:
                 work = stack.enter_context(tempfile.TemporaryDirectory(prefix="styleengine-frames-"))
-            for context in (self._lock, self.cache.trimming(), _memory_in_words(settings.size)):
-                stack.enter_context(context)
+            stack.enter_context(self._turn(on_step, settings.size, opened.poster))
             return zstar_video.stylize_clip(
                 self.backbone,
                 opened,
@@ -258,7 +273,7 @@ class StyleEngine:
 
         `prompt` is the short form of the setting of that name: “golden”, or several as in
         “golden::2 | wooden”. Runs on latent and on pixel-space models; CLIP, which reads the words, is
-        the model's own or comes from the hub.
+        the model's own or comes from the hub. On CUDA equal runs differ by a little (see `StyleEngine`).
 
         Raises StyleEngineError for bad input or where there is no CLIP, Cancelled if `on_step` raised it.
         """
@@ -266,7 +281,7 @@ class StyleEngine:
         if prompt is not None:
             settings = settings.replace(prompt=prompt)
         image = open_image(content, "content image")
-        with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
+        with self._turn(on_step, settings.size, image):
             return qs_attn.stylize(
                 self.backbone,
                 image,
@@ -277,14 +292,17 @@ class StyleEngine:
                 name=file_name(content),
             )
 
-    def qs_attn_anchors(self, content: ImageSource, settings: QSAttnSettings | None = None) -> Image.Image:
+    def qs_attn_anchors(
+        self, content: ImageSource, settings: QSAttnSettings | None = None, *, on_step: OnStep | None = None
+    ) -> Image.Image:
         """Where `qs_attn` holds on to the content: entropy maps and anchors over it, a picture for each layer.
 
         They lie side by side, the finest layer first. Blue is low entropy. Needs no CLIP and no words.
+        `on_step` is only told that it waits.
         """
         settings = self.settings_for(QSAttnSettings, "qs_attn", settings)
         image = open_image(content, "content image")
-        with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
+        with self._turn(on_step, settings.size, image):
             return qs_attn.anchors_picture(self.backbone, image, settings, self.cache)
 
     def inst_learn(
@@ -304,7 +322,8 @@ class StyleEngine:
         `on_step` stops it; the same call again goes on from it. After about `seconds`, if given, the
         style is given as it is then, its record not `complete`. The name is by default the
         painting's file name. `on_step` is given `LearningEvent`s, which preview on `preview_on`, or
-        without it draw from nothing.
+        without it draw from nothing. Between two calls with `seconds` all that wait have their turn. On CUDA
+        equal runs differ by a little (see `StyleEngine`), and so do interrupted ones from those that were not.
 
         Raises StyleEngineError for bad input, a model without words or CLIP, or a `partial` of
         another run; Cancelled if `on_step` raised it.
@@ -315,7 +334,7 @@ class StyleEngine:
         path = check_output(partial, SUFFIX) if partial else None
         known = LearnedStyle.open(path, with_state=True) if path and path.exists() else None
         name = name or (known.record.name if known else Path(file_name(painting)).stem)
-        with self._lock, self.cache.trimming(), _memory_in_words(settings.size):
+        with self._turn(on_step, settings.size, image):
             began = kept = time.monotonic()
             states = inst_training.learn(
                 backbone, image, self._clip, settings, name=name, known=known, cache=self.cache
@@ -345,14 +364,14 @@ class StyleEngine:
     def inst_apply(
         self,
         content: ImageSource | None,
-        styles: Sequence[LearnedStyle | str | os.PathLike[str]],
+        styles: LearnedStyle | str | os.PathLike[str] | Iterable[LearnedStyle | str | os.PathLike[str]],
         settings: InSTSettings | None = None,
         *,
         on_step: OnStep | None = None,
     ) -> Stylization:
         """InST: the content redrawn in a learnt style, or between two; without a content, the prompt drawn.
 
-        Styles are `LearnedStyle`s or paths of their files.
+        Styles are `LearnedStyle`s or paths of their files; a single one need not stand in a list.
 
         Raises StyleEngineError for bad input or a style that does not fit the model, Cancelled if
         `on_step` raised it.
@@ -360,8 +379,8 @@ class StyleEngine:
         settings = self.settings_for(InSTSettings, "inst", settings)
         backbone = that_listens(self.backbone)
         image = open_image(content, "content image") if content is not None else None
-        opened = [style if isinstance(style, LearnedStyle) else LearnedStyle.open(style) for style in styles]
-        with self._lock, _memory_in_words(settings.size):
+        opened = [_opened_learned(style) for style in _several(styles)]
+        with self._turn(on_step, settings.size, image):
             return inst.stylize(
                 backbone,
                 image,
@@ -383,36 +402,77 @@ class StyleEngine:
             "learning", state.step, state.total, preview, state.loss, state.judged, state.steps_per_second
         )
 
+    @contextlib.contextmanager
+    def _turn(self, on_step: OnStep | None, size: int, shown: Image.Image | None) -> Iterator[None]:
+        """The context of each run: alone on the networks, the cache trimmed after it, too little memory in words.
+
+        It is entered when the run's turn has come. `size` is that of its pictures, `shown` the preview until then.
+        """
+        sentence = f"There is not enough memory for pictures of size {size}. Choose a smaller size or fewer styles."
+        with self._turns.one(_waiting(on_step, shown)), memory_in_words(sentence), self.cache.trimming():
+            yield
+
     def _clip(self) -> Clip:
         return self._backbones.get_or_make(("clip", self.backbone.name), lambda: Clip(self.backbone))
 
-    def _batch_size(self, pixels: int) -> int:
-        if self.backbone.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.backbone.device)
-            room = int(free / 2**30 * PIXELS_PER_GIGABYTE_ON_CUDA)
+    def _batch_size(self, pixels: int, styles: int = 1) -> int:
+        """How many pictures of so many pixels go at once, each with the keys and values of so many styles beside it."""
+        device = self.backbone.device
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and not in use
+            room = int((free + kept) / 2**30 * PIXELS_PER_GIGABYTE_ON_CUDA)
         else:
             room = BATCH_PIXELS_ON_CPU
-        return max(1, room // pixels)
+        return max(1, 2 * room // (pixels * (1 + styles)))
 
 
-def _opened_styles(styles: Sequence[ImageSource | Style], mask: ImageSource | None) -> list[Style]:
+def _gpu_memory(device: torch.device) -> float:
+    """All the memory of a GPU in bytes; no bound for other devices, or where none can be seen yet (ZeroGPU)."""
+    with contextlib.suppress(RuntimeError, AssertionError):
+        if device.type == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory
+    return float("inf")
+
+
+def _at_most(bytes_: int, share: float, memory: float) -> int:
+    return int(min(bytes_, share * memory))
+
+
+def _waiting(on_step: OnStep | None, shown: Image.Image | None = None) -> Callable[[], None] | None:
+    """What reports to `on_step` that a run waits for its turn."""
+    if on_step is None:
+        return None
+    picture = shown or Image.new("RGB", (1, 1), "white")
+    event = StepEvent(WAITING, 0, 1, lambda: picture)
+    return lambda: on_step(event)
+
+
+def _several(given: Any) -> list[Any]:
+    """A list of what was given: one thing alone, or several of a kind. Text is one path, never its letters."""
+    alone = (str, os.PathLike, bytes, bytearray, Image.Image, np.ndarray, Style, LearnedStyle)
+    if given is None:
+        return []
+    if isinstance(given, alone) or hasattr(given, "read") or not isinstance(given, Iterable):
+        return [given]
+    return list(given)
+
+
+def _opened_learned(style: Any) -> LearnedStyle:
+    if isinstance(style, LearnedStyle):
+        return style
+    if not isinstance(style, (str, os.PathLike)):
+        raise StyleEngineError(
+            f"A learnt style is a LearnedStyle or the path of its file, not a {type(style).__name__}."
+        )
+    return LearnedStyle.open(style)
+
+
+def _opened_styles(
+    styles: ImageSource | Style | Iterable[ImageSource | Style], mask: ImageSource | None
+) -> list[Style]:
     return zstar.with_shared_mask(
-        [style if isinstance(style, Style) else Style.open(style) for style in styles],
+        [style if isinstance(style, Style) else Style.open(style) for style in _several(styles)],
         open_mask(mask) if mask is not None else None,
         file_name(mask) if mask is not None else "",
     )
-
-
-@contextlib.contextmanager
-def _memory_in_words(size: int) -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not known and "allocate memory" not in str(error):  # the CPU allocator raises a plain RuntimeError
-            raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        raise StyleEngineError(
-            f"There is not enough memory for pictures of size {size}. Choose a smaller size or fewer styles."
-        ) from error

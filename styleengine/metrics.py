@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
 from torch import nn
+
+from styleengine.networks import AutoencoderTiny
 
 HISTOGRAM_BINS = 8
 SSIM_WINDOW = 11
@@ -22,9 +23,9 @@ def psnr(image: torch.Tensor, reference: torch.Tensor) -> float:
 
 def ssim(image: torch.Tensor, reference: torch.Tensor) -> float:
     """Structural similarity of the luminances, in an 11-pixel Gaussian window of σ 1.5."""
-    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32).view(1, 3, 1, 1)
     x, y = ((picture.float().cpu() * luma).sum(1, keepdim=True).add(1).div(2) for picture in (image, reference))
-    offsets = torch.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float32) - SSIM_WINDOW // 2
     line = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = torch.outer(line, line)[None, None] / line.sum() ** 2
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from styleengine.backbone import Backbone, load_clip
+from styleengine.backbone import Backbone, cut_note, load_clip
 
 
 class Clip:
@@ -23,7 +23,7 @@ class Clip:
         self.side: int = config.vision_config.image_size
         self.longest_text: int = config.text_config.max_position_embeddings
         self.mean, self.std = (
-            torch.tensor(values, device=backbone.device).view(1, 3, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=backbone.device).view(1, 3, 1, 1)
             for values in (processor.image_mean, processor.image_std)
         )
 
@@ -61,7 +61,18 @@ class Clip:
     def reads(self, text: str) -> bool:
         """Whether the tokenizer finds anything in the text that it knows."""
         marks = {*self.tokenizer.all_special_ids}
-        return any(token not in marks for token in self.tokenizer(text).input_ids)
+        return any(token not in marks for token in self._tokens(text).input_ids)
+
+    def _tokens(self, text: str, **options: Any) -> Any:
+        """The text's tokens, however many, a start and an end among them."""
+        return self.tokenizer(text, verbose=False, **options)
+
+    def note_on(self, text: str) -> str:
+        """A sentence where only the beginning of the text is read, else nothing."""
+        ends = [stop for _, stop in self._tokens(text, return_offsets_mapping=True).offset_mapping]
+        if len(ends) <= self.longest_text:
+            return ""
+        return cut_note(text, text[: ends[self.longest_text - 2]], self.longest_text)
 
     @torch.no_grad()
     def text_embeddings(self, texts: Sequence[str]) -> torch.Tensor:

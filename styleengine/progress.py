@@ -8,6 +8,7 @@ from PIL import Image
 
 from styleengine import ddim
 from styleengine.backbone import Backbone
+from styleengine.errors import StyleEngineError
 from styleengine.images import to_images
 from styleengine.stylization import OnStep, StepEvent
 
@@ -44,7 +45,10 @@ class Progress:
 
         def after_step(step: int, x_t: torch.Tensor, clean: torch.Tensor) -> None:
             def preview() -> Image.Image:
-                return to_images(self.backbone.decode(clean[:1]))[0]
+                try:
+                    return to_images(self.backbone.decode(clean[:1]))[0]
+                except StyleEngineError:  # a guess on the way need not be a picture; what it leads to must
+                    return self.first_preview
 
             on_step(StepEvent(phase, offset + step, self.total, preview))
 

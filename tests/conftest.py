@@ -19,12 +19,14 @@ from PIL import Image
 from skimage import data
 from transformers.utils import logging as transformers_logging
 
-from styleengine import StyleEngine, ZStarSettings
+from styleengine import StyleEngine, ZStarSettings, file_hashes
 from styleengine.backbone import Backbone
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
+HASHES = Path(tempfile.mkdtemp(prefix="styleengine-hashes-")) / "file-hashes.json"
+file_hashes.store = lambda: HASHES
 
 
 @pytest.fixture(scope="session")

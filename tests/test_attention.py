@@ -1,6 +1,8 @@
 """Attention over styles against the explicit formula, and the tap against what it must leave behind."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from styleengine import Cancelled
+from styleengine import Cancelled, attention
 from styleengine.attention import (
     Recorder,
     StyleTokens,
@@ -183,12 +185,138 @@ def explicit_32(q: torch.Tensor) -> torch.Tensor:
     return (q @ k.transpose(-1, -2)).softmax(-1) @ k
 
 
-def test_log_mask_is_zero_at_one_and_vanishes_at_zero() -> None:
+def test_log_mask_is_zero_at_one_and_minus_infinity_at_zero() -> None:
     values = log_mask(torch.tensor([1.0, 0.5, 0.0]))
     assert values[0] == 0
     assert values[1] == pytest.approx(math.log(0.5))
-    assert values[2] <= -79
-    assert torch.isfinite(values).all()
+    assert values[2] == -math.inf
+
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def opposed(dtype: torch.dtype, dim: int, logit: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries, keys with which they have the logit, and keys with which they have the negative of it."""
+    q = torch.randn(1, 2, 8, dim, generator=torch.Generator().manual_seed(0)).sign() * (logit / dim**0.5) ** 0.5
+    q = q[:, :, :1].expand(-1, -1, 8, -1).to(dtype)
+    return q, q.clone(), -q
+
+
+def style_share(
+    q: torch.Tensor, k: torch.Tensor, style_k: torch.Tensor, bias: torch.Tensor | float, strength: float
+) -> torch.Tensor:
+    """How much of each query's attention is on the style: what comes out if its values are 1 and all others 0."""
+    style = StyleTokens(style_k, torch.ones_like(style_k), bias)
+    return attend_with_styles(q, k, torch.zeros_like(k), [style], strength).float()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [2, 40, 64, 80, 160, 320])
+@pytest.mark.parametrize("strength", [0.0, 1.2, 2.0, 4.0])
+@pytest.mark.parametrize("logit", [1.0, 100.0, 500.0])
+def test_where_the_mask_is_zero_the_style_has_no_share_at_all(
+    dtype: torch.dtype, dim: int, strength: float, logit: float
+) -> None:
+    """However much more like the style's keys than its own a query is, and whatever the style's weight."""
+    q, like, unlike = opposed(dtype, dim, logit)
+    mask = (torch.arange(8) % 2).float()
+    for weight in (1.0, 1e6):
+        share = style_share(q, unlike, like, math.log(weight) + log_mask(mask), strength)
+        assert (share[:, :, mask == 0] == 0).all()
+        assert (share[:, :, mask == 1] > 0.4).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dim", [40, 80, 160])
+@pytest.mark.parametrize("count", [1, 5])
+def test_masks_between_and_weights_are_exact_in_every_precision(dtype: torch.dtype, dim: int, count: int) -> None:
+    """With all logits equal the shares are those of the masks; what is left is the kernel's own rounding."""
+    mask = torch.tensor([1 / 255, 0.011, 0.1, 0.37, 0.5, 0.9, 0.99, 1.0])
+    q = torch.zeros(1, 2, 8, dim, dtype=dtype)
+    style = StyleTokens(q, torch.ones_like(q), math.log(0.3) + log_mask(mask))
+    others = [StyleTokens(q, torch.zeros_like(q), math.log(0.7) + log_mask(1 - mask)) for _ in range(count - 1)]
+    got = attend_with_styles(q, q, torch.zeros_like(q), [style, *others], 1.2).float()
+    expected = 0.3 * mask / (0.3 * mask + (count - 1) * 0.7 * (1 - mask) + 1)
+    rounding = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 6e-3}[dtype]
+    torch.testing.assert_close(got, expected[:, None].expand_as(got), rtol=rounding, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_one_mask_hides_another_style_may_show(dtype: torch.dtype) -> None:
+    q, like, unlike = opposed(dtype, 40, 500.0)
+    left = (torch.arange(8) < 4).float()
+    styles = [StyleTokens(like, torch.full_like(like, value), log_mask(m)) for value, m in ((1, left), (2, 1 - left))]
+    seen = attend_with_styles(q, unlike, torch.zeros_like(q), styles, 4.0).float()
+    assert (seen[:, :, :4] == 1).all()
+    assert (seen[:, :, 4:] == 2).all()
+    alone = attend_with_styles(q, unlike, torch.zeros_like(q), styles, 1.0, content=False)
+    assert torch.equal(alone.float(), seen)
+
+
+# The kernels
+
+
+def test_without_cuda_xformers_is_neither_imported_nor_heard_of() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code = "import sys, styleengine.engine, styleengine.metrics; print('xformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), "xformers" in done.stderr.lower()) == ("False", False)
+    assert not attention.xformers_works(torch.device("cpu"), torch.float32, 40)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.device, torch.dtype, int]:
+    """Arguments for a probe on a GPU, of which nothing is remembered."""
+    monkeypatch.setattr(attention, "_probed", {})
+    return torch.device("cuda"), torch.float16, 40
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (ImportError("no xformers"), False),
+        (NotImplementedError("no operator found"), False),
+        (RuntimeError("CUDA error: no kernel image is available"), False),
+    ],
+)
+def test_what_the_probe_of_xformers_finds_is_remembered_unless_memory_ran_out(
+    cuda: tuple, monkeypatch: pytest.MonkeyPatch, error: Exception, again: bool
+) -> None:
+    probes = []
+
+    def probe(*arguments: object) -> bool:
+        probes.append(arguments)
+        if len(probes) == 1:
+            raise error
+        return True
+
+    monkeypatch.setattr(attention, "_xformers_runs", probe)
+    assert [attention.xformers_works(*cuda) for _ in range(3)] == [False, again, again]
+    assert len(probes) == 2 if again else len(probes) == 1
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_error_that_cuda_reports_only_when_asked_is_found_by_the_probe(
+    cuda: tuple, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    ops = type(sys)("xformers.ops")
+    ops.memory_efficient_attention = lambda q, k, v, scale: q  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "xformers", type(sys)("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    zeros, asked = torch.zeros, []
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device, dtype: zeros(*shape, dtype=dtype))
+
+    def synchronize(device: torch.device) -> None:
+        asked.append(device)
+        if late:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert attention.xformers_works(*cuda) is not late
+    assert asked == [cuda[0]]
 
 
 def test_layers_are_in_the_order_of_execution(backbone: Backbone) -> None:

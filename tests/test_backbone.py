@@ -1,5 +1,7 @@
 """Backbones: what loads, what is refused and with which words."""
 
+import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -7,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ from models import write_random_model, write_random_pixel_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from styleengine import StyleEngineError
+from styleengine import StyleEngine, StyleEngineError, file_hashes
 from styleengine import backbone as backbone_module
 from styleengine.backbone import (
     BACKBONES,
@@ -33,6 +36,8 @@ from styleengine.backbone import (
     named_backbones,
     recommended_settings,
     reconstruct,
+    working_device,
+    working_dtype,
 )
 from styleengine.images import fit, to_tensor
 
@@ -105,6 +110,52 @@ def test_half_precision_is_asked_for_by_name(model_folder: Path, astronaut: Imag
     latents = loaded.encode(to_tensor(fit(astronaut, (64, 64))))
     noise = loaded.predict_noise(latents, 500, loaded.condition([""]))
     assert latents.dtype == noise.dtype == loaded.decode(latents).dtype == torch.float32
+
+
+# Devices and number types
+
+
+UNUSABLE = ["banana", "meta", "vulkan", "hpu", "xla", "privateuseone", "cuda:-1", "cpu:cpu", "/etc", "🎨"]
+
+
+@pytest.mark.parametrize("device", [*UNUSABLE, "cuda", "cuda:0", "cuda:99", "mps", "xpu", torch.device("cuda")])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(device: str | torch.device) -> None:
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("there is a GPU")
+    for load in (StyleEngine, load_backbone):
+        with pytest.raises(StyleEngineError, match=f"The device “{device}” cannot be used here. Choose one of: “cpu”."):
+            load("mini", device)
+
+
+def test_where_there_are_gpus_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(StyleEngineError, match="“cpu”, “cuda”, “cuda:0”, “cuda:1”"):
+        working_device("cuda:99")
+    assert working_device(None) == working_device("cuda") == torch.device("cuda")
+    assert working_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["cpu", " CPU ", torch.device("cpu"), None, ""])
+def test_devices_may_be_named_or_left_out(model_folder: Path, device: str | torch.device | None) -> None:
+    if device or not torch.cuda.is_available():
+        assert load_backbone(str(model_folder), device).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.complex64, torch.bool, "float8", "banana", "", 16])
+def test_a_number_type_that_models_do_not_run_in_is_refused(dtype: torch.dtype) -> None:
+    for load in (StyleEngine, load_backbone):
+        with pytest.raises(
+            StyleEngineError, match=r"Models cannot run in “.*”. Choose one of: float32, float16, bfloat16"
+        ):
+            load("mini", "cpu", dtype)
+
+
+def test_number_types_may_be_named() -> None:
+    cpu = torch.device("cpu")
+    assert working_dtype("bfloat16", cpu) == working_dtype(torch.bfloat16, cpu) == torch.bfloat16
+    assert working_dtype(None, cpu) == torch.float32
+    assert working_dtype(None, torch.device("cuda")) == torch.float16
 
 
 # Pixel-space models
@@ -424,6 +475,129 @@ def test_the_revision_is_of_the_content_and_not_of_the_place(model_copy: Path, m
     assert revision(model_copy) == revision(model_folder)
     (model_copy / "unet" / "config.json").write_text("{}")
     assert revision(model_copy) != revision(model_folder)
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The names of the files that are read whole; nothing is remembered before, and a change is old at once."""
+    monkeypatch.setattr(file_hashes, "_known", {})
+    monkeypatch.setattr(file_hashes, "FRESH", -1.0)
+    monkeypatch.setattr(file_hashes, "store", lambda: tmp_path / "cache" / "file-hashes.json")
+    names, digest = list[str](), hashlib.file_digest
+
+    def noted(content: Any, algorithm: str) -> Any:
+        names.append(Path(content.name).name)
+        return digest(content, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted)
+    return names
+
+
+def forget() -> None:
+    """As a new process begins."""
+    file_hashes._known.clear()
+
+
+def test_a_models_files_are_read_whole_only_once(model_copy: Path, hashed: list[str]) -> None:
+    first = revision(model_copy)
+    assert "diffusion_pytorch_model.safetensors" in hashed
+    hashed.clear()
+    assert revision(model_copy) == first
+    forget()
+    assert revision(model_copy) == first
+    assert not hashed
+    inside = {file.name for file in model_copy.rglob("*")}
+    assert "file-hashes.json" not in inside
+
+
+def test_a_file_that_changed_is_read_again_though_its_size_and_date_stay(model_copy: Path, hashed: list[str]) -> None:
+    file = model_copy / UNET_WEIGHTS
+    first, status, content = revision(model_copy), file.stat(), bytearray(file.read_bytes())
+    time.sleep(0.02)  # the grain of the file system's clock
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    hashed.clear()
+    assert revision(model_copy) != first
+    assert hashed == [file.name]
+
+
+def test_a_file_that_changed_a_moment_ago_is_not_remembered(
+    model_copy: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_hashes, "FRESH", 3600.0)
+    first = revision(model_copy)
+    hashed.clear()
+    assert revision(model_copy) == first
+    assert "diffusion_pytorch_model.safetensors" in hashed
+    assert not file_hashes.store().exists()
+
+
+@pytest.mark.parametrize("kept", ["{", "[]", '{"a": 3}', '{"a": "zz"}', "", b"\xff"])
+def test_a_damaged_store_of_hashes_is_as_none(model_copy: Path, hashed: list[str], kept: str | bytes) -> None:
+    expected = revision(model_copy)
+    forget()
+    file_hashes.store().write_bytes(kept.encode() if isinstance(kept, str) else kept)
+    assert revision(model_copy) == expected
+
+
+def test_hashes_that_cannot_be_kept_cost_nothing_but_time(
+    model_copy: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model_copy / "file").write_text("in the way")
+    monkeypatch.setattr(file_hashes, "store", lambda: model_copy / "file" / "file-hashes.json")
+    assert revision(model_copy) == revision(model_copy)
+
+
+def test_no_more_hashes_are_kept_than_are_worth_it(
+    model_copy: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_hashes, "MOST_KNOWN", 3)
+    revision(model_copy)
+    assert len(json.loads(file_hashes.store().read_text())) == 3
+
+
+# What an error may say
+
+
+def test_errors_say_nothing_of_where_a_model_lies(model_copy: Path) -> None:
+    """They are shown to anybody who uses the app."""
+    damages: dict[str, Callable[[], object]] = {
+        "recommended.json": lambda: (model_copy / "recommended.json").write_text("{"),
+        "diffusion_pytorch_model.safetensors": lambda: (model_copy / UNET_WEIGHTS).unlink(),
+        "could not be loaded": lambda: shutil.rmtree(model_copy / "vae"),
+        "model_index.json": lambda: (model_copy / "model_index.json").unlink(),
+    }
+    for named, damage in damages.items():
+        damage()
+        with pytest.raises(StyleEngineError, match=named) as error:
+            load_backbone(str(model_copy))
+        assert str(model_copy.parent) not in str(error.value)
+        (model_copy / "recommended.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            "Error no file named x.bin found in directory /srv/a b/model/unet.",
+            "Error no file named x.bin found in directory unet.",
+        ),
+        ("/srv/a b/model does not appear to have a file", "model does not appear to have a file"),
+        ("cannot read '/home/me/.cache/x.json': gone", "cannot read 'x.json': gone"),
+        ("cannot read C:\\Users\\me\\x.json", "cannot read x.json"),
+        ("see https://huggingface.co/docs/a and owner/name", "see https://huggingface.co/docs/a and owner/name"),
+        ("", "ValueError"),
+    ],
+)
+def test_what_a_library_says_is_passed_on_without_folders(said: str, shown: str) -> None:
+    assert backbone_module._reason(ValueError(said), Path("/srv/a b/model")) == shown
+
+
+def test_the_title_of_a_local_model_is_its_folders_name(backbone: Backbone) -> None:
+    assert backbone.title == "random"
+    assert backbone_module.title_of("sd15") == "sd15"
+    assert backbone_module.title_of("owner/name@main") == "owner/name@main"
 
 
 def test_the_identity_names_weights_and_precision(backbone: Backbone, model_folder: Path) -> None:

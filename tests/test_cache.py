@@ -44,6 +44,15 @@ def test_a_hit_gives_what_was_made() -> None:
     assert cache.nbytes == 10
 
 
+def test_what_is_there_can_be_asked_for_without_making_it() -> None:
+    cache = ByteCache(100)
+    assert cache.get("a") is None
+    fill(cache, a=40, b=40)
+    assert cache.get("a") is cache.get_or_make("a", refuse)
+    fill(cache, c=40)
+    assert cache.get("b") is None
+
+
 def test_the_longest_unused_goes_first() -> None:
     cache = ByteCache(100)
     fill(cache, a=40, b=40)

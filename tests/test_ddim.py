@@ -1,5 +1,6 @@
 """DDIM against diffusers' own schedulers, and inversion against what it must bring back."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -36,10 +37,37 @@ def latents_and_noise() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 10, 25, 30, 50, 200, 999])
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 8, 10, 20, 25, 40, 50, 100, 125, 200, 250, 500, 999])
 def test_timesteps_equal_those_of_diffusers(steps: int) -> None:
     assert list(reversed(ours(steps).timesteps[1:])) == theirs(steps).timesteps.tolist()
     assert ours(steps).steps == steps
+
+
+@pytest.mark.parametrize(("steps", "top"), [(30, 967), (60, 984), (150, 994), (167, 995), (334, 998), (400, 998)])
+def test_the_top_of_the_schedule_is_reached_by_step_counts_that_do_not_divide_it(steps: int, top: int) -> None:
+    """Diffusers, which rounds the distance down, stops at 958, 945, 895, 831, 667 and 799."""
+    assert ours(steps).timesteps[-1] == top
+
+
+def test_for_any_number_of_steps_timesteps_rise_evenly_to_one_distance_below_the_end() -> None:
+    alphas_cumprod = theirs(10).alphas_cumprod
+    for steps in range(2, 1000):
+        timesteps = ddim.Schedule.spaced(alphas_cumprod, steps).timesteps[1:]
+        distances = {after - before for before, after in pairwise(timesteps)}
+        assert timesteps[0] == 1
+        assert 999 - 1000 / steps < timesteps[-1] <= 1001 - 1000 / steps
+        assert distances <= {1000 // steps, -(-1000 // steps)}
+        assert len(timesteps) == steps
+
+
+@pytest.mark.parametrize("share", [0.2, 0.29, 0.5, 0.57, 0.7, 1.0])
+def test_a_share_of_the_schedule_ends_at_the_same_noise_whatever_the_number_of_steps(share: float) -> None:
+    alphas_cumprod = theirs(10).alphas_cumprod
+    for steps in range(2, 101):
+        schedule = ddim.Schedule.spaced(alphas_cumprod, steps, share)
+        assert schedule.steps == steps
+        assert share * 1000 * (1 - 1 / steps) <= schedule.timesteps[-1] <= share * 1000 * (1 - 1 / steps) + 1 + 1e-6
+        assert torch.equal(schedule.levels[1:], alphas_cumprod[list(schedule.timesteps[1:])])
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 1000])
@@ -48,7 +76,7 @@ def test_impossible_step_counts_are_refused(steps: int) -> None:
         ddim.Schedule.spaced(theirs(10).alphas_cumprod, steps)
 
 
-@pytest.mark.parametrize("steps", [10, 30, 50])
+@pytest.mark.parametrize("steps", [10, 40, 50])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_every_step_down_agrees_with_diffusers(steps: int, eta: float) -> None:
     scheduler, schedule = theirs(steps), ours(steps)
@@ -63,7 +91,7 @@ def test_every_step_down_agrees_with_diffusers(steps: int, eta: float) -> None:
         torch.testing.assert_close(clean, expected.pred_original_sample, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [10, 25, 30, 50])
+@pytest.mark.parametrize("steps", [10, 25, 40, 50])
 def test_every_step_up_agrees_with_diffusers(steps: int) -> None:
     inverse: Any = DDIMInverseScheduler(**STABLE_DIFFUSION, set_alpha_to_one=False)
     inverse.set_timesteps(steps)

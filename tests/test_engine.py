@@ -1,9 +1,15 @@
 """The engine: what it spares by its caches, what it reports, and what it leaves behind when stopped."""
 
+import ast
+import copy
 import hashlib
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +18,27 @@ from conftest import counted_evaluations
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from styleengine import Cancelled, StepEvent, Style, StyleEngine, StyleEngineError, ZStarSettings, __version__
+from styleengine import (
+    Cancelled,
+    HSpaceSettings,
+    InSTLearningSettings,
+    InSTSettings,
+    LearnedStyle,
+    QSAttnSettings,
+    StepEvent,
+    Style,
+    StyleEngine,
+    StyleEngineError,
+    ZStarSettings,
+    __version__,
+)
 from styleengine.backbone import Backbone
+from styleengine.cache import ByteCache
 from styleengine.images import content_hash, open_image
+from styleengine.memory import is_out_of_memory
 from styleengine.stylization import Stylization, read_record
+from styleengine.turns import Turns
+from styleengine.video import open_clip
 
 BLACK = Image.new("L", (20, 20), 0)
 
@@ -416,7 +439,7 @@ def test_the_record_says_all_that_is_needed_to_make_it_again(
     expected = hashlib.sha256(f"RGB {coffee.size} ".encode() + coffee.tobytes()).hexdigest()
     assert record["inputs"][0]["sha256"] == record["inputs"][1]["sha256"] == expected
     assert record["inputs"][1]["weight"] == 0.5
-    assert Path(record["inputs"][1]["source"]).name == "painting ü.png"
+    assert record["inputs"][1]["name"] == "painting ü.png"
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert record["versions"]["styleengine"] == __version__
     assert record["seconds"] >= 0
@@ -452,3 +475,426 @@ def test_a_result_that_cannot_be_saved_says_so(result: Stylization, tmp_path: Pa
     with pytest.raises(StyleEngineError, match="There is no folder"):
         result.save(tmp_path / "gone" / "out.png")
     assert not list(tmp_path.iterdir())
+
+
+# A single style
+
+
+def test_a_single_style_or_content_need_not_stand_in_a_list(
+    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings, tmp_path: Path
+) -> None:
+    coffee.save(tmp_path / "style.png")
+    expected = engine.zstar(astronaut, [coffee], quick).image
+    path = tmp_path / "style.png"
+    for style in (coffee, path, str(path), path.read_bytes(), np.asarray(coffee), Style(coffee), (coffee,)):
+        assert same(engine.zstar(astronaut, style, quick).image, expected)
+    assert same(engine.zstar(astronaut, (image for image in [coffee]), quick).image, expected)
+    assert [same(one.image, expected) for one in engine.zstar_all(astronaut, coffee, quick)] == [True]
+
+
+def test_a_text_is_one_path_and_never_its_letters(
+    engine: StyleEngine, astronaut: Image.Image, quick: ZStarSettings
+) -> None:
+    with pytest.raises(StyleEngineError, match=r"The style image gone\.png does not exist"):
+        engine.zstar(astronaut, "gone.png", quick)
+    with pytest.raises(StyleEngineError, match=r"The content image gone\.png does not exist"):
+        engine.zstar_all("gone.png", astronaut, quick)
+    with pytest.raises(StyleEngineError, match="No style image was given"):
+        engine.zstar(astronaut, None, quick)  # type: ignore[arg-type]
+
+
+# Waiting
+
+
+@pytest.fixture(scope="module")
+def learnt(shared_engine: StyleEngine, cat: Image.Image) -> LearnedStyle:
+    return shared_engine.inst_learn(cat, InSTLearningSettings(steps=1, size=32, batch=1, views=1))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "zstar",
+        "zstar_all",
+        "zstar_video",
+        "h_space",
+        "h_space_strip",
+        "qs_attn",
+        "qs_attn_anchors",
+        "inst_learn",
+        "inst_apply",
+        "with_model",
+    ],
+)
+def test_a_run_that_waits_for_its_turn_says_so_and_can_be_cancelled(
+    engine: StyleEngine,
+    pixel_model_folder: Path,
+    learnt: LearnedStyle,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    method: str,
+    tmp_path: Path,
+) -> None:
+    clip = open_clip(Path(__file__).parents[1] / "examples" / "video" / "box.mp4") if method == "zstar_video" else None
+    arguments: dict[str, tuple] = {
+        "zstar": (astronaut, [coffee]),
+        "zstar_all": ([astronaut, coffee], [coffee]),
+        "zstar_video": (clip, [coffee]),
+        "h_space": (astronaut, coffee),
+        "h_space_strip": (astronaut, coffee),
+        "qs_attn": (astronaut, "ink"),
+        "qs_attn_anchors": (astronaut,),
+        "inst_learn": (astronaut,),
+        "inst_apply": (None, [learnt]),
+        "with_model": (str(pixel_model_folder),),
+    }
+    events: list[StepEvent] = []
+
+    def on_step(event: StepEvent) -> None:
+        events.append(event)
+        if len(events) == 2:
+            raise Cancelled
+
+    options = {"output": tmp_path / "out.mp4"} if method == "zstar_video" else {}
+    fresh = copy.copy(engine)
+    fresh._backbones = ByteCache(0)
+    began = time.monotonic()
+    with counted_evaluations(engine.backbone) as batches, engine._turns.one(), pytest.raises(Cancelled):
+        getattr(fresh, method)(*arguments[method], on_step=on_step, **options)
+    assert 0.1 <= time.monotonic() - began < 5
+    assert [(event.phase, event.step, event.total) for event in events] == [("waiting", 0, 1)] * 2
+    assert events[0].preview().mode == "RGB"
+    assert not batches
+    assert not engine._turns._queue
+
+
+def test_a_run_that_need_not_wait_reports_no_waiting(
+    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings
+) -> None:
+    events: list[StepEvent] = []
+    engine.zstar(astronaut, [coffee], quick, on_step=events.append)
+    assert "waiting" not in {event.phase for event in events}
+
+
+def test_a_run_waits_for_another_threads_and_then_runs(
+    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def block(event: StepEvent) -> None:
+        began.set()
+        go_on.wait(30)
+
+    def release(event: StepEvent) -> None:
+        seen.append(event.phase)
+        if seen.count("waiting") == 2:
+            go_on.set()
+
+    seen: list[str] = []
+    expected = engine.zstar(astronaut, [coffee], quick).image
+    first = threading.Thread(target=engine.zstar, args=(coffee, [astronaut], quick), kwargs={"on_step": block})
+    first.start()
+    assert began.wait(30)
+    assert same(engine.zstar(astronaut, [coffee], quick, on_step=release).image, expected)
+    first.join(30)
+    assert seen[:2] == ["waiting"] * 2
+    assert seen[-1] == "stylizing"
+
+
+def test_turns_come_in_the_order_of_asking_and_who_asks_again_stands_behind() -> None:
+    turns, order, asked = Turns(), list[str](), threading.Semaphore(0)
+
+    def work(name: str, times: int) -> None:
+        for _ in range(times):
+            with turns.one(asked.release, pause=30):
+                order.append(name)
+
+    with turns.one():
+        threads = [threading.Thread(target=work, args=(name, times)) for name, times in (("a", 2), ("b", 1), ("c", 1))]
+        for thread in threads:
+            thread.start()
+            assert asked.acquire(timeout=10)
+    for thread in threads:
+        thread.join(10)
+    assert order == ["a", "b", "c", "a"]
+    assert not turns._queue
+
+
+# Loading
+
+
+def test_a_model_is_loaded_when_it_is_its_turn(
+    engine: StyleEngine, pixel_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading: list[int] = []
+
+    def load(*arguments: object) -> Backbone:
+        loading.append(len(engine._turns._queue))
+        return engine.backbone
+
+    fresh = copy.copy(engine)
+    fresh._backbones = ByteCache(1 << 30)
+    monkeypatch.setattr("styleengine.engine.load_backbone", load)
+    fresh.with_model("a")
+    fresh.with_model("a")
+    with engine._turns.one():
+        fresh.with_model("a")  # which is there, so that there is nothing to wait for
+    assert loading == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_another_threads_default_number_type_changes_no_pixel(
+    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, cat: Image.Image, dtype: torch.dtype
+) -> None:
+    """While a library loads a model it sets the default for all threads."""
+
+    def everything() -> list[bytes]:
+        engine.cache.clear()
+        engine._backbones.clear()
+        gradient = Image.linear_gradient("L")
+        settings = ZStarSettings(size=64, steps=2, variation=0.3)
+        style = engine.inst_learn(cat, InSTLearningSettings(steps=2, size=32, batch=2, views=2))
+        images = [
+            engine.zstar(astronaut, [Style(coffee, 0.3, gradient), cat], settings),
+            engine.zstar(astronaut, coffee, settings.replace(mode="simple_addition"), mask=gradient),
+            engine.h_space(astronaut, coffee, HSpaceSettings(size=64, steps=4, t_boost=900), mask=gradient),
+            engine.qs_attn(astronaut, "ink::2 | oil", QSAttnSettings(size=64, steps=3, patches=4)),
+            engine.inst_apply(astronaut, style, InSTSettings(size=64, steps=2, adain=True)),
+            engine.inst_apply(None, style, InSTSettings(size=64, steps=2)),
+        ]
+        anchors = engine.qs_attn_anchors(astronaut, QSAttnSettings(size=64, selection="local"))
+        return [style.sha256.encode(), anchors.tobytes(), *(result.image.tobytes() for result in images)]
+
+    expected = everything()
+    torch.set_default_dtype(dtype)
+    try:
+        assert everything() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_every_tensor_that_the_package_makes_names_its_type() -> None:
+    makers = {"rand", "randn", "zeros", "ones", "empty", "full", "tensor", "linspace", "eye"}
+    for file in (Path(__file__).parents[1] / "styleengine").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in makers}:
+                named = {keyword.arg for keyword in node.keywords}
+                assert "dtype" in named, f"{file.name}:{node.lineno}"
+
+
+# Numbers that are not finite
+
+
+def everything_that_draws(engine: StyleEngine, content: Image.Image, style: Image.Image, learnt: LearnedStyle) -> dict:
+    return {
+        "zstar": lambda: engine.zstar(content, style, ZStarSettings(size=64, steps=2)),
+        "h_space": lambda: engine.h_space(content, style, HSpaceSettings(size=64, steps=4)),
+        "qs_attn": lambda: engine.qs_attn(content, "ink", QSAttnSettings(size=64, steps=2, patches=2)),
+        "inst_apply": lambda: engine.inst_apply(content, learnt, InSTSettings(size=64, steps=2)),
+    }
+
+
+@pytest.mark.parametrize("method", ["zstar", "h_space", "qs_attn", "inst_apply"])
+@pytest.mark.parametrize("where", ["unet, first", "unet, later", "decoder", "encoder"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_numbers_that_are_not_finite_become_a_sentence_and_never_a_picture(
+    engine: StyleEngine,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    learnt: LearnedStyle,
+    method: str,
+    where: str,
+    value: float,
+) -> None:
+    backbone: Any = engine.backbone
+    part = {"decoder": backbone.vae.decoder, "encoder": backbone.vae.encoder}.get(where, backbone.unet)
+    calls = []
+
+    def spoil(module: torch.nn.Module, given: object, output: Any) -> Any:
+        calls.append(1)
+        tensor = output if isinstance(output, torch.Tensor) else output[0]
+        if where != "unet, later" or len(calls) == 2:
+            tensor = tensor.clone()
+            tensor[0, 0, 0, 0] = value
+        return tensor if isinstance(output, torch.Tensor) else type(output)(tensor)
+
+    hook = part.register_forward_hook(spoil)
+    try:
+        with pytest.raises(StyleEngineError, match=r"not finite \(.*, in float32\).*less strength or guidance"):
+            everything_that_draws(engine, astronaut, coffee, learnt)[method]()
+    finally:
+        hook.remove()
+    assert everything_that_draws(engine, astronaut, coffee, learnt)[method]()  # nothing of it was kept
+
+
+def test_the_sentence_names_a_better_number_type(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = torch.full((1, 3, 4, 4), torch.nan)
+    for dtype, advice in (
+        (torch.float16, "Load the model in bfloat16 or float32, or try gentler"),
+        (torch.bfloat16, "Load the model in float32, or try gentler"),
+        (torch.float32, "Try gentler"),
+    ):
+        monkeypatch.setattr(backbone, "dtype", dtype)
+        with pytest.raises(StyleEngineError, match=advice):
+            backbone.finite(broken, "the picture")
+
+
+def test_a_preview_that_is_no_picture_stops_nothing(
+    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings
+) -> None:
+    backbone: Any = engine.backbone
+    expected = engine.zstar(astronaut, coffee, quick).image
+
+    def look(event: StepEvent) -> None:
+        hook = backbone.vae.decoder.register_forward_hook(lambda module, given, output: output * torch.nan)
+        try:
+            assert same(event.preview(), astronaut)
+        finally:
+            hook.remove()
+
+    assert same(engine.zstar(astronaut, coffee, quick, on_step=look).image, expected)
+
+
+# Memory
+
+
+def test_what_memory_errors_look_like() -> None:
+    too_much: list[Exception] = [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.92 GB)"),
+        OSError(12, "Cannot allocate memory"),
+    ]
+    assert all(is_out_of_memory(error) for error in too_much)
+    others: list[BaseException] = [
+        RuntimeError("shapes cannot be multiplied"),
+        ValueError("out of memory"),
+        KeyboardInterrupt(),
+        OSError(2, "No such file"),
+        StyleEngineError("There is not enough memory for pictures of size 64."),
+    ]
+    assert not any(is_out_of_memory(error) for error in others)
+
+
+def test_the_cpu_allocators_own_error_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    assert is_out_of_memory(error.value)
+
+
+class Held:
+    """Stands in for a large tensor."""
+
+
+def test_after_running_out_of_memory_nothing_holds_what_was_made_when_the_gpu_is_told_to_let_go(
+    engine: StyleEngine,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    quick: ZStarSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held: list[weakref.ref] = []
+    alive_then: list[int] = []
+
+    def run_out(*arguments: object, **options: object) -> None:
+        large = Held()
+        held.append(weakref.ref(large))
+        try:
+            inner = Held()
+            held.append(weakref.ref(inner))
+            raise ValueError("before it")
+        except ValueError:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB") from None
+
+    monkeypatch.setattr("styleengine.methods.zstar.attend_with_styles", run_out)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive_then.append(sum(ref() is not None for ref in held)))
+    with pytest.raises(StyleEngineError, match="not enough memory for pictures of size 64") as error:
+        engine.zstar(astronaut, coffee, quick)
+    assert len(held) == 2
+    assert alive_then == [0]
+    assert all(ref() is None for ref in held)  # though the error is at hand
+    assert error.value.__notes__ == ["OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["python", "cuda", "cpu"],
+)
+def test_too_little_memory_for_a_model_becomes_a_sentence(
+    engine: StyleEngine,
+    model_folder: Path,
+    pixel_model_folder: Path,
+    astronaut: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    fresh = copy.copy(engine)
+    fresh._backbones = ByteCache(0)
+    sentence = "There is not enough memory to load the model “random”. Choose a smaller model"
+    with monkeypatch.context() as patch:
+        patch.setattr("styleengine.backbone.UNet2DConditionModel.from_pretrained", fail)
+        patch.setattr("styleengine.backbone.UNet2DModel.from_pretrained", fail)
+        for work in (lambda: StyleEngine(str(model_folder)), lambda: fresh.with_model(str(pixel_model_folder))):
+            with pytest.raises(StyleEngineError, match=sentence):
+                work()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "to", fail)
+        with pytest.raises(StyleEngineError, match=sentence):
+            StyleEngine(str(model_folder))
+    monkeypatch.setattr("styleengine.backbone.CLIPModel.from_pretrained", fail)
+    with pytest.raises(StyleEngineError, match="not enough memory to load the model “CLIP of random”"):
+        fresh.qs_attn(astronaut, "ink")
+    assert not engine._turns._queue
+
+
+@pytest.fixture
+def gpu(engine: StyleEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StyleEngine]:
+    """Makes an engine that believes to be on a GPU, of which so many GiB are free, reserved and allocated by torch."""
+
+    def make(free: float, reserved: float = 0, allocated: float = 0, total: float = 16) -> StyleEngine:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *device: (int(free * 2**30), int(total * 2**30)))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *device: int(reserved * 2**30))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *device: int(allocated * 2**30))
+        properties = SimpleNamespace(total_memory=int(total * 2**30))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *device: properties)
+        backbone = copy.copy(engine.backbone)
+        backbone.device = torch.device("cuda")
+        monkeypatch.setattr("styleengine.engine.load_backbone", lambda *arguments: backbone)
+        return StyleEngine("any")
+
+    return make
+
+
+def test_what_torch_keeps_on_a_gpu_without_using_it_counts_as_free(gpu: Callable[..., StyleEngine]) -> None:
+    pixels = 512 * 512
+    fresh = gpu(free=12)._batch_size(pixels)
+    assert gpu(free=1, reserved=14, allocated=3)._batch_size(pixels) == fresh == 12
+    assert gpu(free=1, reserved=3, allocated=3)._batch_size(pixels) == 1
+    assert gpu(free=0)._batch_size(pixels) == 1
+
+
+def test_each_style_makes_a_picture_dearer(gpu: Callable[..., StyleEngine]) -> None:
+    sizes = [gpu(free=12)._batch_size(512 * 512, styles) for styles in (1, 2, 3, 5, 100)]
+    assert sizes == [12, 8, 6, 4, 1]
+
+
+@pytest.mark.parametrize(("total", "cached", "weights"), [(4, 0.5, 2), (8, 1, 4), (16, 2, 6), (80, 2, 6)])
+def test_on_a_small_gpu_the_caches_take_a_share_of_it(
+    gpu: Callable[..., StyleEngine], total: float, cached: float, weights: float
+) -> None:
+    engine = gpu(free=1, total=total)
+    assert engine.cache.capacity == cached * 2**30
+    assert engine._backbones.capacity == weights * 2**30

@@ -616,7 +616,7 @@ def test_the_record_says_all_that_is_needed_to_make_it_again(
         "style": content_hash(coffee),
         "mask": content_hash(LEFT_HALF),
     }
-    assert Path(record["inputs"][2]["source"]).name == "mask.png"
+    assert record["inputs"][2]["name"] == "mask.png"
 
 
 def test_reconstruction_is_measured_when_asked(
@@ -682,7 +682,7 @@ def test_an_engine_on_another_model_shares_queue_and_cache(
     assert other.backbone.name == str(pixel_model_folder)
     assert engine.backbone.name != other.backbone.name
     assert other.cache is engine.cache
-    assert other._lock is engine._lock
+    assert other._turns is engine._turns
     assert engine.with_model(None) is engine
     assert engine.with_model(engine.backbone.name) is engine
     assert engine.with_model(str(pixel_model_folder)).backbone is other.backbone

@@ -128,6 +128,30 @@ def test_the_word_leaves_the_text_encoder_as_it_was_even_when_it_fails(
     assert not encoder.get_input_embeddings()._forward_hooks
 
 
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("* " + "a b " * 20, "* " + "a b " * 6 + "a"),  # 16 tokens: a start, the word, 13 letters, an end
+        ("a b * " + "c " * 30, "a b * " + "c " * 10 + "c"),
+        ("a *" + " c *" * 20, "a * c * c * c * c * c * c *"),
+    ],
+)
+def test_what_is_not_read_of_a_prompt_is_said(
+    backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image, prompt: str, read: str
+) -> None:
+    assert backbone._tokens_around_word(prompt)[2] == read
+    (note,) = inst.stylize(backbone, cat, [style], DRAW.replace(prompt=prompt)).notes
+    assert f"up to “…{read[-40:]}” were read" in note
+    assert "takes 16 tokens" in note
+
+
+@pytest.mark.parametrize("prompt", ["*", "a lone *", "a b c d e f g h i j k l *", "* a b c d e f g h i j k l m "])
+def test_of_a_prompt_that_is_read_whole_nothing_is_said(
+    backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image, prompt: str
+) -> None:
+    assert not inst.stylize(backbone, cat, [style], DRAW.replace(prompt=prompt)).notes
+
+
 # The attention module
 
 
@@ -231,6 +255,17 @@ def test_a_gradient_that_overflows_counts_as_none(learner: Learner) -> None:
     words = one.module(learner.lesson.pooled[:1], learner.lesson.tokens[:1])
     one._backward(words.sum() * torch.inf, 1)
     assert all(not weight.grad.any() for weight in one.module.parameters() if weight.grad is not None)
+
+
+def test_a_loss_that_is_no_number_ends_learning_with_a_sentence(
+    backbone: LatentBackbone, learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Learner(backbone, learner.lesson, FAST)
+    with torch.no_grad():
+        for weight in one.module.parameters():
+            weight.fill_(torch.nan)
+    with pytest.raises(StyleEngineError, match=r"The loss is not finite after 0 steps \(in float32\)"):
+        one.judge()
 
 
 def test_only_the_module_learns_in_one_evaluation_a_step(
@@ -541,7 +576,7 @@ def test_without_a_content_the_prompt_is_drawn_from_the_seed(backbone: LatentBac
 
 
 def test_the_result_says_how_it_was_made(backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image) -> None:
-    result = inst.stylize(backbone, cat, [style, style], DRAW.replace(mix=0.25), source="cat.png")
+    result = inst.stylize(backbone, cat, [style, style], DRAW.replace(mix=0.25), name="cat.png")
     record = result.record()
     assert record["method"] == "inst"
     assert record["settings"] == DRAW.replace(mix=0.25).model_dump()
@@ -596,8 +631,23 @@ def test_the_engine_learns_and_draws(
     assert not style.state
     result = engine.inst_apply(coffee, [style.save(tmp_path / "cat.safetensors")], DRAW)
     assert result.image.size == (96, 64)
-    assert result.inputs[1].source == str(tmp_path / "cat.safetensors")
+    assert result.inputs[1].name == "cat.safetensors"
     assert engine.inst_apply(coffee, [style], DRAW).image.tobytes() == result.image.tobytes()
+
+
+def test_a_single_learnt_style_need_not_stand_in_a_list(
+    engine: StyleEngine, cat: Image.Image, style: LearnedStyle, tmp_path: Path
+) -> None:
+    expected = engine.inst_apply(cat, [style], DRAW).image.tobytes()
+    path = style.without_state().save(tmp_path / "cat.safetensors")
+    for given in (style, path, str(path), (path,), iter([str(path)])):
+        assert engine.inst_apply(cat, given, DRAW).image.tobytes() == expected
+    with pytest.raises(StyleEngineError, match=r"The style gone\.safetensors does not exist"):
+        engine.inst_apply(cat, "gone.safetensors", DRAW)
+    with pytest.raises(StyleEngineError, match="not a int"):
+        engine.inst_apply(cat, [3], DRAW)  # type: ignore[list-item]
+    with pytest.raises(StyleEngineError, match="No styles were given"):
+        engine.inst_apply(cat, None, DRAW)  # type: ignore[arg-type]
 
 
 def test_values_come_from_the_backbone_under_those_that_were_given(

@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from styleengine import StyleEngine, ZStarSettings
-from styleengine.attention import self_attention_layers
+from styleengine.attention import attend, self_attention_layers
 from styleengine.backbone import BACKBONES
 from styleengine.images import fit, open_image, to_tensor
 from styleengine.learned_style import SUFFIX, LearnedStyle
+from styleengine.methods.zstar import StyleInjection
 from styleengine.metrics import color_distance, content_loss, encoder_features, ssim, style_loss
 from styleengine.style_library import SHIPPED
 
@@ -113,3 +115,47 @@ def test_more_strength_moves_further_from_the_content(
         x, c = (encoder_features(mini.backbone.vae, to_tensor(fit(p, result.size))) for p in (result, content))
         losses.append(content_loss(x, c))
     assert losses[0] < losses[1] < losses[2]
+
+
+@pytest.mark.parametrize("mode", ["reweight", "simple_addition"])
+@pytest.mark.parametrize("strength", [1.3, 4.0])
+def test_where_a_mask_is_black_no_layer_sees_anything_of_the_style(
+    mini: StyleEngine, monkeypatch: pytest.MonkeyPatch, mode: str, strength: float
+) -> None:
+    """Its logits reach a hundred, and four times that at the largest λ."""
+    shown, hidden, gaps = [], [], []
+    original = StyleInjection.__call__
+
+    def measured(tap: StyleInjection, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out, kept = original(tap, layer, q, k, v), tap.keys_values
+        keys, values = kept[0][layer]
+        tap.keys_values = [{layer: (keys, torch.ones_like(values))}]
+        share = original(tap, layer, q, k, torch.zeros_like(v))
+        tap.keys_values = kept
+        black = tap.mask_at(0, q.shape[2]) == 0
+        hidden.append(float(share[:, :, black].max()))
+        shown.append(float(share[:, :, ~black].max()))
+        gaps.append(float((out - attend(q, k, v))[:, :, black].abs().max()))
+        return out
+
+    monkeypatch.setattr(StyleInjection, "__call__", measured)
+    content = open_image(EXAMPLES / "content" / "cat.jpg")
+    style = open_image(EXAMPLES / "style" / "great-wave.jpg")
+    mask = Image.new("L", content.size, 0)
+    mask.paste(255, (0, 0, content.width // 2, content.height))
+    settings = ZStarSettings(size=SIZE, steps=2, strength=strength, mode=mode, feather=0.0)
+    mini.zstar(content, style, settings, mask=mask)
+    assert len(hidden) == 2 * 16
+    assert max(hidden) == 0
+    assert min(shown) > 0.4
+    assert max(gaps) < 1e-4
+
+
+def test_a_batch_of_very_different_pictures_equals_single_runs(mini: StyleEngine, style: Image.Image) -> None:
+    cat = fit(open_image(EXAMPLES / "content" / "cat.jpg"), (SIZE, SIZE))
+    noise = np.random.default_rng(0).choice([0, 255], (SIZE, SIZE, 3)).astype(np.uint8)
+    dark, flat = cat.point(lambda value: value // 9), Image.new("RGB", cat.size, (9, 9, 9))
+    contents, settings = [cat, flat, Image.fromarray(noise), dark], ZStarSettings(size=64, steps=4)
+    for one, content in zip(mini.zstar_all(contents, style, settings), contents, strict=True):
+        alone = mini.zstar(content, style, settings).image
+        assert np.abs(np.asarray(one.image, int) - np.asarray(alone, int)).max() <= 1

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from styleengine import StyleEngineError
+from styleengine import backbone as backbone_module
 from styleengine.backbone import Backbone, load_backbone
 from styleengine.images import to_tensor
 from styleengine.perceptual import Clip
@@ -60,6 +61,30 @@ def test_texts_beyond_the_limit_are_cut(clip: Clip) -> None:
     assert torch.equal(clip.text_embeddings([long]), clip.text_embeddings([longer]))
 
 
+def test_the_note_on_a_text_says_up_to_where_it_is_read(clip: Clip) -> None:
+    assert clip.note_on("") == clip.note_on("ink") == clip.note_on("a " * 14) == ""
+    text = "A b C d e f g h i j k l m n o p q"
+    note = clip.note_on(text)
+    read = note.split("up to “…")[1].split("”")[0]
+    assert read == "A b C d e f g h i j k l m n"
+    assert torch.equal(clip.text_embeddings([read]), clip.text_embeddings([text]))
+    assert not torch.equal(clip.text_embeddings([text[: len(read) - 2]]), clip.text_embeddings([text]))
+
+
+def test_the_clip_from_the_hub_is_pinned(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repository: str, **options: object) -> str:
+        asked.append((repository, options["revision"]))
+        return str(write_random_clip(tmp_path / "clip", write_tiny_tokenizer()))
+
+    monkeypatch.setattr(backbone_module, "snapshot_download", download)
+    folder = write_random_model(tmp_path / "model")
+    (folder / "clip").rename(tmp_path / "elsewhere")
+    Clip(load_backbone(str(folder), "cpu"))
+    assert asked == [("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")]
+
+
 def test_without_a_clip_of_its_own_and_without_the_hub_the_sentence_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,5 +99,6 @@ def test_a_broken_clip_is_named(tmp_path: Path) -> None:
     folder = write_random_model(tmp_path / "model")
     weights = write_random_clip(folder / "clip", write_tiny_tokenizer()) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(StyleEngineError, match="The CLIP in"):
+    with pytest.raises(StyleEngineError, match="The CLIP of the model “model” could not be loaded") as error:
         Clip(load_backbone(str(folder), "cpu"))
+    assert str(tmp_path) not in str(error.value)

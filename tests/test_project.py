@@ -15,8 +15,8 @@ LARGEST_FILE = 10_000_000
 
 # Which floor a module stands on; a module imports from its own floor or from below, never from above.
 FLOORS = [
-    {"errors", "image_files"},
-    {"images", "settings", "cache"},
+    {"errors", "image_files", "memory", "networks", "turns"},
+    {"images", "settings", "cache", "file_hashes"},
     {"stylization", "workfolder"},
     {"backbone", "metrics"},
     {"ddim", "attention", "perceptual", "video", "progress", "inversion"},

@@ -443,6 +443,14 @@ def test_by_default_the_lower_25_of_50_steps_are_walked(backbone: Backbone) -> N
     assert schedule.timesteps[-1] == 481
 
 
+@pytest.mark.parametrize("steps", [2, 7, 25, 60, 100])
+@pytest.mark.parametrize("depth", [0.2, 0.33, 0.5, 0.8, 1.0])
+def test_the_depth_is_the_same_noise_at_any_number_of_steps(backbone: Backbone, steps: int, depth: float) -> None:
+    schedule = way(backbone, QSAttnSettings(steps=steps, depth=depth))
+    assert schedule.steps == steps
+    assert schedule.timesteps[-1] == pytest.approx(1000 * depth * (1 - 1 / steps), abs=1.5)
+
+
 def test_the_shift_is_sigma_squared_times_the_gradient_up_to_its_limit() -> None:
     gradient, sigma = features_of(), torch.tensor(0.5)
     torch.testing.assert_close(shift(gradient, sigma, 10), 0.25 * gradient)
@@ -498,6 +506,40 @@ def test_without_any_loss_the_way_down_is_ddims(
         return either.backbone.predict_noise(x, timestep, guide.null)
 
     assert torch.equal(qs_attn.descend(x_t, schedule, guide, settings), ddim.sample(x_t, schedule, predict_noise))
+
+
+class BrokenGuide(Guide):
+    """Its gradients have one number that is none, in the steps of `broken`."""
+
+    broken = (0,)
+
+    def losses(self, x_t: torch.Tensor, *given: object) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        losses = super().losses(x_t, *given)  # type: ignore[arg-type]
+        if self.asked in self.broken:
+            losses["broken"] = (x_t.flatten()[0] * 0).sqrt()
+        return losses
+
+
+@pytest.mark.parametrize(("broken", "lost"), [((), 0), ((1,), 1), ((0, 2, 3), 3), ((0, 1, 2, 3, 4), 5)])
+def test_a_gradient_that_is_not_finite_counts_as_none_and_most_of_them_are_said(
+    engine: StyleEngine,
+    cat: Image.Image,
+    fast: QSAttnSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: tuple[int, ...],
+    lost: int,
+) -> None:
+    monkeypatch.setattr(BrokenGuide, "broken", broken)
+    monkeypatch.setattr(qs_attn, "Guide", BrokenGuide)
+    shifted: list[torch.Tensor] = []
+    monkeypatch.setattr(qs_attn, "shift", lambda gradient, *given: shifted.append(gradient) or shift(gradient, *given))
+    result = engine.qs_attn(cat, settings=fast.replace(steps=6))
+    assert len(shifted) == 5 - lost  # the last step asks for none
+    assert all(gradient.isfinite().all() for gradient in shifted)
+    if lost > 2:
+        assert f"In {lost} of 5 steps the gradient was not finite (in float32)" in result.notes[0]
+    else:
+        assert not result.notes
 
 
 # Whole runs
@@ -625,6 +667,22 @@ def test_long_foreign_and_decorated_prompts_give_a_picture(
     engine: StyleEngine, cat: Image.Image, fast: QSAttnSettings, prompt: str
 ) -> None:
     assert engine.qs_attn(cat, prompt, fast.replace(steps=2)).image.size == (96, 64)
+
+
+@pytest.mark.parametrize("order", ["at_once", "in_sequence"])
+def test_what_is_not_read_of_the_words_is_said(
+    engine: StyleEngine, cat: Image.Image, fast: QSAttnSettings, order: str
+) -> None:
+    """CLIP's 16 tokens are a start, 14 letters and an end here."""
+    prompt = "Ink and wash, with a soft brush | oil | " + "b " * 20
+    source = "A photo of a cat in the sun"
+    settings = fast.replace(steps=2, prompt=prompt, source_text=source, order=order)
+    photo, ink, letters = engine.qs_attn(cat, settings=settings).notes
+    assert "Of the words “A photo of a cat in the sun…” only those up to “…A photo of a cat in” were read" in photo
+    assert "up to “…Ink and wash, wit” were read" in ink
+    assert "up to “…" + "b " * 13 + "b” were read" in letters
+    assert all("takes 16 tokens" in note for note in (photo, ink, letters))
+    assert not engine.qs_attn(cat, settings=fast.replace(steps=2, prompt="ink | a b c d e f g h i j k l m n")).notes
 
 
 @pytest.fixture

@@ -261,6 +261,16 @@ def test_sain_weight_lies_in_0_1_falls_with_the_difference_and_is_one_for_equals
     assert len(set(shifted)) == 5
 
 
+def test_a_rows_sain_weight_is_its_own_whatever_lies_beside_it() -> None:
+    content, style = noises(batch=3)
+    content[1] *= 3
+    content[2] = 0.01 * content[2] + 5
+    together = sain_weight(content, style)
+    assert torch.equal(together, torch.cat([sain_weight(row[None], style) for row in content]))
+    aligned = align_colors(content, [style], [1.0], "sain")
+    assert torch.equal(aligned[:1], align_colors(content[:1], [style], [1.0], "sain"))
+
+
 # Modes, layers, steps
 
 
@@ -379,7 +389,7 @@ def test_empty_ranges_are_refused(
         engine.zstar(astronaut, [coffee], ZStarSettings(size=64, **values))
 
 
-@pytest.mark.parametrize("weight", [-1.0, 0.0, math.nan, math.inf])
+@pytest.mark.parametrize("weight", [-1.0, 0.0, math.nan, math.inf, 1e300])
 def test_weights_that_are_none_are_refused(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings, weight: float
 ) -> None:
@@ -466,6 +476,13 @@ def test_a_network_with_other_layers_is_refused(
     monkeypatch.setattr(zstar, "self_attention_layers", lambda unet: [None] * 8)
     with pytest.raises(StyleEngineError, match="16 self-attention layers"):
         engine.zstar(astronaut, [coffee], quick)
+
+
+@pytest.mark.parametrize("weight", [1e-12, 1e6])
+def test_the_weight_of_a_single_style_does_not_matter_for_its_colours(weight: float) -> None:
+    content, _ = noises(batch=1)
+    (share,) = injection(ZStarSettings(), [Style(BLACK, weight)], [None], size=(64, 64)).shares(content)
+    assert torch.equal(share, torch.ones_like(share))
 
 
 def test_colours_are_aligned_only_where_a_style_applies() -> None:

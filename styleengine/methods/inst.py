@@ -81,7 +81,7 @@ def stylize(
         x_T = start(z_0, schedule, predictor, settings, generator)  # noqa: N806
     else:
         shape = (1, len(style.latent_mean), size[1] // backbone.multiple, size[0] // backbone.multiple)
-        x_T = torch.randn(shape, generator=generator).to(backbone.device)  # noqa: N806
+        x_T = torch.randn(shape, generator=generator, dtype=torch.float32).to(backbone.device)  # noqa: N806
     first_preview = content or style.thumbnail
     progress = Progress(backbone, ["stylizing"], schedule.steps, on_step, first_preview)
     x_0 = ddim.sample(x_T, schedule, predictor, after_step=progress.after("stylizing"))
@@ -104,6 +104,7 @@ def stylize(
         ],
         seconds=time.perf_counter() - began,
         details={},
+        notes=[note] if (note := backbone.note_on(settings.prompt)) else [],
     )
 
 
@@ -146,7 +147,7 @@ def start(
     """
     if not schedule.steps:
         return z_0
-    noise = torch.randn(z_0.shape, generator=generator).to(z_0.device)
+    noise = torch.randn(z_0.shape, generator=generator, dtype=torch.float32).to(z_0.device)
     alpha = schedule.levels[-1]
     if settings.noise == "stochastic_inversion":
         noise = predictor.plainly(noised(z_0, noise, alpha), schedule.timesteps[-1])

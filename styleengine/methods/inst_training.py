@@ -7,6 +7,7 @@ CLIP stay as they are. After Zhang et al., "Inversion-based Style Transfer with 
 (CVPR 2023); a plain embedding in place of the attention is textual inversion (Gal et al., 2022).
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,7 +89,7 @@ class AttentionInversion(nn.Module):
         self.layers = nn.ModuleList(
             CrossAttention(pooled_width, token_width, settings.heads) for _ in range(settings.layers)
         )
-        self.to_word = nn.Linear(pooled_width, word_width, bias=False)
+        self.to_word = _linear(pooled_width, word_width)
         _begin(self, settings.seed)
 
     def forward(
@@ -102,7 +103,7 @@ class AttentionInversion(nn.Module):
         for layer in self.layers:
             v = layer(v, tokens)
             if generator and self.dropout:
-                kept = torch.rand(v.shape, generator=generator).to(v.device) >= self.dropout
+                kept = torch.rand(v.shape, generator=generator, dtype=torch.float32).to(v.device) >= self.dropout
                 v = v * kept / (1 - self.dropout)
         return self.to_word(_unit(v)) * self.word_size
 
@@ -114,8 +115,8 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         inner = heads * max(1, -(-width // heads))  # the next multiple of heads
-        self.to_q, self.to_out = nn.Linear(width, inner, bias=False), nn.Linear(inner, width, bias=False)
-        self.to_k, self.to_v = nn.Linear(token_width, inner, bias=False), nn.Linear(token_width, inner, bias=False)
+        self.to_q, self.to_out = _linear(width, inner), _linear(inner, width)
+        self.to_k, self.to_v = _linear(token_width, inner), _linear(token_width, inner)
 
     def forward(self, v: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         q, k, values = (x.unflatten(-1, (self.heads, -1)) for x in (self.to_q(v), self.to_k(tokens), self.to_v(tokens)))
@@ -184,7 +185,8 @@ def learn(
 ) -> Iterator[LearningState]:
     """Learns the painting: the state at the start, then one after each step, the last one `finished`.
 
-    `known` is a style with its state, to go on from: the result is that of an uninterrupted run.
+    `known` is a style with its state, to go on from: the result is that of an uninterrupted run. On CUDA
+    no two runs are the same bit for bit: attention's backward kernels add up in no fixed order.
     `clip` is called only if the painting has not been looked at yet; `cache` keeps what was seen.
 
     Raises StyleEngineError where `known` is of another painting, model or settings.
@@ -244,7 +246,7 @@ def cut(painting: Image.Image, settings: InSTLearningSettings, multiple: int) ->
     generator = _generator(settings.seed, VIEWS_DRAW)
     views = [fit(painting, (side, side))]
     for number in range(1, settings.views):
-        share, left, top = torch.rand(3, generator=generator).tolist()
+        share, left, top = torch.rand(3, generator=generator, dtype=torch.float32).tolist()
         length = min(painting.size) * (SMALLEST_VIEW + (1 - SMALLEST_VIEW) * share)
         left, top = left * (painting.width - length), top * (painting.height - length)
         box = (left, top, left + length, top + length)
@@ -263,7 +265,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=rate)
         self.step = 0
         self.judged: list[tuple[int, float]] = []
-        self.best_word = torch.zeros(1, backbone.word_width, device=backbone.device)
+        self.best_word = torch.zeros(1, backbone.word_width, dtype=torch.float32, device=backbone.device)
 
     @property
     def finished(self) -> bool:
@@ -289,8 +291,8 @@ class Learner:
         generator = _generator(self.settings.seed, STEP_DRAW + step)
         views = torch.randint(len(lesson.latents), (count,), generator=generator)
         # Spread over the timesteps, one in each n-th of them: evenly drawn all the same, with less noise.
-        places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        noise = torch.randn((count, *lesson.latents.shape[1:]), generator=generator)
+        places = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float32)) / count
+        noise = torch.randn((count, *lesson.latents.shape[1:]), generator=generator, dtype=torch.float32)
         with torch.enable_grad():
             words = self.module(lesson.pooled[views], lesson.tokens[views], generator)
             condition = self.backbone.condition_with_word(PLACEHOLDER, words)
@@ -328,8 +330,8 @@ class Learner:
         """
         generator, latents = _generator(self.settings.seed, JUDGED_DRAW), self.lesson.latents
         x_0 = latents[torch.arange(JUDGED) % len(latents)]
-        noise = torch.randn(x_0.shape, generator=generator)
-        places = (torch.arange(JUDGED) + 0.5) / JUDGED
+        noise = torch.randn(x_0.shape, generator=generator, dtype=torch.float32)
+        places = (torch.arange(JUDGED, dtype=torch.float32) + 0.5) / JUDGED
         room = min(JUDGED, self.settings.batch)
         batches = zip(x_0.split(room), places.split(room), noise.split(room), strict=True)
         return sum(float(self.loss(condition, *batch)) * len(batch[0]) for batch in batches) / JUDGED
@@ -344,9 +346,15 @@ class Learner:
 
     @torch.no_grad()
     def _looked_at(self) -> tuple[torch.Tensor, float]:
-        """The word as it is now, and its loss on the fixed set."""
+        """The word as it is now, and its loss on the fixed set; StyleEngineError where that is not finite."""
         word = self.word()
-        return word, self.judged_loss(self.backbone.condition_with_word(PLACEHOLDER, word))
+        loss = self.judged_loss(self.backbone.condition_with_word(PLACEHOLDER, word))
+        if not math.isfinite(loss):
+            raise StyleEngineError(
+                f"The loss is not finite after {self.step} steps (in {self.backbone.precision}). Load the model in "
+                "bfloat16 or float32, or choose a smaller learning rate."
+            )
+        return word, loss
 
     @torch.no_grad()
     def word(self) -> torch.Tensor:
@@ -397,7 +405,7 @@ class Learner:
             for name, weight in self.module.named_parameters():
                 weight.copy_(known.state[f"module.{name}"])
                 self.optimizer.state[weight] = {
-                    "step": torch.tensor(float(known.record.step)),
+                    "step": torch.tensor(float(known.record.step), dtype=torch.float32),
                     **{key: known.state[f"{key}.{name}"].to(weight, copy=True) for key in MOMENTS},
                 }
         self.step = known.record.step
@@ -405,12 +413,14 @@ class Learner:
         self.best_word = known.state[BEST_WORD].to(self.backbone.device)
 
     def _state(self, zeros: bool = False) -> dict[str, torch.Tensor]:
-        state = {BEST_WORD: torch.zeros(self.best_word.shape) if zeros else self.best_word.cpu().clone()}
+        state = {BEST_WORD: torch.zeros_like(self.best_word, device="cpu") if zeros else self.best_word.cpu().clone()}
         for name, weight in self.module.named_parameters():
             state[f"module.{name}"] = weight.detach().cpu().clone()
             moments: Mapping[str, Any] = self.optimizer.state.get(weight, {})
             for key in MOMENTS:
-                state[f"{key}.{name}"] = moments[key].cpu().clone() if moments else torch.zeros(weight.shape)
+                state[f"{key}.{name}"] = (
+                    moments[key].cpu().clone() if moments else torch.zeros_like(weight, device="cpu")
+                )
         return state
 
     def _backward(self, loss: torch.Tensor, numbers: int) -> None:
@@ -455,6 +465,10 @@ def _begin(module: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for weight in module.parameters():
             weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
+
+
+def _linear(width: int, out: int) -> nn.Linear:
+    return nn.Linear(width, out, bias=False, dtype=torch.float32)
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:

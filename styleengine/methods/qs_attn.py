@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -191,14 +192,16 @@ def stylize(
     """
     began = time.perf_counter()
     prompts = parse_prompts(settings.prompt)
+    texts = [settings.source_text, *(prompt.text for prompt in prompts)]
     size = working_size(content, settings.size, backbone.multiple)
     _check(prompts, settings, clip)
     cache = cache if cache is not None else ByteCache(0)
     rounds = [prompts] if settings.order == "at_once" else [[prompt] for prompt in prompts]
-    picture = content
+    picture, notes = content, [clip.note_on(text) for text in texts]
     for number, asked in enumerate(rounds):
         on_part = part_of(on_step, number, len(rounds))
-        picture = _drawn(backbone, fit(picture, size), asked, clip, settings, on_part, cache)
+        picture, note = _drawn(backbone, fit(picture, size), asked, clip, settings, on_part, cache)
+        notes.append(note)
     return Stylization(
         image=picture,
         method="qs_attn",
@@ -213,6 +216,7 @@ def stylize(
             "similarity_before": similarity(clip, fit(content, size), prompts),
             "similarity_after": similarity(clip, picture, prompts),
         },
+        notes=list(dict.fromkeys(filter(None, notes))),
     )
 
 
@@ -224,8 +228,8 @@ def _drawn(
     settings: QSAttnSettings,
     on_step: OnStep | None,
     cache: ByteCache,
-) -> Image.Image:
-    """One way up and down again, all `prompts` at once; the content has its working size."""
+) -> tuple[Image.Image, str]:
+    """One way up and down again, all `prompts` at once, and a note; the content has its working size."""
     schedule = way(backbone, settings)
     progress = Progress(backbone, ["content 1", "stylizing"], settings.steps, on_step, content)
     trajectory = Inverter(backbone, schedule, 1, cache, progress)(content, content.size, "content 1")
@@ -233,13 +237,15 @@ def _drawn(
     guide = Guide(backbone, clip, content, x_0, prompts, settings, cache)
     progress.skip_to("stylizing")
     x_0 = descend(x_T, schedule, guide, settings, progress.after("stylizing"))
-    return to_images(backbone.decode(x_0))[0]
+    return to_images(backbone.decode(x_0))[0], guide.note()
 
 
 def way(backbone: Backbone, settings: QSAttnSettings) -> ddim.Schedule:
-    """The lower part of an even schedule: 25 of 50 steps with the defaults, from t = 481 down."""
-    every = ddim.Schedule.spaced(backbone.alphas_cumprod, round(settings.steps / settings.depth))
-    return every.lowest(settings.steps)
+    """The lower part of an even schedule: 25 of 50 steps with the defaults, from t = 481 down.
+
+    `depth` is the part of the trained timesteps that is covered, whatever the number of steps.
+    """
+    return ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps, settings.depth)
 
 
 def descend(
@@ -280,7 +286,11 @@ class Guide:
     """The losses of a run, and their gradient with respect to x_t.
 
     What depends on the source or the words alone is made once: anchors, CLIP's view of the source
-    and its patches, the words' embeddings.
+    and its patches, the words' embeddings. A gradient with numbers that are not finite counts as none;
+    `steered` of `asked` gradients were sound.
+
+    On CUDA the gradient differs from run to run: the backward kernels of `grid_sample` and of the antialiased
+    resize add up in no fixed order, and have no deterministic form.
     """
 
     def __init__(
@@ -294,12 +304,14 @@ class Guide:
         cache: ByteCache,
     ) -> None:
         self.backbone, self.clip, self.settings = backbone, clip, settings
+        self.asked = self.steered = 0
         self.null = backbone.condition([""])
         texts = clip.text_embeddings([settings.source_text, *(prompt.text for prompt in prompts)])
         self.targets = texts[1:]
         self.changes = texts[1:] - texts[:1]
         total = sum(prompt.weight for prompt in prompts)
-        self.shares = torch.tensor([prompt.weight / total for prompt in prompts], device=texts.device)
+        shares = [prompt.weight / total for prompt in prompts]
+        self.shares = torch.tensor(shares, dtype=torch.float32, device=texts.device)
         self.source = backbone.decode(x_0)
         self.boxes = patch_sets(settings, content.size)
         hashed = (content_hash(content), backbone.identity)
@@ -324,7 +336,10 @@ class Guide:
         step: int,
         last: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """ε at x_t, and ∇L with respect to x_t; no gradient in the `last` step or where nothing is asked for."""
+        """ε at x_t, and ∇L with respect to x_t; no gradient in the `last` step or where nothing is asked for.
+
+        Nor is there one where it is not finite. StyleEngineError where ε is not.
+        """
         if last:
             return self.backbone.predict_noise(x_t, timestep, self.null), None
         with torch.enable_grad():
@@ -332,7 +347,27 @@ class Guide:
             noise = self._through(lambda x: self.backbone.predict_noise_with_gradient(x, timestep, self.null), x_t)
             loss = sum(self.losses(x_t, noise, timestep, alpha, step).values())
             gradient = torch.autograd.grad(loss, x_t)[0] if isinstance(loss, torch.Tensor) else None
-        return noise.detach(), gradient
+        return self.backbone.finite(noise.detach(), f"the noise at timestep {timestep}"), self._sound(gradient)
+
+    def _sound(self, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        """The gradient, if all of it is finite."""
+        if gradient is None:
+            return None
+        self.asked += 1
+        if not bool(gradient.isfinite().all()):
+            return None
+        self.steered += 1
+        return gradient
+
+    def note(self) -> str:
+        """A sentence where most gradients were not finite, else nothing."""
+        lost = self.asked - self.steered
+        if 2 * lost <= self.asked:
+            return ""
+        return (
+            f"In {lost} of {self.asked} steps the gradient was not finite (in {self.backbone.precision}), so that the "
+            "losses had no effect. Load the model in bfloat16 or float32, or choose smaller weights."
+        )
 
     def losses(
         self, x_t: torch.Tensor, noise: torch.Tensor, timestep: int, alpha: torch.Tensor, step: int
@@ -434,15 +469,16 @@ def patch_sets(settings: QSAttnSettings, size: tuple[int, int]) -> list[torch.Te
     CLIP is fooled rather than convinced.
     """
     generator = torch.Generator().manual_seed(settings.seed)
+    draw = partial(torch.rand, generator=generator, dtype=torch.float32)
     square = min(size) / torch.tensor(size, dtype=torch.float32)  # of the width and of the height
     sets = []
     for _ in range(PATCH_SETS):
-        area = torch.empty(settings.patches, 1, 1).uniform_(*PATCH_AREA, generator=generator)
+        area = torch.empty(settings.patches, 1, 1, dtype=torch.float32).uniform_(*PATCH_AREA, generator=generator)
         half = area.sqrt() * square
-        middle = (2 * torch.rand(settings.patches, 1, 2, generator=generator) - 1) * (1 - half)
-        skew = 1 - 2 * SKEW * torch.rand(settings.patches, 4, 2, generator=generator)
-        corners = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]]) * skew
-        mirrored = torch.rand(settings.patches, 1, 1, generator=generator) < 0.5
+        middle = (2 * draw(settings.patches, 1, 2) - 1) * (1 - half)
+        skew = 1 - 2 * SKEW * draw(settings.patches, 4, 2)
+        corners = torch.tensor([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float32) * skew
+        mirrored = draw(settings.patches, 1, 1) < 0.5
         corners = torch.where(mirrored, corners[:, [1, 0, 3, 2]], corners)
         sets.append(middle + half * corners)
     return sets
@@ -451,7 +487,7 @@ def patch_sets(settings: QSAttnSettings, size: tuple[int, int]) -> list[torch.Te
 def cut(picture: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:
     """The patches (P, 3, side, side) of a picture (1, 3, height, width); `corners` as in `patch_sets`."""
     corners = corners.to(picture)
-    across = (torch.arange(side, device=picture.device) + 0.5) / side
+    across = (torch.arange(side, dtype=picture.dtype, device=picture.device) + 0.5) / side
     v, u = across.view(-1, 1, 1), across.view(1, -1, 1)
     top_left, top_right, bottom_right, bottom_left = corners[:, :, None, None].unbind(1)
     top, bottom = top_left + u * (top_right - top_left), bottom_left + u * (bottom_right - bottom_left)

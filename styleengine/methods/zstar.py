@@ -49,6 +49,8 @@ from styleengine.stylization import InputRecord, OnStep, Stylization, file_name,
 
 LAYERS = 16
 HISTOGRAM_BINS = 64
+MOST_WEIGHT = 1e6  # of a style
+TINY = 1e-30
 LARGEST_STYLE_RECORD = 1 << 30  # bytes; beyond it a style's keys and values are made anew each run
 
 
@@ -288,7 +290,7 @@ class StyleInjection:
         return weight * style + (1 - weight) * attend(q, k, v)  # Eq. 8
 
     def bias(self, index: int, q: torch.Tensor) -> torch.Tensor | float | None:
-        """log(weight) + log(mask) of a style for the queries of one layer (Eq. 22, 23)."""
+        """log(weight) + log(mask) of a style for the queries of one layer (Eq. 22, 23); −∞ where the mask is 0."""
         log_weight = math.log(self.styles[index].weight)
         if self.masks[index] is None:
             return log_weight or None
@@ -301,7 +303,7 @@ class StyleInjection:
         """The style's mask, one value in [0, 1] for each of a layer's content tokens."""
         mask = self.masks[index]
         if mask is None:
-            return torch.ones(tokens)
+            return torch.ones(tokens, dtype=torch.float32)
         width, height = self.latent_size
         while width * height > tokens:  # each stride-2 convolution rounds up
             width, height = math.ceil(width / 2), math.ceil(height / 2)
@@ -315,8 +317,8 @@ class StyleInjection:
         """
         height, width = latents.shape[2:]
         masks = torch.stack([self.mask_at(i, height * width) for i in range(len(self.styles))])
-        weighted = masks * torch.tensor([style.weight for style in self.styles])[:, None]
-        parts = weighted / weighted.sum(0).clamp(min=1e-6) * masks.sum(0).clamp(max=1)
+        weighted = masks * torch.tensor([style.weight for style in self.styles], dtype=torch.float32)[:, None]
+        parts = weighted / weighted.sum(0).clamp(min=TINY) * masks.sum(0).clamp(max=1)
         return list(parts.view(-1, height, width).to(latents))
 
     def coverage(self, q: torch.Tensor) -> torch.Tensor | None:
@@ -354,26 +356,32 @@ def align_colors(
 
 
 def sain_weight(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-    """exp(−KL(style‖content)) of each channel's value histogram: (batch, channels, 1, 1)."""
+    """exp(−KL(style‖content)) of each channel's value histogram: (batch, channels, 1, 1).
+
+    Each row of `content` is compared with the style by itself: the histograms' range is that of the two.
+    """
+    weights = [torch.stack(_channel_weights(row, style[0])) for row in content.float().cpu()]
+    return torch.stack(weights).view(*content.shape[:2], 1, 1).to(content)
+
+
+def _channel_weights(content: torch.Tensor, style: torch.Tensor) -> list[torch.Tensor]:
+    """`sain_weight` of two latents (channels, height, width): a number for each channel."""
+    style = style.float().cpu()
     low = min(content.min().item(), style.min().item())
     high = max(content.max().item(), style.max().item())
 
     def histogram(values: torch.Tensor) -> torch.Tensor:
-        counts = torch.histc(values.float().cpu(), HISTOGRAM_BINS, low, high) + 0.5
+        counts = torch.histc(values, HISTOGRAM_BINS, low, high) + 0.5
         return counts / counts.sum()
 
-    weights = []
-    for image in content:
-        for channel, style_channel in zip(image, style[0], strict=True):
-            p, q = histogram(style_channel), histogram(channel)
-            weights.append(torch.exp(-(p * (p / q).log()).sum()))
-    return torch.stack(weights).view(*content.shape[:2], 1, 1).to(content)
+    pairs = [(histogram(one), histogram(other)) for one, other in zip(style, content, strict=True)]
+    return [torch.exp(-(p * (p / q).log()).sum()) for p, q in pairs]
 
 
 def vary(x_T: torch.Tensor, share: float, seed: int) -> torch.Tensor:  # noqa: N803
     """x_T mixed with fresh noise at constant variance: √(1−s)·x_T + √s·z."""
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(x_T.shape[1:], generator=generator).to(x_T)
+    z = torch.randn(x_T.shape[1:], generator=generator, dtype=torch.float32).to(x_T)
     return math.sqrt(1 - share) * x_T + math.sqrt(share) * z
 
 
@@ -415,8 +423,10 @@ def check(backbone: Backbone, styles: Sequence[Style], settings: StyleAttentionS
     """StyleEngineError for no style, no weight at all, an empty range of layers or steps, another U-Net."""
     if not styles:
         raise StyleEngineError("No style image was given. Choose at least one.")
-    if not all(0 <= style.weight < math.inf for style in styles) or not any(style.weight for style in styles):
-        raise StyleEngineError("Style weights must be numbers from 0 up, and at least one must be above 0.")
+    if not all(0 <= style.weight <= MOST_WEIGHT for style in styles) or not any(style.weight for style in styles):
+        raise StyleEngineError(
+            "Style weights must be numbers from 0 up to a million, and at least one must be above 0."
+        )
     if settings.first_layer > settings.last_layer:
         raise StyleEngineError(
             f"The first layer ({settings.first_layer}) comes after the last ({settings.last_layer}): swap them."
@@ -428,7 +438,7 @@ def check(backbone: Backbone, styles: Sequence[Style], settings: StyleAttentionS
         )
     if len(self_attention_layers(backbone.unet)) != LAYERS:
         raise StyleEngineError(
-            f"The model “{backbone.name}” has not the {LAYERS} self-attention layers of a Stable Diffusion 1 U-Net, "
+            f"The model “{backbone.title}” has not the {LAYERS} self-attention layers of a Stable Diffusion 1 U-Net, "
             "which Z-STAR+ works in. Choose a latent model, such as “mini” or “sd15”."
         )
 

@@ -1,0 +1,63 @@
+"""Running out of memory: how it is recognised, and how it becomes a sentence."""
+
+import contextlib
+import errno
+import traceback
+from collections.abc import Iterator
+
+import torch
+
+from styleengine.errors import StyleEngineError
+
+# Where torch has no exception of its own: its CPU allocator (Linux, Windows), CUDA's libraries, Apple's GPUs.
+MESSAGES = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "alloc_failed",
+    "std::bad_alloc",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, that of the CPU or of a GPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    message = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError)) and any(known in message for known in MESSAGES)
+
+
+@contextlib.contextmanager
+def memory_in_words(sentence: str) -> Iterator[None]:
+    """Within the context running out of memory raises StyleEngineError with this sentence.
+
+    What the failed work held is let go and given back to the GPU before. The error carries the original's
+    words as a note, and nothing that holds a tensor.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        _let_go(error)
+    else:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    refused = StyleEngineError(sentence)
+    refused.add_note(reason)
+    raise refused from None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empties the frames that an exception and what led to it hold, which have all ended."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
