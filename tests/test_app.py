@@ -17,7 +17,6 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
-import torch
 from clips import panned, write_raw
 from gradio_client import Client, handle_file
 from gradio_client.client import Job
@@ -38,14 +37,9 @@ from styleengine import (
 )
 from styleengine import backbone as backbone_module
 from styleengine import engine as engine_module
-from styleengine.errors import StyleEngineError
 from styleengine.settings import Settings
-from styleengine.style_library import StyleLibrary
 from styleengine.stylization import METADATA_KEY, read_record
-from styleengine.ui import learning as learning_module
-from styleengine.ui.learning import Learning
 from styleengine.ui.pictures import painted_mask
-from styleengine.ui.runs import Runner
 from styleengine.video import open_clip, read_comment
 
 QUICK: dict[str, Any] = {"size": 64, "steps": 4}
@@ -704,82 +698,6 @@ def test_a_learning_that_is_stopped_gives_what_is_learnt_by_then(
     assert not record["complete"]
     assert 1 <= record["step"] < SO_LONG
     assert LearnedStyle.open(file).record.name == "stopped"
-
-
-def test_learning_survives_its_page_and_its_process(
-    shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path
-) -> None:
-    settings = InSTLearningSettings(**{**LEARN, "steps": 12})
-    library = StyleLibrary(tmp_path, shipped=tmp_path / "none")
-    first = Learning(Runner(shared_engine), library)
-    name = first.begin(cat, settings, "cat", cat)
-    next(known for known in first.watch(name) if known.step >= 3)  # the page is closed: nobody watches any more
-    first.stop(name)
-    *_, stopped = first.watch(name)
-    assert stopped.phase == "stopped"
-    assert stopped.style is not None
-    assert library.names() == ["cat"]
-    second = Learning(Runner(shared_engine), StyleLibrary(tmp_path))  # a new process finds it on the disk
-    assert second.unfinished() == ["cat"]
-    second.go_on("cat")
-    steps = []
-    for known in second.watch("cat"):
-        steps.append(known.step)
-        last = known
-    assert last.phase == "finished"
-    assert min(step for step in steps if step) >= stopped.step
-    assert second.unfinished() == []
-    assert library.names() == ["cat"]
-    whole = shared_engine.inst_learn(cat, settings)
-    torch.testing.assert_close(library.open("cat").word, whole.word, atol=1e-6, rtol=0)
-    assert last.previews
-
-
-def test_learning_goes_in_slices_and_lets_others_in_between(
-    shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(learning_module, "SLICE_SECONDS", 0.2)
-    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
-    name = learning.begin(cat, InSTLearningSettings(**{**LEARN, "steps": SO_LONG}), "cat", None)
-    next(known for known in learning.watch(name) if known.step >= 1)
-    shared_engine.zstar(cat, [cat], ZStarSettings(**QUICK))
-    assert not learning.look(name).ended
-    before = learning.look(name).step
-    next(known for known in learning.watch(name) if known.step > before)
-    learning.stop(name)
-    *_, stopped = learning.watch(name)
-    assert stopped.phase == "stopped"
-
-
-def test_two_paintings_are_learnt_one_after_the_other(
-    shared_engine: StyleEngine, cat: Image.Image, coffee: Image.Image, tmp_path: Path
-) -> None:
-    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
-    names = [learning.begin(painting, InSTLearningSettings(**LEARN), "same", None) for painting in (cat, coffee)]
-    assert names == ["same", "same 2"]
-    ends = [list(learning.watch(name))[-1] for name in names]
-    assert [end.phase for end in ends] == ["finished", "finished"]
-    assert ends[0].style is not None
-    assert ends[1].style is not None
-    assert ends[0].style.record.painting != ends[1].style.record.painting
-
-
-def test_learning_that_cannot_be_gone_on_with_says_so(
-    shared_engine: StyleEngine, shared_pixel_engine: StyleEngine, cat: Image.Image, tmp_path: Path
-) -> None:
-    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
-    with pytest.raises(StyleEngineError, match="no unfinished style “gone”"):
-        learning.go_on("gone")
-    with pytest.raises(StyleEngineError, match="listens to no words"):
-        Learning(Runner(shared_pixel_engine), StyleLibrary(tmp_path)).begin(cat, InSTLearningSettings(), "a", None)
-    place = StyleLibrary(tmp_path).begin(
-        cat, "cut", {"settings": InSTLearningSettings(**LEARN).model_dump(), "model": shared_engine.backbone.name}
-    )
-    place.partial.write_bytes(b"cut off")
-    learning.go_on("cut")
-    *_, failed = learning.watch("cut")
-    assert failed.phase == "failed"
-    assert "is no style that can be used" in failed.sentence
 
 
 def learn_in_browser(page: Page, files: dict[str, Path], name: str, **numbers: int) -> None:
