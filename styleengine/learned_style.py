@@ -152,17 +152,21 @@ class LearnedStyle:
         return path
 
     def to_bytes(self) -> bytes:
-        """The file's content. Of the thumbnail it holds the pixels alone, nothing that the painting's file said."""
+        """The file's content, the same for the same style.
+
+        Of the thumbnail it holds the pixels alone, nothing that the painting's file said.
+        """
         tensors: dict[str, torch.Tensor] = {name: getattr(self, name) for name in TENSORS}
         tensors |= {STATE + name: x for name, x in self.state.items()}
         buffer, bare = io.BytesIO(), self.thumbnail.copy()
         bare.info = {}
         bare.save(buffer, "PNG", optimize=True)
         record = json.dumps(self.record.model_dump(), ensure_ascii=False)
-        return save(
+        content = save(
             {name: x.detach().float().cpu().contiguous() for name, x in tensors.items()},
             {METADATA_KEY: record, THUMBNAIL_KEY: base64.b64encode(buffer.getvalue()).decode()},
         )
+        return _in_order(content)
 
     @classmethod
     def open(cls, source: StyleSource, *, with_state: bool = False) -> "LearnedStyle":
@@ -241,6 +245,7 @@ def fitting_name(text: str) -> str:
     It is a safe file name on every system, and fits itself.
     """
     kept = "".join(_kept(unicodedata.normalize("NFC", text)))
+    kept = unicodedata.normalize("NFC", kept)  # what stood between two letters that make one may be gone
     name = " ".join(kept.split()).strip(".- ")
     if name.partition(".")[0].rstrip().casefold() in RESERVED:  # Windows opens a device by such a name
         name = f"style {name}"
@@ -289,6 +294,16 @@ def _content(source: StyleSource, most: int) -> tuple[str, bytes]:
     if not isinstance(content, bytes):
         raise StyleEngineError("No style was given. Choose a file that StyleEngine has saved.")
     return name, content
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file, its metadata in the order of their names: safetensors writes them in any."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors lie where they may be mapped into memory
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def _metadata(content: bytes) -> dict[str, str]:

@@ -241,7 +241,7 @@ class Learning:
                     if task.stopped:
                         raise Cancelled
                 for outcome in self.runner.run(job, ticket, previews=True):
-                    if isinstance(outcome, Report):
+                    if isinstance(outcome, Report) and outcome.phase == "learning":
                         self._note(task.place, outcome)
                     elif isinstance(outcome, LearnedStyle) and outcome.record.complete:
                         return outcome
