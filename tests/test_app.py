@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -770,6 +771,25 @@ def test_calls_that_wait_for_what_they_learn_keep_nobody_from_the_app(
         client.predict(name, api_name="/inst_stop")
     sentences = [str(job.exception(timeout=60) or "") for job in jobs]
     assert all(re.match("Stopped before|20 paintings|$", sentence) for sentence in sentences)
+
+
+def test_sixty_pages_look_on_at_once(address: str, client: Client, inst_learn: Callable[..., Job]) -> None:
+    job = inst_learn(name="looked at", steps=SO_LONG)
+    learning_begun(job)
+    (tick,) = [
+        entry for entry in client.config["dependencies"] if any(target[1] == "tick" for target in entry["targets"])
+    ]
+
+    def look(page: int) -> float:
+        began = time.monotonic()
+        asked = {"data": ["looked at", ""], "fn_index": tick["id"], "session_hash": f"page {page}"}
+        browsers.post("gradio_api/run/predict", json=asked).raise_for_status()
+        return time.monotonic() - began
+
+    with httpx.Client(base_url=address, timeout=60) as browsers, ThreadPoolExecutor(60) as pages:
+        assert max(pages.map(look, range(60))) < 20  # on a machine that also learns
+    client.predict("looked at", api_name="/inst_stop")
+    assert job.result(timeout=60)
 
 
 def test_no_answer_about_styles_names_a_folder_of_the_server(
