@@ -1,7 +1,8 @@
 """A painting learnt as a word, and the file that carries it: safetensors with metadata, never a pickle.
 
 A file may come from anybody. Its length and its header's length are bounded before anything is
-read, and names, shapes, types and values are checked before anything is used.
+read, and names, shapes, types and values are checked before anything is used. No sentence about a
+file names its folder.
 """
 
 import base64
@@ -9,16 +10,15 @@ import hashlib
 import io
 import json
 import os
-import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal, TypeAlias
 
 import torch
 from PIL import Image
-from pydantic import Field
-from safetensors import SafetensorError
+from pydantic import AfterValidator, Field
 from safetensors.torch import load, save
 
 from styleengine.backbone import LatentBackbone
@@ -37,9 +37,31 @@ MOST_NAME = 48  # letters: a file name holds 255 bytes
 LARGEST_NUMBER = 1e4  # in a word or a latent: those of trained models are below 100
 TENSORS = ("word", "latent_mean", "latent_std")
 STATE = "state."  # tensors to go on learning with begin so
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³")}
+# Marks and letters that nothing is drawn for: variation selectors, Hangul fillers, joiners and the like.
+INVISIBLE = {*"\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0", *map(chr, (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10)))}
 
-Text = Annotated[str, Field(max_length=200)]
-Plain = bool | int | float | Text
+StyleSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it has characters that cannot be printed")
+    return text
+
+
+def _model_name(name: str) -> str:
+    """A model's name as it may be shared: of a folder, its last part."""
+    is_folder = os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2] or "model" if is_folder else name
+
+
+Text = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+ModelName = Annotated[str, AfterValidator(_model_name), Field(max_length=200), AfterValidator(_printable)]
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Plain = bool | Whole | Finite | Text
 Judged = tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, allow_inf_nan=False)]]
 
 
@@ -53,7 +75,7 @@ class StyleRecord(Settings):
     format: Literal[1] = FORMAT
     name: Annotated[str, Field(min_length=1, max_length=MOST_NAME)]
     painting: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    backbone: Text
+    backbone: ModelName
     revision: Text
     words: Text
     settings: Annotated[dict[Annotated[str, Field(max_length=40)], Plain], Field(max_length=40)]
@@ -95,14 +117,19 @@ class LearnedStyle:
         """The style under another name, made to fit; the file's name does not matter."""
         return replace(self, record=self.record.replace(name=fitting_name(name)))
 
+    @property
+    def shape(self) -> tuple[str, int, int]:
+        """What a model must have in common with the one it was learnt on: see `shape_for`."""
+        return self.record.words, len(self.word), len(self.latent_mean)
+
     def check_fits(self, backbone: LatentBackbone) -> None:
         """StyleEngineError unless the backbone's text encoder can read the word."""
         record = self.record
-        here = backbone.words, backbone.word_width, backbone.unet.config.in_channels
-        if (record.words, len(self.word), len(self.latent_mean)) != here:
+        if self.shape != shape_for(backbone):
             raise StyleEngineError(
                 f"The style “{record.name}” was learnt on the model “{record.backbone}” ({record.words}); the model "
-                f"“{backbone.name}” cannot read it ({backbone.words}). Choose that model, or learn the painting anew."
+                f"“{_model_name(backbone.name)}” cannot read it ({backbone.words}). Choose that model, or learn the "
+                "painting anew."
             )
 
     def note_for(self, backbone: LatentBackbone) -> str:
@@ -111,8 +138,8 @@ class LearnedStyle:
         if record.revision == backbone.revision:
             return ""
         return (
-            f"The style “{record.name}” was learnt on {record.backbone} ({record.revision}), this is {backbone.name} "
-            f"({backbone.revision}): it may look different."
+            f"The style “{record.name}” was learnt on {record.backbone} ({record.revision}), this is "
+            f"{_model_name(backbone.name)} ({backbone.revision}): it may look different."
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -121,41 +148,45 @@ class LearnedStyle:
         try:
             write_whole(path, self.to_bytes())
         except OSError as error:
-            raise StyleEngineError(f"{path} could not be written ({error.strerror}): save elsewhere.") from error
+            raise StyleEngineError(f"{path.name} could not be written ({error.strerror}): save elsewhere.") from error
         return path
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """The file's content, the same for the same style.
+
+        Of the thumbnail it holds the pixels alone, nothing that the painting's file said.
+        """
         tensors: dict[str, torch.Tensor] = {name: getattr(self, name) for name in TENSORS}
         tensors |= {STATE + name: x for name, x in self.state.items()}
-        buffer = io.BytesIO()
-        self.thumbnail.save(buffer, "PNG", optimize=True)
+        buffer, bare = io.BytesIO(), self.thumbnail.copy()
+        bare.info = {}
+        bare.save(buffer, "PNG", optimize=True)
         record = json.dumps(self.record.model_dump(), ensure_ascii=False)
-        return save(
+        content = save(
             {name: x.detach().float().cpu().contiguous() for name, x in tensors.items()},
             {METADATA_KEY: record, THUMBNAIL_KEY: base64.b64encode(buffer.getvalue()).decode()},
         )
+        return _in_order(content)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, with_state: bool = False) -> "LearnedStyle":
-        """Reads a style file, which may be anybody's. What `with_state` adds only the learner needs.
+    def open(cls, source: StyleSource, *, with_state: bool = False) -> "LearnedStyle":
+        """Reads a style, which may be anybody's, from a path, a file's content or an open binary file.
+
+        What `with_state` adds only the learner needs. No more is read than a style may have.
 
         Raises StyleEngineError, in one sentence, for what is missing, damaged, too large or no style.
         """
-        path, most = Path(path), MOST_BYTES_WITH_STATE if with_state else MOST_BYTES
-        if not path.is_file():
-            raise StyleEngineError(f"The style {path.name} does not exist or is not a file: check the path {path}.")
+        most = MOST_BYTES_WITH_STATE if with_state else MOST_BYTES
+        name, content = _content(source, most)
         try:
-            if path.stat().st_size > most:
+            if len(content) > most:
                 raise _NoStyleError(f"it has more than {most >> 20} MiB")
-            style = cls._read(path.read_bytes(), with_state)
-        except OSError as error:
-            raise StyleEngineError(f"The style {path.name} cannot be read ({error.strerror}).") from error
+            style = cls._read(content, with_state)
         except _NoStyleError as error:
             raise StyleEngineError(
-                f"{path.name} is no style that can be used: {error}. Choose a file that StyleEngine has saved."
+                f"{name} is no style that can be used: {error}. Choose a file that StyleEngine has saved."
             ) from error
-        return replace(style, source=str(path.resolve()))
+        return replace(style, source=str(Path(source).resolve()) if isinstance(source, (str, os.PathLike)) else "")
 
     @classmethod
     def _read(cls, content: bytes, with_state: bool) -> "LearnedStyle":
@@ -164,12 +195,17 @@ class LearnedStyle:
         thumbnail = _thumbnail(metadata)
         try:
             tensors = load(content)
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # damaged files make it raise anything
             raise _NoStyleError("its tensors are damaged or cut off") from error
         _check(tensors, with_state)
         state = {name.removeprefix(STATE): tensors.pop(name) for name in list(tensors) if name.startswith(STATE)}
         word, mean, std = (tensors[name] for name in TENSORS)
         return cls(record, word, mean, std, thumbnail, state)
+
+
+def shape_for(backbone: LatentBackbone) -> tuple[str, int, int]:
+    """The `LearnedStyle.shape` of styles that the backbone can read: its text encoder, width of words, channels."""
+    return backbone.words, backbone.word_width, backbone.unet.config.in_channels
 
 
 def mixed(one: LearnedStyle, other: LearnedStyle, share: float) -> LearnedStyle:
@@ -204,13 +240,70 @@ def thumbnail_of(painting: Image.Image) -> Image.Image:
 
 
 def fitting_name(text: str) -> str:
-    """A name for a style from any text: letters, digits, spaces, hyphens, dots and underscores, not too long."""
-    kept = re.sub(r"[^\w .\-]+", " ", text)
-    return " ".join(kept.split()).strip(". ")[:MOST_NAME].rstrip(". ") or "style"
+    """A name for a style from any text: letters, digits, spaces, hyphens, dots and underscores, not too long.
+
+    It is a safe file name on every system, and fits itself.
+    """
+    kept = "".join(_kept(unicodedata.normalize("NFC", text)))
+    kept = unicodedata.normalize("NFC", kept)  # what stood between two letters that make one may be gone
+    name = " ".join(kept.split()).strip(".- ")
+    if name.partition(".")[0].rstrip().casefold() in RESERVED:  # Windows opens a device by such a name
+        name = f"style {name}"
+    return name[:MOST_NAME].rstrip(".- ") or "style"
+
+
+def _kept(text: str) -> Iterator[str]:
+    """The characters that a name may have, spaces for the others. Marks stay on the letters that they belong to."""
+    before = " "
+    for char in text:
+        kind = unicodedata.category(char)[0]
+        fits = char in " .-_" or kind in "LN" or (kind == "M" and before not in " .-_")
+        before = char if fits and char not in INVISIBLE else " "
+        if kind != "M" or before != " ":
+            yield before
+
+
+def quoted(text: object) -> str:
+    """What somebody has called something, short enough to stand in a sentence."""
+    shown = "".join(char if char.isprintable() else " " for char in str(text))
+    return f"“{shown[:60]}…”" if len(shown) > 60 else f"“{shown}”"
 
 
 class _NoStyleError(ValueError):
     """Why a file is not a style, as the rest of a sentence."""
+
+
+def _content(source: StyleSource, most: int) -> tuple[str, bytes]:
+    """What to call it in a sentence, and its content: one byte more than `most` where there is too much."""
+    name = "The file"
+    try:
+        if isinstance(source, bytes):
+            content = source
+        elif isinstance(source, (str, os.PathLike)):
+            name = "".join(char if char.isprintable() else "?" for char in Path(source).name) or name
+            if not os.path.isfile(source):  # nor a pipe or a device, which may never end
+                raise StyleEngineError(f"The style {name} does not exist or is not a file: check the path.")
+            with open(source, "rb") as file:
+                content = file.read(most + 1)
+        else:
+            content = source.read(most + 1)
+    except OSError as error:
+        raise StyleEngineError(f"The style {name} cannot be read ({error.strerror}).") from error
+    except (AttributeError, TypeError):
+        content = None
+    if not isinstance(content, bytes):
+        raise StyleEngineError("No style was given. Choose a file that StyleEngine has saved.")
+    return name, content
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file, its metadata in the order of their names: safetensors writes them in any."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors lie where they may be mapped into memory
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def _metadata(content: bytes) -> dict[str, str]:
@@ -223,7 +316,7 @@ def _metadata(content: bytes) -> dict[str, str]:
     if len(content) < 8 + length:
         raise _NoStyleError("it is cut off")
     try:
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__")
+        metadata = _from_json(content[8 : 8 + length]).get("__metadata__")
     except (ValueError, RecursionError, AttributeError) as error:
         raise _NoStyleError("its header is damaged") from error
     expected = (METADATA_KEY, THUMBNAIL_KEY)
@@ -232,9 +325,21 @@ def _metadata(content: bytes) -> dict[str, str]:
     return metadata
 
 
+def _from_json(text: str | bytes) -> Any:
+    """JSON in which no name stands twice; ValueError otherwise."""
+
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        pairs = list(pairs)
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name stands twice")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
 def _record(metadata: Mapping[str, str]) -> StyleRecord:
     try:
-        stated: Any = json.loads(metadata[METADATA_KEY])
+        stated: Any = _from_json(metadata[METADATA_KEY])
         record = StyleRecord(**stated)
     except (StyleEngineError, ValueError, TypeError, RecursionError) as error:
         raise _NoStyleError("what it says about itself is damaged, or of another version") from error
@@ -246,12 +351,25 @@ def _record(metadata: Mapping[str, str]) -> StyleRecord:
 def _thumbnail(metadata: Mapping[str, str]) -> Image.Image:
     try:
         content = base64.b64decode(metadata[THUMBNAIL_KEY], validate=True)
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(_bare_png(content)), formats=["PNG"]) as image:
             if image.size != (THUMBNAIL_SIDE, THUMBNAIL_SIDE):
                 raise ValueError("of another size")
             return image.convert("RGB")
     except Exception as error:  # damaged files make decoders raise anything
         raise _NoStyleError("its picture is damaged") from error
+
+
+def _bare_png(content: bytes) -> bytes:
+    """The PNG without its ancillary chunks, such as texts and profiles, which unpack to any size."""
+    if not content.startswith(PNG_SIGNATURE):
+        raise ValueError("no PNG")
+    bare, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while place < len(content):
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")  # length, type, data, checksum
+        if content[place + 4 : place + 5].isupper():
+            bare.append(content[place:end])
+        place = end
+    return b"".join(bare)
 
 
 def _check(tensors: Mapping[str, torch.Tensor], with_state: bool) -> None:

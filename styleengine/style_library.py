@@ -1,10 +1,22 @@
-"""The library: a folder of learnt styles, those that come with the package, and paintings not yet learnt to the end."""
+"""The library: a folder of learnt styles, those that come with the package, and paintings not yet learnt to the end.
 
+It serves people who do not see its disk: no sentence names a folder, the log does. Nothing is ever
+overwritten. Of paintings not learnt to the end at most `MOST_UNFINISHED` are kept; when one more is
+to be learnt, that one is deleted which nobody has touched for longest, if that was over an hour
+(`LATELY`) ago and it is not in use. If there is none such, the new one is refused.
+"""
+
+import errno
+import io
 import json
+import logging
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+import time
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +25,19 @@ from PIL import Image
 
 from styleengine.backbone import LatentBackbone
 from styleengine.errors import StyleEngineError
-from styleengine.images import open_image, save_png, write_whole
-from styleengine.learned_style import SUFFIX, LearnedStyle, fitting_name
+from styleengine.images import open_image, write_whole
+from styleengine.learned_style import SUFFIX, LearnedStyle, fitting_name, quoted, shape_for
 
 FOLDER_VARIABLE = "STYLEENGINE_STYLES"
 SHIPPED = Path(__file__).parent / "styles"
-MOST_STYLES, MOST_UNFINISHED = 500, 20
+MOST_STYLES, MOST_UNFINISHED = 500, 40
+LATELY = 3600.0  # seconds since something unfinished was touched in which it is not deleted
+MOST_NAMED = 20  # styles in a sentence
 UNFINISHED = "unfinished"
+
+log = logging.getLogger(__name__)
+
+Shape = tuple[str, int, int]
 
 
 def default_folder() -> Path:
@@ -33,22 +51,34 @@ class StyleLibrary:
     def __init__(self, folder: Path | None = None, shipped: Path = SHIPPED) -> None:
         self.folder, self.shipped = folder or default_folder(), shipped
         self._lock = threading.Lock()
+        self._shapes: dict[Path, tuple[tuple[int, int], Shape | None]] = {}
 
     def names(self, backbone: LatentBackbone | None = None) -> list[str]:
-        """All styles, or those that the backbone can read: the package's first, the newest of the others last."""
-        return [name for name, file in self._files().items() if backbone is None or _fits(file, backbone)]
+        """All styles, or those that the backbone can read: the package's first, the newest of the others last.
+
+        A file is read once, and again when its size or its time has changed.
+        """
+        files = self._files()
+        if backbone is None:
+            return list(files)
+        here, known = shape_for(backbone), self._shapes
+        self._shapes = shapes = {file: _shape(file, stat, known.get(file)) for file, stat in files.values()}
+        return [name for name, (file, _) in files.items() if shapes[file][1] == here]
 
     def open(self, name: str) -> LearnedStyle:
         """The style of that name; StyleEngineError for one that is not there."""
-        files = self._files()
-        if name not in files:
-            known = ", ".join(f"“{known}”" for known in files) or "none yet"
-            raise StyleEngineError(f"There is no style “{name}” in the library. Choose one of these: {known}.")
-        return LearnedStyle.open(files[name])
+        return LearnedStyle.open(self.path(name))
 
     def path(self, name: str) -> Path:
-        """The file of a style; StyleEngineError as for `open`."""
-        return Path(self.open(name).source)
+        """The file of a style; StyleEngineError for one that is not there."""
+        files = self._files()
+        if not isinstance(name, str) or name not in files:
+            known = ", ".join(f"“{known}”" for known in list(files)[:MOST_NAMED]) or "none yet"
+            more = f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else ""
+            raise StyleEngineError(
+                f"There is no style {quoted(name)} in the library. Choose one of these: {known}{more}."
+            )
+        return files[name][0]
 
     def add(self, style: LearnedStyle) -> LearnedStyle:
         """Keeps a style, under a name that is still free; gives it as it is kept.
@@ -56,8 +86,7 @@ class StyleLibrary:
         Raises StyleEngineError where the library is full or cannot be written.
         """
         with self._lock:
-            name = _free(fitting_name(style.record.name), {**self._files(), **self.unfinished()})
-            return self._keep(style, name)
+            return self._keep(style, self._free(style.record.name))
 
     def put(self, place: "Unfinished", style: LearnedStyle) -> LearnedStyle:
         """Keeps what has been learnt at a place, in the place of what was kept from there before.
@@ -70,46 +99,135 @@ class StyleLibrary:
                 place.delete()
             return kept
 
-    def begin(self, painting: Image.Image, name: str, run: Mapping[str, Any]) -> "Unfinished":
-        """A place for a painting that is to be learnt; `run` is plain data about how.
+    def begin(
+        self,
+        painting: Image.Image,
+        name: str,
+        run: Mapping[str, Any],
+        content: Image.Image | None = None,
+        in_use: Collection[str] = (),
+    ) -> "Unfinished":
+        """A place for a painting that is to be learnt; `run` is plain data about how, `content` is to draw previews on.
 
-        Of too many, the one longest untouched gives way.
+        Places named in `in_use` are not deleted, however long nobody has touched them.
+
+        Raises StyleEngineError where the library is full or cannot be written.
         """
         with self._lock:
-            oldest = sorted(self.unfinished().values(), key=lambda known: known.touched)
-            for known in oldest[: max(0, len(oldest) - MOST_UNFINISHED + 1)]:
-                known.delete()
-            name = _free(fitting_name(name), {**self._files(), **self.unfinished()})
-            place = Unfinished(self.folder / UNFINISHED / name)
-            _make(place.folder)
-            save_png(painting, place.painting_file, {})
-            write_whole(place.run_file, json.dumps(dict(run), ensure_ascii=False).encode())
+            self._make_room(in_use)
+            place = self._claim(name)
+        try:
+            with self._writing():
+                write_whole(place.painting_file, _png(painting))
+                if content:
+                    write_whole(place.content_file, _png(content))
+                write_whole(place.run_file, json.dumps(dict(run), ensure_ascii=False).encode())
+        except BaseException:
+            place.delete()
+            raise
+        return place
+
+    def take_up(self, name: str) -> "Unfinished":
+        """The place of that name, touched, so that it is not deleted; StyleEngineError for one that is not there."""
+        with self._lock:
+            place = self.unfinished().get(name)
+            if place is None:
+                raise StyleEngineError(
+                    f"There is no unfinished style {quoted(name)}. Choose one from the list, or begin anew."
+                )
+            place.touch()
             return place
 
     def unfinished(self) -> dict[str, "Unfinished"]:
         """The paintings not yet learnt to the end, by name."""
-        places = map(Unfinished, sorted((self.folder / UNFINISHED).glob("*")))
-        return {place.name: place for place in places if place.run_file.is_file()}
+        return {place.name: place for place in self._places() if place.run_file.is_file()}
+
+    def _make_room(self, in_use: Collection[str]) -> None:
+        """Deletes what was half begun when a process died, and one unfinished painting if there are too many."""
+        long_ago = time.time() - LATELY
+        left = sorted((place for place in self._places() if place.name not in in_use), key=lambda place: place.touched)
+        old = [place for place in left if place.touched < long_ago]
+        whole = self.unfinished()
+        excess = len(whole) - MOST_UNFINISHED + 1
+        if excess > len([place for place in old if place.name in whole]):
+            raise StyleEngineError(
+                f"{len(whole)} paintings are being learnt or were left unfinished within the hour, and no more can be "
+                "kept. Go on with one of them until it is learnt, or try again later."
+            )
+        for place in old:
+            if place.name not in whole:
+                place.delete()
+            elif excess > 0:
+                log.info("deleted to make room: %s", place.folder)
+                place.delete()
+                excess -= 1
+
+    def _claim(self, name: str) -> "Unfinished":
+        """A new place, its folder made. Another process may be making one of the same name."""
+        with self._writing():
+            (self.folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
+            for _ in range(MOST_STYLES):
+                place = Unfinished(self.folder / UNFINISHED / self._free(name))
+                with suppress(FileExistsError):
+                    place.folder.mkdir()
+                    return place
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), name)  # a file is in the way
+
+    def _free(self, name: str) -> str:
+        """The name itself, made to fit, else the first of “name 2”, “name 3”, … that nobody has.
+
+        Names that differ in capitals, or in how their letters are encoded, are one name to some file
+        systems and to most people. Raises StyleEngineError where the library is full.
+        """
+        taken = {_folded(known) for known in [*self._files(), *(place.name for place in self._places())]}
+        if len(taken) >= MOST_STYLES:
+            log.warning("The library is full: %s", self.folder)
+            raise StyleEngineError(
+                f"The library is full ({MOST_STYLES} styles). Whoever runs this app must delete some before one more "
+                "can be kept."
+            )
+        name = fitting_name(name)
+        candidates = (name, *(f"{name[:40].rstrip('.- ')} {number}" for number in range(2, MOST_STYLES + 2)))
+        return next(candidate for candidate in candidates if _folded(candidate) not in taken)
 
     def _keep(self, style: LearnedStyle, name: str) -> LearnedStyle:
-        files = self._files()
-        if len(files) >= MOST_STYLES and name not in files:
-            raise StyleEngineError(
-                f"The library is full ({MOST_STYLES} styles): delete some of the files in {self.folder}."
-            )
-        _make(self.folder)
-        style = style.without_state().renamed(name)
-        style.save(self.folder / f"{name}{SUFFIX}")
+        style, file = style.without_state().renamed(name), self.folder / f"{name}{SUFFIX}"
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(file, style.to_bytes())
         return style
 
-    def _files(self) -> dict[str, Path]:
-        own = sorted(self.folder.glob(f"*{SUFFIX}"), key=lambda file: file.stat().st_mtime)
-        return {file.stem: file for file in [*sorted(self.shipped.glob(f"*{SUFFIX}")), *own]}
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What goes wrong with the disk as a sentence, which does not name the folder."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("The library cannot be written: %s", error)
+            raise StyleEngineError(
+                f"The library cannot be written ({error.strerror}). Whoever runs this app must make room, or "
+                f"name another folder in ${FOLDER_VARIABLE}."
+            ) from error
+
+    def _files(self) -> dict[str, tuple[Path, os.stat_result]]:
+        """File and its state of each style, by name."""
+        own = sorted(_regular(self.folder), key=lambda entry: entry[1].st_mtime_ns)
+        return {file.stem: (file, stat) for file, stat in [*sorted(_regular(self.shipped)), *own]}
+
+    def _places(self) -> list["Unfinished"]:
+        """All folders of unfinished paintings, also those of which not all is written."""
+        folders = _entries(self.folder / UNFINISHED)
+        return [
+            Unfinished(Path(entry.path)) for entry in sorted(folders, key=lambda entry: entry.name) if entry.is_dir()
+        ]
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A folder with a painting, how it is to be learnt, and what has been learnt of it so far."""
+    """A folder with a painting, how it is to be learnt, and what has been learnt of it so far.
+
+    The file about how is written last: a folder without it is one that was not begun to the end.
+    """
 
     folder: Path
 
@@ -122,6 +240,10 @@ class Unfinished:
         return self.folder / "painting.png"
 
     @property
+    def content_file(self) -> Path:
+        return self.folder / "content.png"
+
+    @property
     def run_file(self) -> Path:
         return self.folder / "run.json"
 
@@ -132,51 +254,103 @@ class Unfinished:
 
     @property
     def touched(self) -> float:
-        return max(file.stat().st_mtime for file in (self.run_file, self.partial) if file.is_file())
+        """When learning was last kept here, or `touch` called, in seconds since the epoch."""
+        return max(_modified(self.run_file), _modified(self.partial)) or _modified(self.folder)
+
+    def touch(self) -> None:
+        """Notes that somebody still wants it."""
+        try:
+            os.utime(self.run_file)
+        except OSError:  # deleted by hand, or of another user
+            log.warning("cannot be touched: %s", self.run_file)
 
     def painting(self) -> Image.Image:
-        return open_image(self.painting_file, "painting")
+        """The painting; StyleEngineError where it is damaged."""
+        try:
+            return open_image(self.painting_file, "painting")
+        except StyleEngineError as error:
+            raise self.damaged() from error
+
+    def content(self) -> Image.Image | None:
+        """The picture to draw previews on, if there is one that can be read."""
+        try:
+            return open_image(self.content_file, "content image")
+        except StyleEngineError:
+            return None
 
     def run(self) -> dict[str, Any]:
         """What `begin` was told; StyleEngineError where it is damaged."""
         try:
-            return dict(json.loads(self.run_file.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise StyleEngineError(
-                f"What was kept of learning “{self.name}” is damaged: learn the painting anew."
-            ) from error
+            return dict(json.loads(self.run_file.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise self.damaged() from error
+
+    def damaged(self) -> StyleEngineError:
+        """What to say where something in the folder cannot be used, or the folder is gone."""
+        return StyleEngineError(f"What was kept of learning “{self.name}” is damaged: learn the painting anew.")
 
     def save_preview(self, step: int, preview: Image.Image) -> None:
-        save_png(preview, self.folder / f"preview-{step:05}.png", {})
+        """Keeps it where it can be kept: learning does not end for a preview."""
+        try:
+            write_whole(self.folder / f"preview-{step:05}.png", _png(preview))
+        except OSError as error:
+            log.warning("a preview could not be kept: %s", error)
 
     def previews(self) -> list[tuple[int, Path]]:
         """Step and file of each, in order."""
-        files = sorted(self.folder.glob("preview-*.png"))
-        return [(int(file.stem.removeprefix("preview-")), file) for file in files]
+        files = [(file.stem.removeprefix("preview-"), file) for file in self.folder.glob("preview-*.png")]
+        return sorted((int(step), file) for step, file in files if step.isdecimal())
 
     def delete(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _fits(file: Path, backbone: LatentBackbone) -> bool:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder under names that can be printed and are not hidden; nothing where there is no folder."""
     try:
-        LearnedStyle.open(file).check_fits(backbone)
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if entry.name.isprintable() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _regular(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """The style files in a folder, with their state; nothing that vanishes meanwhile, or is no file."""
+    for entry in _entries(folder):
+        try:
+            if entry.name.endswith(SUFFIX) and entry.is_file():
+                yield Path(entry.path), entry.stat()
+        except OSError:
+            continue
+
+
+def _shape(
+    file: Path, stat: os.stat_result, known: tuple[tuple[int, int], Shape | None] | None
+) -> tuple[tuple[int, int], Shape | None]:
+    """What tells a file from a changed one, and the shape of its style, None where it has none that is sound."""
+    state = stat.st_size, stat.st_mtime_ns
+    if known and known[0] == state:
+        return known
+    try:
+        return state, LearnedStyle.open(file).shape
     except StyleEngineError:
-        return False
-    return True
+        return state, None
 
 
-def _free(name: str, taken: Mapping[str, Any]) -> str:
-    """The name itself, else the first of “name 2”, “name 3”, … that nobody has."""
-    candidates = (name, *(f"{name[:40].rstrip()} {number}" for number in range(2, 10_000)))
-    folded = {known.casefold() for known in taken}
-    return next(candidate for candidate in candidates if candidate.casefold() not in folded)
-
-
-def _make(folder: Path) -> None:
+def _modified(path: Path) -> float:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StyleEngineError(
-            f"The library cannot be written ({folder}: {error.strerror}): name another folder in ${FOLDER_VARIABLE}."
-        ) from error
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _png(image: Image.Image) -> bytes:
+    """The pixels alone, without what the file that they came from said beside them."""
+    bare, buffer = image.copy(), io.BytesIO()
+    bare.info = {}
+    bare.save(buffer, "PNG")
+    return buffer.getvalue()

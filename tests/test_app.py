@@ -8,8 +8,10 @@ import json
 import re
 import runpy
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,15 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
-import torch
 from clips import panned, write_raw
+from gradio.processing_utils import save_file_to_cache
 from gradio_client import Client, handle_file
 from gradio_client.client import Job
 from gradio_client.exceptions import AppError
 from models import write_random_pixel_model
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from test_learned_style import made_up
 
 from styleengine import (
     HSpaceSettings,
@@ -38,14 +41,14 @@ from styleengine import (
 )
 from styleengine import backbone as backbone_module
 from styleengine import engine as engine_module
-from styleengine.errors import StyleEngineError
 from styleengine.settings import Settings
 from styleengine.style_library import StyleLibrary
 from styleengine.stylization import METADATA_KEY, read_record
 from styleengine.ui import learning as learning_module
-from styleengine.ui.learning import Learning
+from styleengine.ui.learning import MOST_LEARNING
 from styleengine.ui.pictures import painted_mask
 from styleengine.ui.runs import Runner
+from styleengine.ui.tab_inst import Shelf
 from styleengine.video import open_clip, read_comment
 
 QUICK: dict[str, Any] = {"size": 64, "steps": 4}
@@ -706,80 +709,125 @@ def test_a_learning_that_is_stopped_gives_what_is_learnt_by_then(
     assert LearnedStyle.open(file).record.name == "stopped"
 
 
-def test_learning_survives_its_page_and_its_process(
-    shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path
+def learning_begun(job: Job) -> None:
+    while not any("learning" in (unit.desc or "") for unit in job.status().progress_data or []):
+        assert not job.done()
+        time.sleep(0.05)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE / 1000
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_client_that_cancels_its_learning_stops_it_and_finds_it_unfinished(
+    address: str, inst_learn: Callable[..., Job], client: Client, files: dict[str, Path]
 ) -> None:
-    settings = InSTLearningSettings(**{**LEARN, "steps": 12})
-    library = StyleLibrary(tmp_path, shipped=tmp_path / "none")
-    first = Learning(Runner(shared_engine), library)
-    name = first.begin(cat, settings, "cat", cat)
-    next(known for known in first.watch(name) if known.step >= 3)  # the page is closed: nobody watches any more
-    first.stop(name)
-    *_, stopped = first.watch(name)
-    assert stopped.phase == "stopped"
-    assert stopped.style is not None
-    assert library.names() == ["cat"]
-    second = Learning(Runner(shared_engine), StyleLibrary(tmp_path))  # a new process finds it on the disk
-    assert second.unfinished() == ["cat"]
-    second.go_on("cat")
-    steps = []
-    for known in second.watch("cat"):
-        steps.append(known.step)
-        last = known
-    assert last.phase == "finished"
-    assert min(step for step in steps if step) >= stopped.step
-    assert second.unfinished() == []
-    assert library.names() == ["cat"]
-    whole = shared_engine.inst_learn(cat, settings)
-    torch.testing.assert_close(library.open("cat").word, whole.word, atol=1e-6, rtol=0)
-    assert last.previews
+    own = Client(address, verbose=False)
+    given = {"painting": handle_file(files["style"]), **LEARN, "steps": SO_LONG}
+    job = own.submit(**given, name="cancelled", api_name="/inst_learn")
+    learning_begun(job)
+    waiting = own.submit(**given, name="cancelled too", api_name="/inst_learn")
+    until(lambda: "cancelled too" in StyleLibrary().unfinished())
+    assert job.cancel()
+    assert waiting.cancel()
+    until(lambda: "cancelled" in StyleLibrary().names())
+    assert {"cancelled", "cancelled too"} <= set(StyleLibrary().unfinished())
+    assert not StyleLibrary().open("cancelled").record.complete
+    assert inst_learn(name="next").result(timeout=60)  # nothing else is in the way
 
 
-def test_learning_goes_in_slices_and_lets_others_in_between(
-    shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_client_that_vanishes_stops_its_learning(address: str, client: Client, files: dict[str, Path]) -> None:
+    parameters = client.view_api(return_format="dict", print_info=False)["named_endpoints"]["/inst_learn"]["parameters"]
+    with files["style"].open("rb") as file:
+        (path,) = httpx.post(f"{address}gradio_api/upload", files={"files": file}).json()
+    painting = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    given = {"painting": painting, "name": "vanished", **LEARN, "steps": SO_LONG}
+    data = [given.get(entry["parameter_name"], entry.get("parameter_default")) for entry in parameters]
+    called = httpx.post(f"{address}gradio_api/call/inst_learn", json={"data": data}).json()
+    url = f"{address}gradio_api/call/inst_learn/{called['event_id']}"
+    with httpx.stream("GET", url, timeout=60) as stream:
+        assert next(stream.iter_lines())
+    until(lambda: "vanished" in StyleLibrary().names())
+    assert "vanished" in StyleLibrary().unfinished()
+    assert not StyleLibrary().open("vanished").record.complete
+
+
+def test_calls_that_wait_for_what_they_learn_keep_nobody_from_the_app(
+    client: Client, inst_learn: Callable[..., Job], zstar: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learning_module, "SLICE_SECONDS", 0.2)
-    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
-    name = learning.begin(cat, InSTLearningSettings(**{**LEARN, "steps": SO_LONG}), "cat", None)
-    next(known for known in learning.watch(name) if known.step >= 1)
-    shared_engine.zstar(cat, [cat], ZStarSettings(**QUICK))
-    assert not learning.look(name).ended
-    before = learning.look(name).step
-    next(known for known in learning.watch(name) if known.step > before)
-    learning.stop(name)
-    *_, stopped = learning.watch(name)
-    assert stopped.phase == "stopped"
+    jobs = [inst_learn(name=f"crowd {number}", steps=SO_LONG) for number in range(MOST_LEARNING + 3)]
+    until(lambda: len([job for job in jobs if job.done()]) == 3)
+    for job in jobs:
+        if job.done():
+            with pytest.raises(AppError, match="20 paintings wait or are being learnt already"):
+                job.result()
+    assert client.predict("nobody's", api_name="/inst_stop") is not None
+    assert zstar().result(timeout=60)
+    for name in [name for name in StyleLibrary().unfinished() if name.startswith("crowd")]:
+        client.predict(name, api_name="/inst_stop")
+    sentences = [str(job.exception(timeout=60) or "") for job in jobs]
+    assert all(re.match("Stopped before|20 paintings|$", sentence) for sentence in sentences)
 
 
-def test_two_paintings_are_learnt_one_after_the_other(
-    shared_engine: StyleEngine, cat: Image.Image, coffee: Image.Image, tmp_path: Path
+def test_sixty_pages_look_on_at_once(address: str, client: Client, inst_learn: Callable[..., Job]) -> None:
+    job = inst_learn(name="looked at", steps=SO_LONG)
+    learning_begun(job)
+    (tick,) = [
+        entry for entry in client.config["dependencies"] if any(target[1] == "tick" for target in entry["targets"])
+    ]
+
+    def look(page: int) -> float:
+        began = time.monotonic()
+        asked = {"data": ["looked at", ""], "fn_index": tick["id"], "session_hash": f"page {page}"}
+        browsers.post("gradio_api/run/predict", json=asked).raise_for_status()
+        return time.monotonic() - began
+
+    with httpx.Client(base_url=address, timeout=60) as browsers, ThreadPoolExecutor(60) as pages:
+        assert max(pages.map(look, range(60))) < 20  # on a machine that also learns
+    client.predict("looked at", api_name="/inst_stop")
+    assert job.result(timeout=60)
+
+
+def test_no_answer_about_styles_names_a_folder_of_the_server(
+    client: Client, files: dict[str, Path], inst_learn: Callable[..., Job]
 ) -> None:
-    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
-    names = [learning.begin(painting, InSTLearningSettings(**LEARN), "same", None) for painting in (cat, coffee)]
-    assert names == ["same", "same 2"]
-    ends = [list(learning.watch(name))[-1] for name in names]
-    assert [end.phase for end in ends] == ["finished", "finished"]
-    assert ends[0].style is not None
-    assert ends[1].style is not None
-    assert ends[0].style.record.painting != ends[1].style.record.painting
+    file, record = inst_learn(name="private", content=handle_file(files["content"])).result()
+    _, drawn = client.predict(style="private", **QUICK, api_name="/inst_apply")
+    told = Path(file).read_bytes().decode(errors="replace") + json.dumps([record, drawn["inputs"]])
+    told += json.dumps({**drawn, "backbone": ""})  # the tests' model is named by its folder
+    for folder in (Path.home(), Path(os.environ["STYLEENGINE_STYLES"]), Path(tempfile.gettempdir())):
+        assert str(folder) not in told
 
 
-def test_learning_that_cannot_be_gone_on_with_says_so(
-    shared_engine: StyleEngine, shared_pixel_engine: StyleEngine, cat: Image.Image, tmp_path: Path
+def test_what_only_serves_other_calls_is_no_tool(address: str) -> None:
+    tools = {tool["name"] for tool in httpx.get(f"{address}gradio_api/mcp/schema").json()}
+    assert not [name for name in tools if re.search("upload|stop|cancel", name)]
+
+
+def test_each_choice_of_a_style_is_one_event(shared_engine: StyleEngine) -> None:
+    demo = ui.build(shared_engine)
+    heard = [target for function in demo.fns.values() for target in function.targets if target[1] == "change"]
+    styles = {block._id for block in demo.blocks.values() if getattr(block, "label", "") == "Style"}
+    assert len([target for target in heard if target[0] in styles]) == 1
+
+
+def test_a_style_s_file_is_there_for_the_page_once(
+    shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path
 ) -> None:
-    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
-    with pytest.raises(StyleEngineError, match="no unfinished style “gone”"):
-        learning.go_on("gone")
-    with pytest.raises(StyleEngineError, match="listens to no words"):
-        Learning(Runner(shared_pixel_engine), StyleLibrary(tmp_path)).begin(cat, InSTLearningSettings(), "a", None)
-    place = StyleLibrary(tmp_path).begin(
-        cat, "cut", {"settings": InSTLearningSettings(**LEARN).model_dump(), "model": shared_engine.backbone.name}
-    )
-    place.partial.write_bytes(b"cut off")
-    learning.go_on("cut")
-    *_, failed = learning.watch("cut")
-    assert failed.phase == "failed"
-    assert "is no style that can be used" in failed.sentence
+    with gr.Blocks():
+        shelf = Shelf(Runner(shared_engine), StyleLibrary(tmp_path / "styles", tmp_path / "none"))
+        shelf.show()
+    shelf.style.GRADIO_CACHE = cache = str(tmp_path / "cache")
+    file = shelf.file(shelf.library.add(made_up(shared_engine.backbone, cat)))
+    assert {shelf.file(shelf.library.open("cat")) for _ in range(3)} == {file}
+    assert save_file_to_cache(file, cache) == file  # which Gradio does for whatever it sends
+    assert len(list(Path(cache).rglob("*.safetensors"))) == 1
+    Path(file).unlink()  # Gradio sweeps its folder
+    assert Path(shelf.file(shelf.library.open("cat"))).is_file()
 
 
 def learn_in_browser(page: Page, files: dict[str, Path], name: str, **numbers: int) -> None:

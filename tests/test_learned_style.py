@@ -1,8 +1,15 @@
 """Style files: what goes in comes out, and what is not a sound style is refused in a sentence."""
 
+import base64
+import io
 import json
+import os
 import pickle
+import random
 import struct
+import sys
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load, save
 
 from styleengine import StyleEngineError
@@ -75,6 +82,12 @@ def test_a_style_comes_back_from_its_file_as_it_was(style: LearnedStyle, tmp_pat
     assert [file.name for file in tmp_path.iterdir()] == ["cat.safetensors"]
 
 
+def test_a_style_is_always_written_the_same(style: LearnedStyle) -> None:
+    content = style.to_bytes()
+    assert {LearnedStyle.open(content).to_bytes() for _ in range(10)} == {content}
+    assert equal(LearnedStyle.open(content), style)
+
+
 def test_a_finished_style_is_small(style: LearnedStyle, tmp_path: Path) -> None:
     wide = replace(style, word=torch.zeros(1024))
     assert wide.save(tmp_path / "cat.safetensors").stat().st_size < 64_000
@@ -96,11 +109,44 @@ def test_another_word_is_another_style_but_another_name_is_not(style: LearnedSty
         ("...", "style"),
         ("星月夜", "星月夜"),
         ("x" * 300, "x" * 48),
+        ("CON", "style CON"),
+        ("nul.txt", "style nul.txt"),
+        ("com1 .x", "style com1 .x"),
+        ("console", "console"),
+        ("cat. . .", "cat"),
+        ("-rf", "rf"),
+        ("a\0b\nc\td\x7f", "a b c d"),
+        ("\u202egnp.cat", "gnp.cat"),
+        ("a\u200bb\ufeff", "a b"),
+        ("🎨\ufe0f", "style"),
+        ("cat 🐈\u200d⬛ black", "cat black"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("हिन्दी", "हिन्दी"),
+        ("\u0301\u0302", "style"),
+        ("\u3164\u115f", "style"),
+        ("\ud800x\udfff", "x"),
+        ("C:\\Users\\me\\cat", "C Users me cat"),
+        ("a/b|c?d*e:f", "a b c d e f"),
+        ("星" * 60, "星" * 48),
     ],
 )
 def test_names_are_made_to_fit(text: str, name: str) -> None:
     assert fitting_name(text) == name
     assert fitting_name(name) == name
+
+
+def test_any_text_becomes_a_name_that_is_a_safe_file_name_and_fits_itself() -> None:
+    draw = random.Random(0)
+    letters = [*" .-_aE/\\<>&:|?*\"'", "\u0301", "\u200d", "\u202e", "\ufe0f", "ﬁ", "\u1100", "\u1161", "con", "aux."]
+    for _ in range(3000):
+        text = "".join(draw.choice([*letters, chr(draw.randrange(0x110000))]) for _ in range(draw.randrange(70)))
+        name = fitting_name(text)
+        assert fitting_name(name) == name
+        assert 1 <= len(name) <= 48
+        assert name.isprintable()
+        assert not set(name) & set('<>:"/\\|?*')
+        assert name == name.strip(".- ")
+        assert len(f".{name}.safetensors.12345678".encode()) <= 255
 
 
 def parts(style: LearnedStyle) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -149,6 +195,52 @@ def with_wrong_offsets(style: LearnedStyle) -> bytes:
     return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
+def with_header(change: Callable[[dict[str, Any]], Any]) -> Callable[[LearnedStyle], bytes]:
+    """The style's file, its header changed by hand."""
+
+    def forge(style: LearnedStyle) -> bytes:
+        content = style.to_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        text = change(header) or json.dumps(header)
+        return struct.pack("<Q", len(text)) + text.encode() + content[8 + length :]
+
+    return forge
+
+
+def entry(name: str, **values: Any) -> Callable[[LearnedStyle], bytes]:
+    return with_header(lambda header: header[name].update(values))
+
+
+def twice(header: dict[str, Any]) -> str:
+    text = json.dumps(header)
+    return f'{text[:-1]}, "word": {json.dumps(header["word"])}}}'
+
+
+def twice_within(header: dict[str, Any]) -> None:
+    record = header["__metadata__"][METADATA_KEY]
+    header["__metadata__"][METADATA_KEY] = f'{record[:-1]}, "step": 7}}'
+
+
+def with_thumbnail(picture: bytes) -> Callable[[LearnedStyle], bytes]:
+    return with_metadata(**{THUMBNAIL_KEY: base64.b64encode(picture).decode()})
+
+
+def png(size: tuple[int, int] = (128, 128), mode: str = "RGB", info: PngImagePlugin.PngInfo | None = None) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def huge_png() -> bytes:
+    """A picture of 128×128 pixels by its header's name, of 60000×60000 by its header."""
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(1_000_000))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
 def nested(style: LearnedStyle) -> bytes:
     text = b"{" + b'"a":{' * 100_000
     return struct.pack("<Q", len(text)) + text
@@ -168,6 +260,37 @@ DAMAGE: dict[str, tuple[Callable[[LearnedStyle], bytes], str]] = {
     "truncated in the header": (lambda style: style.to_bytes()[:300], "cut off"),
     "offsets beyond the end": (with_wrong_offsets, "damaged or cut off"),
     "too large": (lambda style: style.to_bytes() + b"\0" * MOST_BYTES, "more than 1 MiB"),
+    "a tensor twice": (with_header(twice), "header is damaged"),
+    "a field twice": (with_header(twice_within), "what it says about itself"),
+    "offsets negative": (entry("word", data_offsets=[-128, 0]), "damaged or cut off"),
+    "offsets reversed": (entry("word", data_offsets=[128, 0]), "damaged or cut off"),
+    "offsets overlapping": (
+        with_header(lambda header: header["latent_std"].update(data_offsets=header["latent_mean"]["data_offsets"])),
+        "damaged or cut off",
+    ),
+    "shape negative": (entry("word", shape=[-32]), "damaged or cut off"),
+    "shape absurd": (entry("word", shape=[2**40, 2**40]), "damaged or cut off"),
+    "shape of nothing": (entry("word", shape=[0, 2**62]), "damaged or cut off"),
+    "shape no list": (entry("word", shape="x"), "damaged or cut off"),
+    "shape nested deeply": (
+        with_header(lambda header: json.dumps(header).replace("[32]", "[" * 900 + "]" * 900)),
+        "damaged or cut off",
+    ),
+    "type unknown": (entry("word", dtype="F31"), "damaged or cut off"),
+    "type of half bytes": (entry("word", dtype="F4", shape=[256]), "damaged or cut off"),
+    "type whole": (entry("word", dtype="I32"), "of type int32"),
+    "type brain float": (entry("word", dtype="BF16", shape=[64]), "of type bfloat16"),
+    "type complex": (entry("word", dtype="C64", shape=[16]), "of type complex64"),
+    "type truth": (entry("word", dtype="BOOL", shape=[128]), "of type bool"),
+    "metadata no text": (with_header(lambda header: header["__metadata__"].update(more=5)), "damaged or cut off"),
+    "metadata a list": (with_header(lambda header: header.update(__metadata__=[])), "no style of StyleEngine"),
+    "header a list": (with_header(lambda header: " [1]"), "not a safetensors file"),
+    "header not UTF-8": (lambda style: struct.pack("<Q", 4) + b'{"\xff"' + b"\0" * 9, "header is damaged"),
+    "header a number without end": (
+        lambda style: struct.pack("<Q", 9000) + b'{"a":' + b"9" * 8994 + b"}",
+        "header is damaged",
+    ),
+    "one number for a word": (with_tensors(word=torch.tensor(1.0)), "wrong shape"),
     "foreign tensors": (lambda style: save({"word": torch.ones(3)}), "no style of StyleEngine"),
     "foreign metadata": (lambda style: save({"word": torch.ones(3)}, {"a": "b"}), "no style of StyleEngine"),
     "tensor missing": (with_tensors(latent_mean=None), "not those of a style"),
@@ -193,6 +316,24 @@ DAMAGE: dict[str, tuple[Callable[[LearnedStyle], bytes], str]] = {
     "name too long": (with_record(name="x" * 100), "what it says about itself"),
     "name a path": (with_record(name="../../x"), "characters that a name may not have"),
     "name with markup": (with_record(name="<img src=x>"), "characters that a name may not have"),
+    "name of a device": (with_record(name="CON"), "characters that a name may not have"),
+    "name turned around": (with_record(name="a\u202eb"), "characters that a name may not have"),
+    "name no Unicode": (with_record(name="a\ud800"), "what it says about itself"),
+    "name a list": (with_record(name=["a"]), "what it says about itself"),
+    "model of several lines": (with_record(backbone="a\nb"), "what it says about itself"),
+    "model turned around": (with_record(backbone="a\u202eb"), "what it says about itself"),
+    "words with control characters": (with_record(words="a\x1b[2J"), "what it says about itself"),
+    "revision without end": (with_record(revision="x" * 10_000), "what it says about itself"),
+    "settings not finite": (with_record(settings={"a": float("inf")}), "what it says about itself"),
+    "settings nested deeply": (
+        with_metadata(**{METADATA_KEY: '{"settings": ' + "[" * 100_000 + "}"}),
+        "what it says about itself",
+    ),
+    "settings a whole number without end": (with_record(settings={"a": 10**400}), "what it says about itself"),
+    "thumbnail too large": (with_thumbnail(png((129, 128))), "its picture is damaged"),
+    "thumbnail a bomb": (with_thumbnail(huge_png()), "its picture is damaged"),
+    "thumbnail cut off": (with_thumbnail(png()[:60]), "its picture is damaged"),
+    "thumbnail of no chunks": (with_thumbnail(b"\x89PNG\r\n\x1a\n"), "its picture is damaged"),
     "thumbnail no base64": (with_metadata(**{THUMBNAIL_KEY: "%%"}), "its picture is damaged"),
     "thumbnail no PNG": (with_metadata(**{THUMBNAIL_KEY: "R0lGODlhAQABAAAAACw="}), "its picture is damaged"),
 }
@@ -225,6 +366,100 @@ def test_every_cut_of_a_file_is_refused(style: LearnedStyle, tmp_path: Path) -> 
         path.write_bytes(content[:length])
         with pytest.raises(StyleEngineError, match="is no style that can be used"):
             LearnedStyle.open(path)
+
+
+def test_texts_in_a_thumbnail_are_not_unpacked(style: LearnedStyle, tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    for number in range(60):
+        info.add_itxt(f"bomb {number}", "\0" * 1_000_000, zip=True)
+        info.add(b"iCCP", b"x\0\0" + zlib.compress(bytes(1_000_000)))
+    content = with_thumbnail(png(info=info))(style)
+    tracemalloc.start()
+    try:
+        opened = LearnedStyle.open(content)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    assert opened.thumbnail.info == {}
+    assert opened.thumbnail.size == (128, 128)
+
+
+def test_a_thumbnail_carries_nothing_but_pixels(style: LearnedStyle) -> None:
+    style.thumbnail.info |= {"icc_profile": b"secret", "exif": b"secret", "xmp": b"secret", "comment": "secret"}
+    _, metadata = parts(style)
+    assert b"secret" not in base64.b64decode(metadata[THUMBNAIL_KEY])
+
+
+def test_a_style_is_read_from_a_path_its_bytes_or_an_open_file(style: LearnedStyle, tmp_path: Path) -> None:
+    path = style.save(tmp_path / "cat.safetensors")
+    with path.open("rb") as file:
+        for source in (str(path), path, path.read_bytes(), io.BytesIO(path.read_bytes()), file):
+            assert equal(LearnedStyle.open(source), style)
+    assert LearnedStyle.open(path.read_bytes()).source == ""
+
+
+@pytest.mark.parametrize("source", [None, 5, {"path": "x"}, ["x"], io.StringIO("x"), object()])
+def test_what_is_no_file_at_all_is_refused_in_a_sentence(source: Any) -> None:
+    with pytest.raises(StyleEngineError, match="No style was given"):
+        LearnedStyle.open(source)
+
+
+def test_no_more_is_read_than_a_style_may_have() -> None:
+    class Endless(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            assert 0 < size <= MOST_BYTES + 1
+            return bytes(size)
+
+    with pytest.raises(StyleEngineError, match="The file is no style that can be used: it has more than 1 MiB"):
+        LearnedStyle.open(Endless())  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kinds of files and names that Windows does not have")
+def test_what_is_no_plain_file_is_not_read_and_its_folder_not_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    names = ["pipe.safetensors", "folder.safetensors", "gone", "a\0b", "x" * 5000, "caf\udce9\n.safetensors"]
+    for path in ("/dev/zero", "", *(f"{tmp_path}/{name}" for name in names)):
+        with pytest.raises(StyleEngineError, match="does not exist or is not a file") as caught:
+            LearnedStyle.open(path)
+        assert str(tmp_path) not in str(caught.value)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names that Windows does not have")
+def test_a_file_whose_name_is_not_utf_8_is_read(style: LearnedStyle, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.safetensors"
+    Path(os.fsdecode(path)).write_bytes(style.to_bytes())
+    assert equal(LearnedStyle.open(os.fsdecode(path)), style)
+    Path(os.fsdecode(path)).write_bytes(b"broken")
+    with pytest.raises(StyleEngineError, match="no style that can be used") as caught:
+        LearnedStyle.open(os.fsdecode(path))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("mini", "mini"),
+        ("owner/name@main", "owner/name@main"),
+        ("/home/me/models/sd15", "sd15"),
+        ("/home/me/models/sd15/", "sd15"),
+        ("../models/sd15", "sd15"),
+        ("~/sd15", "sd15"),
+        ("C:\\models\\sd15", "sd15"),
+        ("/", "model"),
+    ],
+)
+def test_a_record_names_a_model_s_folder_by_its_last_part(style: LearnedStyle, model: str, name: str) -> None:
+    assert style.record.replace(backbone=model).backbone == name
+
+
+def test_no_sentence_about_a_model_names_its_folder(style: LearnedStyle, backbone: LatentBackbone) -> None:
+    assert Path(backbone.name).is_absolute()
+    with pytest.raises(StyleEngineError) as caught:
+        replace(style, word=torch.ones(5)).check_fits(backbone)
+    told = str(caught.value) + replace(style, record=style.record.replace(revision="abc")).note_for(backbone)
+    assert str(Path(backbone.name).parent) not in told
 
 
 def test_a_file_that_is_missing_or_cannot_be_written_is_named(style: LearnedStyle, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """The library of learnt styles: names of their own, nothing lost, nothing damaged let in."""
 
 import os
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from test_learned_style import made_up
 
 from styleengine import LearnedStyle, StyleEngineError, style_library
 from styleengine.backbone import LatentBackbone
-from styleengine.style_library import StyleLibrary
+from styleengine.style_library import StyleLibrary, Unfinished
 
 
 @pytest.fixture
@@ -63,7 +66,9 @@ def test_styles_of_other_models_and_damaged_files_are_not_offered(
         library.open("broken")
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "", ".."])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "", "..", ["cat"], {"path": "cat"}, None, 5, "\0", "x" * 9999]
+)
 def test_names_lead_nowhere_else(library: StyleLibrary, style: LearnedStyle, tmp_path: Path, name: str) -> None:
     library.add(style)
     style.save(tmp_path / "secret.safetensors")
@@ -71,19 +76,96 @@ def test_names_lead_nowhere_else(library: StyleLibrary, style: LearnedStyle, tmp
         library.open(name)
 
 
-def test_a_full_library_takes_no_more(
-    library: StyleLibrary, style: LearnedStyle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(style_library, "MOST_STYLES", 1)
-    library.add(style)
-    with pytest.raises(StyleEngineError, match="library is full"):
+def test_a_sentence_names_some_styles_only(library: StyleLibrary, style: LearnedStyle) -> None:
+    for _ in range(25):
         library.add(style)
+    with pytest.raises(StyleEngineError, match=r"“cat 20” and 5 more\.$") as caught:
+        library.open("a\nb<script>\u202e")
+    assert "“a b<script> ”" in str(caught.value)
 
 
-def test_a_library_that_cannot_be_written_says_so(style: LearnedStyle, tmp_path: Path) -> None:
+def test_a_full_library_takes_no_more_and_says_so_without_naming_its_folder(
+    library: StyleLibrary, style: LearnedStyle, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style_library, "MOST_STYLES", 2)
+    library.add(style)
+    place = library.begin(cat, "begun", {})
+    for one_more in (lambda: library.add(style), lambda: library.begin(cat, "x", {})):
+        with pytest.raises(StyleEngineError, match="library is full") as caught:
+            one_more()
+        assert str(library.folder.parent) not in str(caught.value)
+    assert library.put(place, style).record.name == "begun"  # what was begun in time is kept
+
+
+def test_a_library_that_cannot_be_written_says_so_without_naming_its_folder(
+    style: LearnedStyle, cat: Image.Image, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StyleEngineError, match="name another folder in \\$STYLEENGINE_STYLES"):
-        StyleLibrary(tmp_path / "file" / "styles").add(style)
+    library = StyleLibrary(tmp_path / "file" / "styles")
+    for write in (lambda: library.add(style), lambda: library.begin(cat, "x", {})):
+        with pytest.raises(StyleEngineError, match="name another folder in \\$STYLEENGINE_STYLES") as caught:
+            write()
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_full_disk_leaves_nothing_half_begun(
+    library: StyleLibrary, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(style_library, "write_whole", full)
+    with pytest.raises(StyleEngineError, match="cannot be written \\(No space left on device\\)") as caught:
+        library.begin(cat, "x", {})
+    assert str(library.folder) not in str(caught.value)
+    assert not list((library.folder / "unfinished").iterdir())
+
+
+def test_styles_are_read_once_until_their_files_change(
+    library: StyleLibrary, style: LearnedStyle, backbone: LatentBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[str]()
+    opened = LearnedStyle.open.__func__  # type: ignore[attr-defined]
+
+    def counted(cls: type[LearnedStyle], file: Path) -> LearnedStyle:
+        read.append(file.name)
+        return opened(cls, file)
+
+    monkeypatch.setattr(LearnedStyle, "open", classmethod(counted))
+    library.add(style)
+    (library.folder / "broken.safetensors").write_bytes(b"broken")
+    for _ in range(3):
+        assert library.names(backbone) == ["cat"]
+    assert sorted(read) == ["broken.safetensors", "cat.safetensors"]
+    replace(style, word=torch.ones(768)).save(library.folder / "cat.safetensors")
+    assert library.names(backbone) == []
+    style.renamed("broken").save(library.folder / "broken.safetensors")
+    assert library.names(backbone) == ["broken"]
+    assert len(read) == 4
+    (library.folder / "broken.safetensors").unlink()
+    assert library.names(backbone) == []
+    assert len(library._shapes) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names and kinds of files that Windows does not have")
+def test_strange_files_in_the_folder_are_passed_over(
+    library: StyleLibrary, style: LearnedStyle, backbone: LatentBackbone
+) -> None:
+    library.add(style)
+    folder = os.fsencode(library.folder)
+    (library.folder / "folder.safetensors").mkdir()
+    os.mkfifo(library.folder / "pipe.safetensors")
+    (library.folder / "gone.safetensors").symlink_to("nowhere")
+    (library.folder / ".hidden.safetensors").write_bytes(style.to_bytes())
+    (library.folder / "two\nlines.safetensors").write_bytes(style.to_bytes())
+    for name in (b"caf\xe9.safetensors",):
+        Path(os.fsdecode(os.path.join(folder, name))).write_bytes(style.to_bytes())
+    unfinished = library.folder / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "file").write_text("no folder")
+    Path(os.fsdecode(os.fsencode(unfinished) + b"/caf\xe9")).mkdir()
+    assert library.names() == library.names(backbone) == ["cat"]
+    assert list(library.unfinished()) == []
 
 
 def test_the_folder_can_be_named_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -106,14 +188,100 @@ def test_an_unfinished_painting_is_found_again(library: StyleLibrary, cat: Image
     assert library.names() == []
 
 
+def aged(place: Unfinished, hours: float) -> Unfinished:
+    then = time.time() - hours * 3600
+    for path in (place.run_file, place.folder):
+        if path.exists():
+            os.utime(path, (then, then))
+    return place
+
+
 def test_of_too_many_unfinished_the_one_longest_untouched_gives_way(
     library: StyleLibrary, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(style_library, "MOST_UNFINISHED", 3)
+    for hours, name in ((3, "b"), (2, "a"), (5, "in use")):
+        aged(library.begin(cat, name, {}), hours)
+    library.begin(cat, "c", {}, in_use=["in use"])
+    assert list(library.unfinished()) == ["a", "c", "in use"]
+    library.take_up("in use")
+    library.begin(cat, "d", {})
+    assert list(library.unfinished()) == ["c", "d", "in use"]
+
+
+def test_what_was_touched_within_the_hour_is_not_deleted_but_one_more_is_refused(
+    library: StyleLibrary, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(style_library, "MOST_UNFINISHED", 2)
-    for age, name in ((50, "b"), (100, "a")):
-        os.utime(library.begin(cat, name, {}).run_file, (age, age))
-    library.begin(cat, "c", {})
-    assert list(library.unfinished()) == ["a", "c"]
+    for name in ("a", "b"):
+        aged(library.begin(cat, name, {}), 0.9)
+    with pytest.raises(StyleEngineError, match="2 paintings are being learnt or were left unfinished within the hour"):
+        library.begin(cat, "c", {})
+    assert list(library.unfinished()) == ["a", "b"]
+
+
+def test_a_place_that_was_begun_but_not_written_is_not_offered_keeps_its_name_and_goes_in_time(
+    library: StyleLibrary, cat: Image.Image
+) -> None:
+    half = Unfinished(library.folder / "unfinished" / "cat")
+    half.folder.mkdir(parents=True)
+    half.painting_file.write_bytes(b"half")
+    assert library.unfinished() == {}
+    assert library.begin(cat, "cat", {}).name == "cat 2"
+    aged(half, 2)
+    assert library.begin(cat, "cat", {}).name == "cat"
+
+
+def test_places_begun_at_one_time_get_names_of_their_own_in_two_processes_too(
+    library: StyleLibrary, cat: Image.Image
+) -> None:
+    libraries = [library, StyleLibrary(library.folder, library.shipped)]
+    names = list[str]()
+    together = threading.Barrier(8)
+
+    def begin(number: int) -> None:
+        together.wait()
+        names.append(libraries[number % 2].begin(cat, ("Same", "same")[number % 2], {"steps": number}).name)
+
+    threads = [threading.Thread(target=begin, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({name.casefold() for name in names}) == 8
+    assert sorted(place.run()["steps"] for place in library.unfinished().values()) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("cat", "CAT", "Cat"), ("caf\u00e9", "cafe\u0301"), ("fi", "\ufb01"), ("<cat>", "cat"), ("🎨", "", "CON", "con")],
+)
+def test_names_that_look_alike_do_not_collide(
+    library: StyleLibrary, style: LearnedStyle, cat: Image.Image, names: tuple[str, ...]
+) -> None:
+    kept = [library.add(replace(style, record=style.renamed(name).record)).record.name for name in names]
+    begun = [library.begin(cat, name, {}).name for name in names]
+    assert len({style_library._folded(name) for name in (*kept, *begun)}) == 2 * len(names)
+    assert len(library.names()) == len(names)
+
+
+def test_a_style_from_elsewhere_never_takes_the_name_of_what_is_being_learnt(
+    library: StyleLibrary, style: LearnedStyle, cat: Image.Image
+) -> None:
+    place = library.begin(cat, "cat", {})
+    assert library.add(style).record.name == "cat 2"
+    library.put(place, replace(style, record=style.record.replace(complete=False)))
+    assert library.put(place, style).record.name == "cat"
+    assert sorted(library.names()) == ["cat", "cat 2"]
+
+
+def test_what_a_painting_s_file_says_beside_its_pixels_is_not_kept(
+    library: StyleLibrary, cat: Image.Image, tmp_path: Path
+) -> None:
+    told = cat.copy()
+    told.info |= {"icc_profile": b"secret", "exif": b"secret", "comment": "secret", "xmp": b"secret"}
+    place = library.begin(told, "cat", {}, told)
+    assert b"secret" not in place.painting_file.read_bytes() + place.content_file.read_bytes()
 
 
 def test_a_damaged_record_of_a_run_is_named(library: StyleLibrary, cat: Image.Image) -> None:

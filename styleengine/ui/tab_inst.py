@@ -1,31 +1,40 @@
 """The InST tab: learn a painting as a word, then redraw pictures with it or draw prompts that say it."""
 
-from collections.abc import Iterator, Mapping
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pandas as pd
 from gradio.components import Component
+from gradio.processing_utils import hash_bytes, save_file_to_cache
 
 from styleengine.backbone import LatentBackbone
 from styleengine.errors import StyleEngineError
-from styleengine.images import open_image
+from styleengine.images import open_image, write_whole
 from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.methods.inst import InSTSettings
 from styleengine.methods.inst_training import InSTLearningSettings
 from styleengine.style_library import StyleLibrary
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import add_api, connect_page, shown, signature
-from styleengine.ui.learning import Learning, Learnt
+from styleengine.ui.learning import HEARTBEAT, MOST_LEARNING, Learning, Learnt
 from styleengine.ui.pictures import path_of, picture
-from styleengine.ui.result import ResultPanel, Updates, line, place, progress_bar
+from styleengine.ui.result import ResultPanel, Updates, line, progress_bar
 from styleengine.ui.runs import Job, Report, Runner
 from styleengine.ui.tab import Tab
 
 LEARN, APPLY = "inst_learn", "inst_apply"
-LEARN_SUMMARY = "Learns a painting as a new word (InST); the style goes into the library, its file comes back."
-APPLY_SUMMARY = "Redraws a content image, or draws a prompt, in a learnt style or between two (InST)."
+LEARN_SUMMARY = """Learns a painting as a new word (InST); the style goes into the library, its file comes back.
+
+A call that is cancelled, or whose client goes away, stops at the next step; what is learnt by then is kept. So does
+`/inst_stop`, given the style's name, for whoever calls it; the call that learns then gives the style as it is."""
+APPLY_SUMMARY = """Redraws a content image, or draws a prompt, in a learnt style or between two (InST).
+
+A style file from elsewhere is taken into the library by `/inst_upload`, which gives its name there."""
 LEARN_DESCRIPTIONS = {
     "painting": "The painting whose style is learnt.",
     "name": "What to call the style; it is numbered where the library has one of that name.",
@@ -39,7 +48,10 @@ APPLY_DESCRIPTIONS = {
 LEARN_HINT = "Choose a painting. Learning goes on when this page is closed."
 APPLY_HINT = "Choose a style, and a content image or a prompt."
 LIBRARY_WORDS = "Everyone who can open this app sees the library."
-WATCHING: dict[str, Any] = {"concurrency_limit": None}  # pages that look on do not keep others from the engine
+LOOK_EVERY = 1.0  # seconds between two looks of a page at what it is learning
+# Calls that wait for what they learn. Gradio runs 40 calls of all kinds at once, so these leave room for others, and
+# some beyond the paintings that may wait, so that one too many is refused and does not queue.
+LEARNING_CALLS = MOST_LEARNING + 4
 
 
 def build(runner: Runner) -> None:
@@ -85,14 +97,22 @@ class Shelf:
         return style.note_for(backbone) if isinstance(backbone, LatentBackbone) else ""
 
     def file(self, style: LearnedStyle) -> str:
-        """The style's file where Gradio may send it from."""
-        return str(style.save(place(self.style.GRADIO_CACHE, f"{style.record.name}{SUFFIX}")))
+        """The style's file where Gradio may send it from: one for each content, where Gradio itself would put it."""
+        content = style.to_bytes()
+        path = Path(self.style.GRADIO_CACHE, hash_bytes(content), f"{style.record.name}{SUFFIX}")
+        try:
+            os.utime(path)  # Gradio sweeps what is old
+        except OSError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content)
+        return str(path)
 
-    def add(self, upload: Mapping[str, Any] | str | None) -> LearnedStyle:
+    def add(self, upload: Mapping[str, Any] | None) -> LearnedStyle:
         """Takes an uploaded file into the library; StyleEngineError for one that the model cannot read."""
-        if not upload:
+        path = path_of(upload)
+        if not path:
             raise StyleEngineError("No style was given. Choose a file that StyleEngine has saved.")
-        style = LearnedStyle.open(upload if isinstance(upload, str) else upload["path"])
+        style = LearnedStyle.open(path)
         backbone = self.runner.engine.backbone
         if isinstance(backbone, LatentBackbone):
             style.check_fits(backbone)
@@ -151,14 +171,14 @@ def _build_apply(runner: Runner, library: StyleLibrary, shelf: Shelf) -> None:
         return {shelf.download: button, panel.status: line(note) if note else gr.skip()}
 
     quiet: dict[str, Any] = {"preprocess": False, "queue": False, "show_progress": "hidden"}
-    lists = [shelf.style, shelf.style_2]
-    shelf.upload.upload(take_up, shelf.upload, [*lists, panel.status], api_visibility="private", **quiet)
-    shelf.style.change(offer, shelf.style, [shelf.download, panel.status], api_visibility="private", **quiet)
-    # On loading the page, and with what is then chosen.
-    gr.on(None, lambda: shelf.refreshed(), outputs=lists, api_visibility="private", **quiet)
-    gr.on(None, offer, shelf.style, [shelf.download, panel.status], api_visibility="private", **quiet)
+    quiet["api_visibility"] = "private"
+    lists, offered = [shelf.style, shelf.style_2], [shelf.download, panel.status]
+    shelf.upload.upload(take_up, shelf.upload, [*lists, panel.status], **quiet)
+    shelf.style.change(offer, shelf.style, offered, **quiet)
+    # On loading the page. Without inputs: with some, Gradio would call it at each of their changes too.
+    gr.on(None, lambda: shelf.refreshed(), outputs=lists, **quiet).then(offer, shelf.style, offered, **quiet)
 
-    def upload_for_client(file: Any) -> str:
+    def inst_upload(file: Any) -> str:
         """Takes a style file into the library; its name there, for `/inst_apply`."""
         try:
             return shelf.add(file).record.name
@@ -166,7 +186,8 @@ def _build_apply(runner: Runner, library: StyleLibrary, shelf: Shelf) -> None:
             raise shown(error) from None
 
     file, name = gr.File(visible=False), gr.Textbox(visible=False)
-    gr.on([], upload_for_client, file, name, preprocess=False, api_name="inst_upload", queue=False)
+    hidden: dict[str, Any] = {"api_name": "inst_upload", "api_visibility": "undocumented"}
+    gr.on([], inst_upload, file, name, preprocess=False, queue=False, **hidden)
 
 
 class Desk:
@@ -218,7 +239,8 @@ class Desk:
                         learning.unfinished(), value=None, label="Style", interactive=True, elem_classes="unfinished"
                     )
                     self.go_on = gr.Button("Go on", elem_classes="go-on")
-        self.carried = gr.Textbox("", visible=False)
+        self.carried, self.seen = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
+        self.clock = gr.Timer(LOOK_EVERY, active=False)
 
     @property
     def inputs(self) -> dict[str, Component]:
@@ -228,104 +250,131 @@ class Desk:
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.run, self.stop, self.status, self.plot, self.strip, self.download, self.unfinished]
+        shown = [self.run, self.stop, self.status, self.plot, self.strip, self.download, self.unfinished]
+        return [*shown, self.carried, self.seen, self.clock]
 
-    def waiting(self) -> Updates:
+    def waiting(self, name: str) -> Updates:
         return {
             **self._busy(True),
+            self.carried: name,
+            self.seen: "",
             self.status: line("Waiting for its turn …"),
             self.plot: gr.LinePlot(visible=False),
             self.strip: gr.Gallery(value=None, visible=False),
             self.download: gr.DownloadButton(interactive=False),
         }
 
-    def going(self, known: Learnt) -> Updates:
-        """How far it has come; a curve needs two points."""
-        updates: Updates = {self.plot: gr.LinePlot(losses(known), visible=len(known.judged) > 1)}
-        if known.previews:
-            updates[self.strip] = gr.Gallery(value=list(known.previews), visible=True)
+    def going(self, known: Learnt, seen: str) -> Updates:
+        """How far it has come, where that is not what was `seen` already; a curve needs two points."""
+        new = f"{len(known.judged)} {[words for _, words in known.previews]}"
+        updates: Updates = {}
+        if new != seen:
+            updates = {self.seen: new, self.plot: gr.LinePlot(losses(known), visible=len(known.judged) > 1)}
+            drawn = [(file, words) for preview, words in known.previews if (file := self._shown(preview))]
+            if drawn:
+                updates[self.strip] = gr.Gallery(value=drawn, visible=True)
         if known.phase == "learning":
             updates[self.status] = progress_bar(Report("learning", known.step, known.total)) + line(pace(known))
-        return updates
+        return updates or {self.seen: seen}
 
-    def ended(self, known: Learnt, unfinished: list[str], file: str | None) -> Updates:
-        updates = {**self._busy(False), **self.going(known), self.status: line(ending(known))}
+    def ended(self, known: Learnt, seen: str, unfinished: list[str], file: str | None) -> Updates:
+        updates = {**self._busy(False), **self.going(known, seen), self.status: line(ending(known))}
         updates[self.unfinished] = gr.Dropdown(choices=unfinished, value=None)
         if file:
             updates[self.download] = gr.DownloadButton(value=file, interactive=True)
         return updates
 
+    def stopped(self, sentence: str) -> Updates:
+        return {**self._busy(False), self.status: line(sentence)}
+
+    def _shown(self, preview: Path) -> str | None:
+        """The preview where Gradio may send it from; None for one that is gone, with all of its painting's."""
+        try:
+            return save_file_to_cache(preview, self.strip.GRADIO_CACHE)
+        except OSError:
+            return None
+
     def _busy(self, busy: bool) -> Updates:
-        return {self.run: gr.Button(interactive=not busy), self.stop: gr.Button(interactive=busy)}
+        """The page looks on, by its clock, as long as it is busy."""
+        return {
+            self.run: gr.Button(interactive=not busy),
+            self.stop: gr.Button(interactive=busy),
+            self.clock: gr.Timer(active=busy),
+        }
 
 
 def _connect_learning(learning: Learning, desk: Desk, shelf: Shelf) -> None:
     def begin(values: Mapping[str, Any]) -> str:
         path, content = path_of(values["painting"]), path_of(values["content"])
         painting = open_image(path, "painting")  # type: ignore[arg-type] - None is worded too
-        name = values["name"] or Path(path or "").stem
+        name = str(values["name"] or Path(path or "").stem)
         on = open_image(content, "content image to try it on") if content else None
         return learning.begin(painting, desk.controls.settings(values), name, on)
 
     def begin_on_page(*values: Any) -> Updates:
         try:
-            name = begin(dict(zip(desk.inputs, values, strict=True)))
+            return desk.waiting(begin(dict(zip(desk.inputs, values, strict=True))))
         except StyleEngineError as error:
             raise shown(error) from None
-        return {**desk.waiting(), desk.carried: name}
 
     def go_on(name: str | None) -> Updates:
         if not name:
             raise shown(StyleEngineError("Choose an unfinished style first."))
         try:
-            return {**desk.waiting(), desk.carried: learning.go_on(name)}
+            return desk.waiting(learning.go_on(str(name)))
         except StyleEngineError as error:
             raise shown(error) from None
 
-    def watch(name: str) -> Iterator[Updates]:
-        for known in learning.watch(name):
-            if not known.ended:
-                yield desk.going(known)
-                continue
-            file = shelf.file(known.style) if known.style else None
-            yield {**desk.ended(known, learning.unfinished(), file), **shelf.refreshed(name)}
+    def look(name: str, seen: str) -> Updates:
+        """What the page shows now: it asks by its clock, and no thread waits for it."""
+        try:
+            known = learning.look(name)
+        except StyleEngineError as error:
+            return desk.stopped(str(error))
+        if not known.ended:
+            return desk.going(known, seen)
+        file = shelf.file(known.style) if known.style else None
+        return {**desk.ended(known, seen, learning.unfinished(), file), **shelf.refreshed(name)}
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    outputs = [*desk.outputs, desk.carried]
-    watching: dict[str, Any] = {
-        "inputs": desk.carried,
-        "outputs": [*desk.outputs, shelf.style, shelf.style_2],
-        "show_progress": "hidden",
-        "api_visibility": "private",
-        "trigger_mode": "multiple",
-        **WATCHING,
-    }
-    desk.run.click(begin_on_page, list(desk.inputs.values()), outputs, preprocess=False, **quiet).success(
-        watch, **watching
-    )
-    desk.go_on.click(go_on, desk.unfinished, outputs, preprocess=False, **quiet).success(watch, **watching)
+    desk.run.click(begin_on_page, list(desk.inputs.values()), desk.outputs, preprocess=False, **quiet)
+    desk.go_on.click(go_on, desk.unfinished, desk.outputs, preprocess=False, **quiet)
+    desk.clock.tick(look, [desk.carried, desk.seen], [*desk.outputs, shelf.style, shelf.style_2], **quiet)
     desk.stop.click(learning.stop, desk.carried, **quiet)
     gr.on(None, lambda: gr.Dropdown(choices=learning.unfinished()), outputs=desk.unfinished, **quiet)
 
     _add_learning_api(learning, desk, shelf, begin)
 
 
-def _add_learning_api(learning: Learning, desk: Desk, shelf: Shelf, begin: Any) -> None:
-    """`/inst_learn`: the painting and settings by name in, the style's file and record out; `/inst_stop` ends it."""
+def _add_learning_api(learning: Learning, desk: Desk, shelf: Shelf, begin: Callable[..., str]) -> None:
+    """`/inst_learn`: the painting and settings by name in, the style's file and record out; `/inst_stop` ends it.
 
-    def endpoint(request: gr.Request, *values: Any) -> tuple[str, dict[str, Any]]:
+    While it waits it holds no thread, and gives two empty outputs now and then: without them Gradio
+    would not find out that the client is gone.
+    """
+
+    async def endpoint(request: gr.Request, *values: Any) -> AsyncIterator[tuple[str | None, dict[str, Any] | None]]:
         *given, progress = values
         try:
-            known = None
-            for known in learning.watch(begin(dict(zip(desk.inputs, given, strict=True)))):
-                progress((known.step, known.total), desc=f"“{known.name}”: {known.phase}")
-            if known is None or known.style is None:
-                raise StyleEngineError(known.sentence if known else "")
+            name = await _begun(learning, begin, dict(zip(desk.inputs, given, strict=True)))
+            known = learning.look(name)
+            try:
+                given_at = time.monotonic()
+                async for known in learning.watch(name):
+                    progress((known.step, known.total), desc=f"“{known.name}”: {known.phase}")
+                    if not known.ended and time.monotonic() - given_at > HEARTBEAT:
+                        given_at = time.monotonic()
+                        yield None, None
+            finally:  # also when the call is cancelled, or its client is gone
+                if not known.ended:
+                    learning.stop(name)
+            if known.style is None:
+                raise StyleEngineError(known.sentence)
         except StyleEngineError as error:
             raise shown(error) from None
-        return shelf.file(known.style), known.style.record.model_dump()
+        yield await asyncio.to_thread(shelf.file, known.style), known.style.record.model_dump()
 
-    def stop(name: str) -> None:
+    def inst_stop(name: str) -> None:
         """Ends the learning of a style at its next step; what is learnt by then is kept."""
         learning.stop(name)
 
@@ -336,11 +385,25 @@ def _add_learning_api(learning: Learning, desk: Desk, shelf: Shelf, begin: Any) 
     lines = [f"    {field}: {descriptions[field]}" for field in desk.inputs]
     endpoint.__doc__ = "\n".join([LEARN_SUMMARY, "", "Args:", *lines])
     file, record = gr.File(label="Style", visible=False), gr.JSON(label="Record", visible=False)
-    gr.on(
-        [], endpoint, list(desk.inputs.values()), [file, record], preprocess=False, api_name=LEARN, **WATCHING
-    )  # fmt: skip
+    waiting: dict[str, Any] = {"api_name": LEARN, "concurrency_id": LEARN, "concurrency_limit": LEARNING_CALLS}
+    gr.on([], endpoint, list(desk.inputs.values()), [file, record], preprocess=False, **waiting)
     name = gr.Textbox(visible=False)
-    gr.on([], stop, name, api_name="inst_stop", queue=False)
+    gr.on([], inst_stop, name, api_name="inst_stop", api_visibility="undocumented", queue=False)
+
+
+async def _begun(learning: Learning, begin: Callable[..., str], values: Mapping[str, Any]) -> str:
+    """The name of what `begin` has begun, which stops again if the call is cancelled meanwhile."""
+    beginning = asyncio.create_task(asyncio.to_thread(begin, values))
+
+    def stop(begun: asyncio.Task[str]) -> None:
+        if not begun.cancelled() and not begun.exception():
+            learning.stop(begun.result())
+
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        beginning.add_done_callback(stop)
+        raise
 
 
 def losses(known: Learnt) -> pd.DataFrame:

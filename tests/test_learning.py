@@ -1,0 +1,433 @@
+"""Learning in the background: a queue with an end, one thread, and nothing lost when pages, clients or processes go."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from test_learned_style import made_up
+
+from styleengine import InSTLearningSettings, LearnedStyle, StyleEngine, ZStarSettings
+from styleengine import engine as engine_module
+from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.style_library import StyleLibrary
+from styleengine.ui import learning as learning_module
+from styleengine.ui.learning import MOST_KNOWN, MOST_LEARNING, Learning, Learnt
+from styleengine.ui.runs import Job, Report, Runner
+
+LEARN: dict[str, Any] = {"size": 32, "steps": 6, "batch": 2, "views": 2, "check_every": 2, "patience": 0}
+SETTINGS = InSTLearningSettings(**LEARN)
+SO_LONG = 5000  # steps that no test waits for
+PATIENCE = 60  # seconds
+ASKED_BY: ContextVar[str] = ContextVar("asked_by", default="nobody")
+
+
+class Stub(Runner):
+    """Learns nothing, but at once; waits at the gate before each painting's only step."""
+
+    def __init__(self, engine: StyleEngine, style: LearnedStyle) -> None:
+        super().__init__(engine)
+        self.style, self.gate, self.asked_by = style, threading.Event(), list[str]()
+        self.tickets: set[str] = set()
+        self.troubles: list[BaseException] = []
+
+    def admit_beyond_session(self, name: str) -> str:
+        self.tickets.add(ticket := f"{name} {len(self.asked_by)}")
+        return ticket
+
+    def release(self, ticket: str) -> None:
+        self.tickets.discard(ticket)
+
+    def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Any]:
+        self.asked_by.append(ASKED_BY.get())
+        yield Report("learning", 0, 1, job.content if previews else None)
+        while not self.gate.wait(0.01):
+            if ticket not in self.tickets:
+                self._style(job, complete=False).save(job.arguments["partial"])
+                raise Cancelled
+        if self.troubles:
+            raise self.troubles.pop()
+        yield Report("learning", 1, 1)
+        yield self._style(job, complete=True)
+
+    def _style(self, job: Job, complete: bool) -> LearnedStyle:
+        record = self.style.record.replace(name=job.arguments["name"], complete=complete)
+        return replace(self.style, record=record, state={} if complete else {"module.a": torch.ones(2)})
+
+
+@pytest.fixture
+def runner(shared_engine: StyleEngine, cat: Image.Image) -> Iterator[Stub]:
+    stub = Stub(shared_engine, made_up(shared_engine.backbone, cat))
+    yield stub
+    stub.gate.set()
+
+
+@pytest.fixture
+def learning(runner: Stub, tmp_path: Path) -> Learning:
+    return Learning(runner, StyleLibrary(tmp_path, shipped=tmp_path / "none"))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning_module, "POLL", 0.01)
+    monkeypatch.setattr(learning_module, "BREATH", 0.01)
+    monkeypatch.setattr(engine_module, "PREVIEW_SIZE", 64)
+    monkeypatch.setattr(engine_module, "PREVIEW_STEPS", 2)
+
+
+def watched(learning: Learning, name: str) -> Iterator[Learnt]:
+    """As `Learning.watch`, for who can wait."""
+    shown, until = None, time.monotonic() + PATIENCE
+    while shown is None or not shown.ended:
+        assert time.monotonic() < until
+        known = learning.look(name)
+        if known is not shown:
+            yield known
+        shown = known
+        time.sleep(0.01)
+
+
+def end(learning: Learning, name: str) -> Learnt:
+    *_, last = watched(learning, name)
+    return last
+
+
+def until_learning(learning: Learning, name: str) -> None:
+    next(known for known in watched(learning, name) if known.phase == "learning")
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "styleengine-learning"]
+
+
+def settled() -> None:
+    until = time.monotonic() + PATIENCE
+    while workers():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_watching_takes_no_thread_and_costs_nothing_once_nobody_watches(
+    learning: Learning, runner: Stub, cat: Image.Image
+) -> None:
+    name = learning.begin(cat, SETTINGS, "cat", None)
+
+    async def watch() -> str:
+        return [known.phase async for known in learning.watch(name)][-1]
+
+    async def crowd() -> list[str]:
+        watchers = [asyncio.create_task(watch()) for _ in range(60)]
+        await asyncio.sleep(0.05)
+        before = threading.active_count()
+        for gone in watchers[:20]:
+            gone.cancel()
+        began = time.monotonic()
+        await asyncio.sleep(0.02)
+        assert time.monotonic() - began < 1  # the loop is free
+        assert threading.active_count() <= before
+        assert all(task.cancelled() for task in watchers[:20])
+        runner.gate.set()
+        return await asyncio.gather(*watchers[20:])
+
+    assert asyncio.run(crowd()) == ["finished"] * 40
+
+
+def test_a_watcher_hears_again_of_what_does_not_change(
+    learning: Learning, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning_module, "HEARTBEAT", 0.03)
+    name = learning.begin(cat, SETTINGS, "cat", None)
+    until_learning(learning, name)
+
+    async def two() -> list[Learnt]:
+        states = learning.watch(name)
+        return [await anext(states), await anext(states)]
+
+    first, second = asyncio.run(two())
+    assert first is second
+
+
+def test_of_five_paintings_too_many_each_is_refused_in_words_and_all_others_become_styles(
+    learning: Learning, runner: Stub, cat: Image.Image
+) -> None:
+    names, sentences = list[str](), list[str]()
+    for _ in range(MOST_LEARNING + 5):
+        try:
+            names.append(learning.begin(cat, SETTINGS, "same", None))
+        except StyleEngineError as error:
+            sentences.append(str(error))
+    assert len(sentences) == 5
+    assert {sentence[:50] for sentence in sentences} == {"20 paintings wait or are being learnt already. Try"}
+    assert len(learning.unfinished()) == MOST_LEARNING
+    runner.gate.set()
+    assert [end(learning, name).phase for name in names] == ["finished"] * MOST_LEARNING
+    assert sorted(learning.library.names()) == sorted(names)
+    assert learning.unfinished() == []
+    assert learning.begin(cat, SETTINGS, "same", None)  # there is room again
+
+
+def test_one_thread_learns_all_and_is_gone_when_nothing_waits(
+    learning: Learning, runner: Stub, cat: Image.Image
+) -> None:
+    names = [learning.begin(cat, SETTINGS, "a", None) for _ in range(5)]
+    assert len(workers()) == 1
+    runner.gate.set()
+    assert {end(learning, name).phase for name in names} == {"finished"}
+    settled()
+    assert end(learning, learning.begin(cat, SETTINGS, "later", None)).phase == "finished"
+
+
+@pytest.mark.parametrize("trouble", [RuntimeError("x"), MemoryError(), SystemExit(), StyleEngineError("No luck.")])
+def test_after_an_error_the_next_painting_is_learnt(
+    learning: Learning, runner: Stub, cat: Image.Image, trouble: BaseException
+) -> None:
+    runner.troubles.append(trouble)
+    names = [learning.begin(cat, SETTINGS, name, None) for name in ("first", "second")]
+    runner.gate.set()
+    first, second = (end(learning, name) for name in names)
+    assert (first.phase, second.phase) == ("failed", "finished")
+    assert first.sentence == (
+        "No luck." if isinstance(trouble, StyleEngineError) else "Something went wrong that should not have."
+    )
+    assert learning.unfinished() == ["first"]
+
+
+def test_each_painting_is_learnt_in_the_context_of_its_own_request(
+    learning: Learning, runner: Stub, cat: Image.Image
+) -> None:
+    for who in ("one", "other"):
+        token = ASKED_BY.set(who)
+        learning.begin(cat, SETTINGS, who, None)
+        ASKED_BY.reset(token)
+    runner.gate.set()
+    for who in ("one", "other"):
+        end(learning, who)
+    assert runner.asked_by == ["one", "other"]
+
+
+def test_what_nobody_knows_cannot_be_stopped_and_leaves_no_trace(
+    learning: Learning, runner: Stub, cat: Image.Image
+) -> None:
+    name = learning.begin(cat, SETTINGS, "cat", None)
+    until_learning(learning, name)
+    for number in range(100):
+        learning.stop(f"{number}")
+    assert not learning.look(name).ended
+    runner.gate.set()
+    end(learning, name)
+    learning.stop(name)  # too late
+    settled()
+    assert not learning._waiting
+    assert learning._now is None
+    assert list(learning._known) == [name]
+    assert not runner.tickets
+    assert end(learning, learning.begin(cat, SETTINGS, "cat", None)).phase == "finished"
+
+
+def test_of_what_has_ended_only_the_last_is_remembered(learning: Learning, runner: Stub, cat: Image.Image) -> None:
+    runner.gate.set()
+    for number in range(MOST_KNOWN + 3):
+        end(learning, learning.begin(cat, SETTINGS, f"{number}", None))
+    assert list(learning._known) == [f"{number}" for number in range(3, MOST_KNOWN + 3)]
+    with pytest.raises(StyleEngineError, match="is not being learnt"):
+        learning.look("0")
+
+
+def test_what_waits_is_taken_from_the_queue_at_once_and_kept(
+    learning: Learning, runner: Stub, cat: Image.Image
+) -> None:
+    first, second = (learning.begin(cat, SETTINGS, name, None) for name in ("first", "second"))
+    until_learning(learning, first)
+    learning.stop(second)
+    stopped = learning.look(second)
+    assert (stopped.phase, stopped.style) == ("stopped", None)
+    assert stopped.sentence == "Stopped before its first step. It is kept as unfinished."
+    assert learning.go_on(second) == second
+    runner.gate.set()
+    assert end(learning, second).phase == "finished"
+
+
+def test_going_on_with_what_is_being_learnt_changes_nothing(
+    learning: Learning, runner: Stub, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "_room", threading.Semaphore(1))
+    name = learning.begin(cat, SETTINGS, "cat", None)
+    assert learning.go_on(name) == name
+    runner.gate.set()
+    assert end(learning, name).phase == "finished"
+    assert runner.asked_by == ["nobody"]
+
+
+def test_what_waits_or_is_learnt_is_not_deleted_for_others_however_long_it_takes(
+    learning: Learning, runner: Stub, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("styleengine.style_library.MOST_UNFINISHED", 2)
+    monkeypatch.setattr("styleengine.style_library.LATELY", -1.0)  # whatever is touched was touched long ago
+    names = [learning.begin(cat, SETTINGS, name, None) for name in ("a", "b")]
+    with pytest.raises(StyleEngineError, match="2 paintings are being learnt or were left unfinished"):
+        learning.begin(cat, SETTINGS, "c", None)
+    runner.gate.set()
+    assert [end(learning, name).phase for name in names] == ["finished"] * 2
+
+
+def test_what_waits_is_touched_while_another_is_learnt(learning: Learning, runner: Stub, cat: Image.Image) -> None:
+    learning.begin(cat, SETTINGS, "a", None)
+    until_learning(learning, "a")
+    learning.begin(cat, SETTINGS, "b", None)
+    (waiting,) = [place for name, place in learning.library.unfinished().items() if name == "b"]
+    before = waiting.run_file.stat().st_mtime_ns
+    learning._touch_all()
+    assert waiting.run_file.stat().st_mtime_ns > before
+
+
+def test_a_folder_that_vanishes_is_explained_without_naming_it(
+    learning: Learning, runner: Stub, cat: Image.Image, tmp_path: Path
+) -> None:
+    names = [learning.begin(cat, SETTINGS, name, None) for name in ("a", "b")]
+    until_learning(learning, "a")
+    learning.library.unfinished()["b"].delete()
+    runner.gate.set()
+    failed = end(learning, names[1])
+    assert failed.phase == "failed"
+    assert failed.sentence == "What was kept of learning “b” is damaged: learn the painting anew."
+
+
+def test_what_waited_or_was_being_learnt_when_the_process_died_is_offered_as_unfinished(
+    learning: Learning, runner: Stub, cat: Image.Image, coffee: Image.Image, tmp_path: Path
+) -> None:
+    for name in ("a", "b", "c"):
+        learning.begin(cat, SETTINGS, name, coffee)
+    until_learning(learning, "a")
+    after = Stub(runner.engine, runner.style)
+    after.gate.set()
+    again = Learning(after, StyleLibrary(tmp_path, shipped=tmp_path / "none"))
+    assert again.unfinished() == ["a", "b", "c"]
+    for name in again.unfinished():
+        again.go_on(name)
+    assert end(again, "c").phase == "finished"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("run.json", b"{"),
+        ("run.json", b"\xff\xfe"),
+        ("run.json", b"[1, 2]"),
+        ("run.json", b"{}"),
+        ("run.json", b'{"settings": {"steps": -1}, "model": "mini"}'),
+        ("run.json", b'{"settings": {"steps": 1}, "model": 5}'),
+        ("run.json", b"[" * 100_000),
+        ("painting.png", b"\x89PNG\r\n\x1a\ncut"),
+        ("painting.png", b""),
+    ],
+)
+def test_half_written_files_are_explained_on_use_and_hurt_nothing_else(
+    learning: Learning, runner: Stub, cat: Image.Image, file: str, content: bytes
+) -> None:
+    place = learning.library.begin(cat, "cut", {"settings": LEARN, "model": runner.engine.backbone.name})
+    (place.folder / file).write_bytes(content)
+    (place.folder / "preview-00001.png").write_bytes(b"cut")
+    (place.folder / "preview-x.png").write_bytes(b"cut")
+    runner.gate.set()
+    assert learning.unfinished() == ["cut"]
+    try:
+        learning.go_on("cut")
+        failed = end(learning, "cut")
+        assert failed.phase == "failed"
+        sentence = failed.sentence
+    except StyleEngineError as error:
+        sentence = str(error)
+    assert sentence == "What was kept of learning “cut” is damaged: learn the painting anew."
+    assert end(learning, learning.begin(cat, SETTINGS, "next", None)).phase == "finished"
+
+
+def test_previews_are_few_and_the_last_is_among_them(learning: Learning, cat: Image.Image) -> None:
+    place = learning.library.begin(cat, "cat", {"settings": LEARN})
+    for step in range(30):
+        place.save_preview(step, cat)
+    shown = learning_module._previews(place)
+    assert [words for _, words in shown][::7] == ["step 0", "step 29"]
+    assert len(shown) == 8
+
+
+def test_learning_survives_its_page_and_its_process(
+    shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path
+) -> None:
+    settings = InSTLearningSettings(**{**LEARN, "steps": 12})
+    library = StyleLibrary(tmp_path, shipped=tmp_path / "none")
+    first = Learning(Runner(shared_engine), library)
+    name = first.begin(cat, settings, "cat", cat)
+    next(known for known in watched(first, name) if known.step >= 3)  # the page is closed: nobody watches any more
+    first.stop(name)
+    *_, stopped = watched(first, name)
+    assert stopped.phase == "stopped"
+    assert stopped.style is not None
+    assert library.names() == ["cat"]
+    second = Learning(Runner(shared_engine), StyleLibrary(tmp_path))  # a new process finds it on the disk
+    assert second.unfinished() == ["cat"]
+    second.go_on("cat")
+    steps = []
+    for known in watched(second, "cat"):
+        steps.append(known.step)
+        last = known
+    assert last.phase == "finished"
+    assert min(step for step in steps if step) >= stopped.step
+    assert second.unfinished() == []
+    assert library.names() == ["cat"]
+    whole = shared_engine.inst_learn(cat, settings)
+    torch.testing.assert_close(library.open("cat").word, whole.word, atol=1e-6, rtol=0)
+    assert last.previews
+
+
+def test_learning_goes_in_slices_and_lets_others_in_between(
+    shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning_module, "SLICE_SECONDS", 0.2)
+    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
+    name = learning.begin(cat, InSTLearningSettings(**{**LEARN, "steps": SO_LONG}), "cat", None)
+    next(known for known in watched(learning, name) if known.step >= 1)
+    shared_engine.zstar(cat, [cat], ZStarSettings(size=64, steps=4))
+    assert not learning.look(name).ended
+    before = learning.look(name).step
+    next(known for known in watched(learning, name) if known.step > before)
+    learning.stop(name)
+    *_, stopped = watched(learning, name)
+    assert stopped.phase == "stopped"
+
+
+def test_two_paintings_are_learnt_one_after_the_other(
+    shared_engine: StyleEngine, cat: Image.Image, coffee: Image.Image, tmp_path: Path
+) -> None:
+    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
+    names = [learning.begin(painting, InSTLearningSettings(**LEARN), "same", None) for painting in (cat, coffee)]
+    assert names == ["same", "same 2"]
+    ends = [list(watched(learning, name))[-1] for name in names]
+    assert [end.phase for end in ends] == ["finished", "finished"]
+    assert ends[0].style is not None
+    assert ends[1].style is not None
+    assert ends[0].style.record.painting != ends[1].style.record.painting
+
+
+def test_learning_that_cannot_be_gone_on_with_says_so(
+    shared_engine: StyleEngine, shared_pixel_engine: StyleEngine, cat: Image.Image, tmp_path: Path
+) -> None:
+    learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
+    with pytest.raises(StyleEngineError, match="no unfinished style “gone”"):
+        learning.go_on("gone")
+    with pytest.raises(StyleEngineError, match="listens to no words"):
+        Learning(Runner(shared_pixel_engine), StyleLibrary(tmp_path)).begin(cat, InSTLearningSettings(), "a", None)
+    place = StyleLibrary(tmp_path).begin(
+        cat, "cut", {"settings": InSTLearningSettings(**LEARN).model_dump(), "model": shared_engine.backbone.name}
+    )
+    place.partial.write_bytes(b"cut off")
+    learning.go_on("cut")
+    *_, failed = watched(learning, "cut")
+    assert failed.phase == "failed"
+    assert "is no style that can be used" in failed.sentence
