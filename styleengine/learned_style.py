@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -25,6 +25,7 @@ from styleengine.backbone import LatentBackbone
 from styleengine.errors import StyleEngineError
 from styleengine.images import check_output, fit, write_whole
 from styleengine.settings import Settings
+from styleengine.stylization import model_name
 
 SUFFIX = ".safetensors"
 METADATA_KEY, THUMBNAIL_KEY = "styleengine_style", "thumbnail"
@@ -53,7 +54,7 @@ class StyleRecord(Settings):
     format: Literal[1] = FORMAT
     name: Annotated[str, Field(min_length=1, max_length=MOST_NAME)]
     painting: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    backbone: Text
+    backbone: Annotated[Text, AfterValidator(model_name)]
     revision: Text
     words: Text
     settings: Annotated[dict[Annotated[str, Field(max_length=40)], Plain], Field(max_length=40)]
@@ -129,7 +130,7 @@ class LearnedStyle:
         tensors: dict[str, torch.Tensor] = {name: getattr(self, name) for name in TENSORS}
         tensors |= {STATE + name: x for name, x in self.state.items()}
         buffer = io.BytesIO()
-        self.thumbnail.save(buffer, "PNG", optimize=True)
+        self.thumbnail.save(buffer, "PNG", optimize=True, icc_profile=None)
         record = json.dumps(self.record.model_dump(), ensure_ascii=False)
         return save(
             {name: x.detach().float().cpu().contiguous() for name, x in tensors.items()},
