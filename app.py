@@ -3,7 +3,9 @@
 import sys
 
 from styleengine import StyleEngine, StyleEngineError, ui
+from styleengine.console import silence_libraries
 
+silence_libraries()
 try:
     demo = ui.build(StyleEngine())
 except StyleEngineError as error:  # no such model, no network: the page says so

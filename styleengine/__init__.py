@@ -4,19 +4,40 @@ from styleengine import StyleEngine
 StyleEngine(model="mini").zstar("photo.jpg", ["painting.jpg"]).save("out.png")
 """
 
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
 from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from styleengine.engine import StyleEngine
+    from styleengine.learned_style import LearnedStyle
+    from styleengine.methods.h_space import HSpaceSettings
+    from styleengine.methods.inst import InSTSettings
+    from styleengine.methods.inst_training import InSTLearningSettings
+    from styleengine.methods.qs_attn import QSAttnSettings
+    from styleengine.methods.zstar import Style, ZStarSettings
+    from styleengine.methods.zstar_video import ZStarVideoSettings
+    from styleengine.stylization import LearningEvent, StepEvent, Stylization, VideoStylization
 
-from styleengine.engine import StyleEngine
-from styleengine.learned_style import LearnedStyle
-from styleengine.methods.h_space import HSpaceSettings
-from styleengine.methods.inst import InSTSettings
-from styleengine.methods.inst_training import InSTLearningSettings
-from styleengine.methods.qs_attn import QSAttnSettings
-from styleengine.methods.zstar import Style, ZStarSettings
-from styleengine.methods.zstar_video import ZStarVideoSettings
-from styleengine.stylization import LearningEvent, StepEvent, Stylization, VideoStylization
+# Where the names below are declared. They are imported when they are first used: torch and diffusers take seconds.
+MODULES = {
+    "HSpaceSettings": "methods.h_space",
+    "InSTLearningSettings": "methods.inst_training",
+    "InSTSettings": "methods.inst",
+    "LearnedStyle": "learned_style",
+    "LearningEvent": "stylization",
+    "QSAttnSettings": "methods.qs_attn",
+    "StepEvent": "stylization",
+    "Style": "methods.zstar",
+    "StyleEngine": "engine",
+    "Stylization": "stylization",
+    "VideoStylization": "stylization",
+    "ZStarSettings": "methods.zstar",
+    "ZStarVideoSettings": "methods.zstar_video",
+}
 
 __all__ = [
     "Cancelled",
@@ -36,3 +57,19 @@ __all__ = [
     "ZStarVideoSettings",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
+
+
+def _has_cuda(_: logging.LogRecord) -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# diffusers imports xformers wherever it is installed; without CUDA its advice to reinstall it is beside the point.
+logging.getLogger("xformers").addFilter(_has_cuda)

@@ -40,6 +40,7 @@ from styleengine.networks import (
     UNet2DConditionModel,
     UNet2DModel,
 )
+from styleengine.stylization import model_name
 
 MODELS = Path(__file__).parent / "models"
 RECOMMENDED_FILE = "recommended.json"
@@ -112,7 +113,7 @@ class Backbone(ABC):
     @property
     def title(self) -> str:
         """What people are told it is called: its name, of a local folder without the path."""
-        return title_of(self.name)
+        return model_name(self.name)
 
     @property
     def precision(self) -> str:
@@ -447,7 +448,7 @@ def load_backbone(
     device = working_device(device)
     dtype = working_dtype(dtype, device)
     folder = Path(origin.location)
-    with memory_in_words(_too_large(title_of(name))):
+    with memory_in_words(_too_large(model_name(name))):
         if not folder.is_dir():
             folder, revision = _download(name, origin)
         else:
@@ -504,11 +505,6 @@ def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImagePr
                 "a CLIPModel with its tokenizer and image processor, with safetensors weights."
             ) from error
         return model.to(backbone.device).eval().requires_grad_(False), tokenizer, processor
-
-
-def title_of(model: str) -> str:
-    """What people are told a model is called: its name, of a local folder without the path."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def cut_note(text: str, read: str, limit: int) -> str:
@@ -593,7 +589,7 @@ def _recommended(origin: Origin, folder: Path) -> dict[str, Mapping[str, Any]]:
         stated: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     except ValueError as error:
         raise StyleEngineError(
-            f"The file {file.name} of the model “{title_of(str(folder))}” is not valid JSON ({error}): "
+            f"The file {file.name} of the model “{model_name(str(folder))}” is not valid JSON ({error}): "
             "fix or delete it."
         ) from error
     trained = {method: {"size": size} for method in SIZED_AS_TRAINED} if (size := _trained_size(folder)) else {}
@@ -631,7 +627,7 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """The parts of a model as keyword arguments of its backbone, each by its own loader, safetensors only."""
     if not (folder / "model_index.json").is_file():
         raise StyleEngineError(
-            f"The folder “{title_of(str(folder))}” holds no diffusers model (model_index.json is missing). "
+            f"The folder “{model_name(str(folder))}” holds no diffusers model (model_index.json is missing). "
             "Give a folder written by save_pretrained."
         )
     weights: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
@@ -642,13 +638,13 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
         if is_out_of_memory(error):
             raise
         raise StyleEngineError(
-            f"The model “{title_of(name)}” could not be loaded ({_reason(error, folder)}). It must be a Stable "
+            f"The model “{model_name(name)}” could not be loaded ({_reason(error, folder)}). It must be a Stable "
             "Diffusion 1 model or an unconditional DDPM of RGB pixels, in diffusers' format with safetensors weights."
         ) from error
     predicted = scheduler.config.prediction_type
     if predicted not in PREDICTION_TYPES:
         raise StyleEngineError(
-            f"The model “{title_of(name)}” predicts “{predicted}”; StyleEngine works with models that "
+            f"The model “{model_name(name)}” predicts “{predicted}”; StyleEngine works with models that "
             "predict the noise (“epsilon”), such as Stable Diffusion 1.x, or the velocity (“v_prediction”)."
         )
     return {**parts, "alphas_cumprod": scheduler.alphas_cumprod, "prediction_type": predicted}

@@ -6,21 +6,22 @@ python -m styleengine zstar-video clip.mp4 painting.jpg -o out.mp4
 python -m styleengine qs-attn photo.jpg "a watercolor painting" -o out.png
 python -m styleengine inst learn painting.jpg -o style.safetensors
 python -m styleengine inst apply photo.jpg style.safetensors -o out.png
-python -m styleengine rerun out.png
+python -m styleengine rerun out.png --inputs photos
 """
 
 import argparse
+import os
 import shutil
 import sys
-import warnings
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from diffusers.utils import logging as diffusers_logging
+import torch
 from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
 
 from styleengine import (
     HSpaceSettings,
@@ -33,41 +34,51 @@ from styleengine import (
     StyleEngineError,
     ZStarSettings,
     ZStarVideoSettings,
-    __version__,
 )
 from styleengine.backbone import that_listens
+from styleengine.console import lenient_console, silence_libraries
 from styleengine.images import check_output, open_image
 from styleengine.learned_style import SUFFIX
 from styleengine.methods.zstar import Style
 from styleengine.rerun import Rerun
-from styleengine.settings import Settings
-from styleengine.stylization import OnStep, StepEvent, Stylization, VideoStylization
+from styleengine.settings import Settings, shortened
+from styleengine.stylization import OnStep, Record, StepEvent, Stylization, VideoStylization
+from styleengine.version import __version__
 from styleengine.video import open_clip
 
+LONGEST_ERROR = 500  # characters of what argparse says, which repeats whatever it was given
 SERIES = {"result": "of the result", "alone": "each redrawn on its own", "clip": "of the clip itself"}
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in a line, however long they are."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(message if len(message) <= LONGEST_ERROR else f"{message[:LONGEST_ERROR]}…")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. 0: done; 2: something to put right, said in a sentence on stderr."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore", module="diffusers|transformers")
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        chosen.run(chosen)
-    except StyleEngineError as error:
-        print(f"styleengine: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("styleengine: stopped; no result was written.", file=sys.stderr)
-        return 130
+    """Runs one command. 0: done; 2: something to put right, said in a sentence on stderr; 130: stopped by Ctrl-C."""
+    with lenient_console():
+        try:
+            chosen = _parser().parse_args(arguments)
+            silence_libraries()
+            chosen.run(chosen)
+        except StyleEngineError as error:
+            print(f"styleengine: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            name = f"{Path(os.fsdecode(error.filename)).name}: " if isinstance(error.filename, (str, bytes)) else ""
+            print(f"styleengine: {shortened(name)}{error.strerror or error}.", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("styleengine: stopped.", file=sys.stderr)
+            return 130
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="styleengine", description="Style transfer by diffusion.")
+    parser = _Parser(prog="styleengine", description="Style transfer by diffusion.")
     parser.add_argument("--version", action="version", version=f"styleengine {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -110,9 +121,17 @@ def _parser() -> argparse.ArgumentParser:
 
     rerun = _command(commands, "rerun", _rerun, "make a saved result again from the record inside it")
     rerun.add_argument("result", metavar="RESULT", help="a PNG or MP4 that styleengine has saved")
-    rerun.add_argument("--content", action="append", default=[], help="the content image or clip, if it has moved")
-    rerun.add_argument("--style", action="append", default=[], help="the styles in order, if they have moved")
-    rerun.add_argument("--mask", action="append", default=[], help="the masks in order, if they have moved")
+    rerun.add_argument(
+        "--inputs",
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="where to look for the inputs, beside RESULT's folder and the current one; they may have other names now",
+    )
+    for flag, what in {"content": "the content image or clip", "style": "a style", "mask": "a mask"}.items():
+        rerun.add_argument(
+            f"--{flag}", metavar="FILE", action="append", default=[], help=f"{what}, if it is not found without"
+        )
     _add_output(rerun, "where to write the new one (default: RESULT-again beside it)", required=False, kind="FILE")
     return parser
 
@@ -158,6 +177,7 @@ def _add_styles(command: argparse.ArgumentParser) -> None:
 
 def _add_output(command: argparse.ArgumentParser, text: str, required: bool = True, kind: str = "PNG") -> None:
     command.add_argument("-o", "--output", metavar=kind, required=required, help=text)
+    command.add_argument("--overwrite", action="store_true", help="also where OUTPUT is one of the inputs")
     command.add_argument("--model", help="mini, sd15, a local diffusers folder or a hub id (default: what fits)")
     command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
 
@@ -188,22 +208,45 @@ def _given(chosen: argparse.Namespace, settings: type[Settings]) -> dict[str, An
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _output(chosen: argparse.Namespace, inputs: Sequence[str | os.PathLike[str]], suffix: str = ".png") -> Path:
+    """Where the result goes, checked at once and not after minutes of work.
+
+    Raises StyleEngineError where nothing can be written there, or what lies there is an input and not to be replaced.
+    """
+    output = check_output(chosen.output, suffix)
+    if output.is_dir():
+        raise StyleEngineError(f"{output} is a folder: name a file with -o.")
+    if not chosen.overwrite and any(_same_file(output, source) for source in inputs):
+        raise StyleEngineError(
+            f"{output} is one of the inputs: name another file with -o, or give --overwrite to replace it."
+        )
+    try:
+        tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.name}.").close()
+    except OSError as error:
+        raise StyleEngineError(f"{output} could not be written ({error.strerror}): save elsewhere.") from error
+    return output
+
+
+def _same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
 def _zstar(chosen: argparse.Namespace) -> None:
     settings = ZStarSettings(**_given(chosen, ZStarSettings))
     styles, shared_mask = _styles(chosen)
     open_image(chosen.content, "content image")
-    check_output(chosen.output)  # at once, not after minutes of work
+    output = _output(chosen, [chosen.content, *chosen.styles, *chosen.mask])
     engine = StyleEngine(chosen.model, chosen.device)
     with _progress_bar() as on_step:
         result = engine.zstar(chosen.content, styles, settings, mask=shared_mask, on_step=on_step)
-    _save(result, chosen.output)
+    _save(result, output)
 
 
 def _zstar_video(chosen: argparse.Namespace) -> None:
     settings = ZStarVideoSettings(**_given(chosen, ZStarVideoSettings))
     styles, shared_mask = _styles(chosen)
     open_clip(chosen.clip)
-    output = check_output(chosen.output, ".mp4")
+    output = _output(chosen, [chosen.clip, *chosen.styles, *chosen.mask], ".mp4")
     work = Path(chosen.work or f"{output}.work")
     engine = StyleEngine(chosen.model, chosen.device)
     try:
@@ -238,27 +281,27 @@ def _h_space(chosen: argparse.Namespace) -> None:
     settings = HSpaceSettings(**_given(chosen, HSpaceSettings))
     for path, what in ((chosen.content, "content image"), (chosen.style, "style image")):
         open_image(path, what)
-    check_output(chosen.output)  # at once, not after minutes of work
+    output = _output(chosen, [chosen.content, chosen.style, chosen.mask or ""])
     engine = StyleEngine(chosen.model, chosen.device)
     with _progress_bar() as on_step:
         result = engine.h_space(chosen.content, chosen.style, settings, mask=chosen.mask, on_step=on_step)
-    _save(result, chosen.output)
+    _save(result, output)
 
 
 def _qs_attn(chosen: argparse.Namespace) -> None:
     settings = QSAttnSettings(**_given(chosen, QSAttnSettings))
     open_image(chosen.content, "content image")
-    check_output(chosen.output)  # at once, not after minutes of work
+    output = _output(chosen, [chosen.content])
     engine = StyleEngine(chosen.model, chosen.device)
     with _progress_bar() as on_step:
         result = engine.qs_attn(chosen.content, settings=settings, on_step=on_step)
-    _save(result, chosen.output)
+    _save(result, output)
 
 
 def _inst_learn(chosen: argparse.Namespace) -> None:
     settings = InSTLearningSettings(**_given(chosen, InSTLearningSettings))
     open_image(chosen.painting, "painting")
-    output = check_output(chosen.output, SUFFIX)
+    output = _output(chosen, [chosen.painting], SUFFIX)
     partial = output.with_name(f"{output.stem}.partial{SUFFIX}")
     engine = StyleEngine(chosen.model, chosen.device)
     try:
@@ -286,35 +329,58 @@ def _inst_apply(chosen: argparse.Namespace) -> None:
     styles = [LearnedStyle.open(path) for path in paths]
     for path in contents:
         open_image(path, "content image")
-    check_output(chosen.output)  # at once, not after minutes of work
+    output = _output(chosen, chosen.inputs)
     engine = StyleEngine(chosen.model, chosen.device)
     with _progress_bar() as on_step:
         result = engine.inst_apply(contents[0] if contents else None, styles, settings, on_step=on_step)
-    _save(result, chosen.output)
+    _save(result, output)
     for style in styles:
         if note := style.note_for(that_listens(engine.backbone)):
             print(f"  {note}")
 
 
 def _rerun(chosen: argparse.Namespace) -> None:
-    moved = {"content": chosen.content, "style": chosen.style, "mask": chosen.mask}
-    again = Rerun.opened(chosen.result, moved)
-    output = Path(chosen.output) if chosen.output else again.beside
-    check_output(output, again.suffix)
-    engine = StyleEngine(chosen.model or again.record["backbone"], chosen.device)
-    then, now = again.record["revision"], engine.backbone.revision
-    if now != then:
-        print(f"Note: the model has changed since ({then} then, {now} now).")
-    with _progress_bar() as on_step:
-        result = again.run(engine, output, on_step)
-    if isinstance(result, VideoStylization):
-        _tell(result)
+    files = {"content": chosen.content, "style": chosen.style, "mask": chosen.mask}
+    again = Rerun.opened(chosen.result, files, chosen.inputs)
+    chosen.output = chosen.output or again.beside
+    output = _output(chosen, [again.path, *(given.path for given in again.inputs if given.path)], again.suffix)
+    device, dtype = _as_recorded(again.record, chosen.device)
+    engine = StyleEngine(chosen.model or again.model, device, dtype)
+    if engine.backbone.revision != again.record.revision:
+        then, now = shortened(again.record.revision), engine.backbone.revision
+        print(f"Note: the model is not the recorded one (revision {then} then, {now} now): pixels will differ.")
+    with tempfile.TemporaryDirectory(prefix="styleengine-") as folder:
+        if _same_file(again.path, output):
+            again = replace(again, path=Path(shutil.copy(again.path, folder)))
+        with _progress_bar() as on_step:
+            result = again.run(engine, output, on_step)
+        if isinstance(result, VideoStylization):
+            _tell(result)
+        else:
+            _save(result, output)
+        same = again.same_as(output)
+    different = "; ".join(again.differences(result))
+    if same:
+        print("Identical to the saved result.")
+    elif different:
+        print(f"The pixels differ from the saved ones. What else differs: {different}.")
     else:
-        _save(result, str(output))
-    print("Every pixel is as it was." if again.same_as(output) else "The pixels differ from the saved ones.")
+        print(
+            "The pixels differ from the saved ones, though model, device, precision and versions are those of the "
+            "record: another processor may round differently."
+        )
 
 
-def _save(result: Stylization, path: str) -> None:
+def _as_recorded(record: Record, device: str | None) -> tuple[str | None, torch.dtype | None]:
+    """The device, unless one is given, and the precision of a record, as far as this machine has them."""
+    kind = record.device if record.device == "cpu" or (record.device == "cuda" and torch.cuda.is_available()) else None
+    device = device or kind
+    if device is None or device.partition(":")[0] != record.device:
+        return device, None
+    return device, {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(record.dtype)
+
+
+def _save(result: Stylization, path: Path) -> None:
     result.save(path)
     details = ", ".join(
         f"{name.replace('_', ' ')} {f'{value:.1f} dB' if name.endswith('psnr') else f'{value:.3f}'}"
@@ -322,6 +388,8 @@ def _save(result: Stylization, path: str) -> None:
     )
     shown = f"{result.image.width}×{result.image.height}, {result.seconds:.1f} s on {result.backbone}"
     print(f"{path}: {shown} ({details})" if details else f"{path}: {shown}")
+    for note in result.notes:
+        print(f"  {note}")
 
 
 def _tell(result: VideoStylization) -> None:

@@ -25,6 +25,7 @@ from styleengine.backbone import LatentBackbone
 from styleengine.errors import StyleEngineError
 from styleengine.images import check_output, fit, write_whole
 from styleengine.settings import Settings
+from styleengine.stylization import model_name
 
 SUFFIX = ".safetensors"
 METADATA_KEY, THUMBNAIL_KEY = "styleengine_style", "thumbnail"
@@ -51,14 +52,8 @@ def _printable(text: str) -> str:
     return text
 
 
-def _model_name(name: str) -> str:
-    """A model's name as it may be shared: of a folder, its last part."""
-    is_folder = os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2] or "model" if is_folder else name
-
-
 Text = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
-ModelName = Annotated[str, AfterValidator(_model_name), Field(max_length=200), AfterValidator(_printable)]
+ModelName = Annotated[str, AfterValidator(model_name), Field(max_length=200), AfterValidator(_printable)]
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Plain = bool | Whole | Finite | Text
@@ -128,7 +123,7 @@ class LearnedStyle:
         if self.shape != shape_for(backbone):
             raise StyleEngineError(
                 f"The style “{record.name}” was learnt on the model “{record.backbone}” ({record.words}); the model "
-                f"“{_model_name(backbone.name)}” cannot read it ({backbone.words}). Choose that model, or learn the "
+                f"“{model_name(backbone.name)}” cannot read it ({backbone.words}). Choose that model, or learn the "
                 "painting anew."
             )
 
@@ -139,7 +134,7 @@ class LearnedStyle:
             return ""
         return (
             f"The style “{record.name}” was learnt on {record.backbone} ({record.revision}), this is "
-            f"{_model_name(backbone.name)} ({backbone.revision}): it may look different."
+            f"{model_name(backbone.name)} ({backbone.revision}): it may look different."
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:

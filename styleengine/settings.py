@@ -5,12 +5,16 @@ paper, bounds and a one-line description. Controls, command-line flags, API docs
 in result files are all derived from that declaration.
 """
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from styleengine.errors import StyleEngineError
+
+LONGEST_SHOWN = 60  # characters of a wrong value that are repeated to who gave it
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,22 @@ class Settings(BaseModel):
     Raises StyleEngineError when a value is of the wrong type, out of range or not a field.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise StyleEngineError(_sentence(type(self), error)) from error
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _stricter_than_pydantic(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise PydanticCustomError("number_type", "must be a number, not true or false")
+        if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+            raise PydanticCustomError("string_unicode", "must be text that UTF-8 can hold")
+        return value
 
     def replace(self, **values: Any) -> Self:
         """A checked copy with some values changed."""
@@ -92,16 +105,64 @@ class Settings(BaseModel):
         )
 
 
+# What pydantic finds, in words; {} are the values of its error's context.
+WRONG = {
+    "greater_than_equal": "must be at least {ge:.12g}",
+    "greater_than": "must be above {gt:.12g}",
+    "less_than_equal": "must be at most {le:.12g}",
+    "less_than": "must be below {lt:.12g}",
+    "finite_number": "must be a finite number",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "is far too large",
+    "int_type": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_unicode": "must be text that UTF-8 can hold",
+    "literal_error": "must be one of these: {expected}",
+}
+MOST_CLAUSES = 5
+
+
 def _sentence(settings: type[Settings], error: ValidationError) -> str:
     """What pydantic found, in words: one clause for each wrong value."""
-    clauses = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"]) or settings.__name__
-        if problem["type"] == "extra_forbidden":
-            known = ", ".join(settings.model_fields)
-            clauses.append(f"there is no setting “{name}” (there are: {known})")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            message = message[0].lower() + message[1:]
-            clauses.append(f"“{name}” is {problem['input']!r}: {message}")
-    return f"These settings do not work: {'; '.join(clauses)}."
+    problems = error.errors(include_url=False)
+    clauses = [_clause(settings, problem) for problem in problems[:MOST_CLAUSES]]
+    if len(problems) > MOST_CLAUSES:
+        clauses.append(f"and {len(problems) - MOST_CLAUSES} more")
+    return f"Invalid settings: {'; '.join(clauses)}."
+
+
+def _clause(settings: type[Settings], problem: Any) -> str:
+    name = ".".join(shortened(part) if isinstance(part, str) else str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting “{name}” (there are: {', '.join(settings.model_fields)})"
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    message: str = problem["msg"].removeprefix("Value error, ")
+    known = WRONG.get(problem["type"])
+    text = known.format(**problem.get("ctx", {})) if known else message[:1].lower() + message[1:]
+    return f"{name} = {described(problem['input'])} {text}"
+
+
+def described(value: Any) -> str:
+    """A value as it is written in Python, shortened to fit into a sentence."""
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = LONGEST_SHOWN
+    try:
+        return shortener.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number of thousands of digits"
+
+
+def shortened(text: str) -> str:
+    """A text on one line, shortened to fit into a sentence."""
+    return on_one_line(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…")
+
+
+def on_one_line(text: str) -> str:
+    """A text without what moves a console's cursor or changes its colours."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

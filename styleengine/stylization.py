@@ -6,19 +6,29 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from typing import Annotated, Any
 
 from PIL import Image, ImageOps
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
 from styleengine.errors import StyleEngineError
 from styleengine.images import check_output, content_hash, open_image, save_png, write_whole
+from styleengine.settings import on_one_line, shortened
+from styleengine.version import __version__
 
 METADATA_KEY = "styleengine"
-RECORDED_LIBRARIES = ("styleengine", "torch", "diffusers", "transformers", "pillow")
+RECORDED_LIBRARIES = ("torch", "diffusers", "transformers", "pillow")
+MOST_RECORD = 32 << 20  # characters of a record that is read
+MOST_MASK = 8 << 20  # characters of a mask inside a record
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+Line = Annotated[str, Field(max_length=4096), AfterValidator(on_one_line)]
+Plain = bool | int | float | str
 
 
 @dataclass(frozen=True)
@@ -54,12 +64,15 @@ class InputRecord:
     this hash. `data` is a mask that exists in no file, as base64 of a PNG, so that it is not lost.
     """
 
-    role: str
-    sha256: str
-    name: str = ""
-    weight: float = 1.0
+    role: Line
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    name: Line = ""
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     inverted: bool = False
-    data: str = ""
+    data: Annotated[str, Field(max_length=MOST_MASK)] = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", file_name(self.name))
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class Stylization:
         """Everything but the picture, as plain data."""
         return {
             "method": self.method,
-            "backbone": self.backbone,
+            "backbone": model_name(self.backbone),
             "revision": self.revision,
             "settings": dict(self.settings),
             "inputs": [vars(entry) for entry in self.inputs],
@@ -97,7 +110,7 @@ class Stylization:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the PNG with the record as text metadata; raises StyleEngineError where it cannot."""
-        return save_png(self.image, path, {METADATA_KEY: json.dumps(self.record(), ensure_ascii=False)})
+        return save_png(self.image, path, {METADATA_KEY: _as_json(self.record())})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +141,7 @@ class VideoStylization(Stylization):
 
     def as_text(self) -> str:
         """The record as the MP4 carries it."""
-        return json.dumps({METADATA_KEY: self.record()}, ensure_ascii=False)
+        return _as_json({METADATA_KEY: self.record()})
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copies the MP4, record included; raises StyleEngineError where it cannot."""
@@ -140,56 +153,120 @@ class VideoStylization(Stylization):
         return path
 
 
+class Record(BaseModel):
+    """What a saved result says of how it was made, each value checked: it may be anybody's writing."""
+
+    method: Line
+    backbone: Annotated[Line, Field(min_length=1)]
+    revision: Line
+    settings: Annotated[dict[Annotated[str, Field(max_length=100)], Plain], Field(max_length=200)]
+    inputs: Annotated[list[InputRecord], Field(max_length=1000)]
+    device: Line = ""
+    dtype: Line = ""
+    versions: Annotated[dict[Line, Line], Field(max_length=100)] = {}
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _names_of_older_records(cls, entries: Any) -> Any:
+        """The first version's records have paths, as `source`, where there are names now."""
+        if not isinstance(entries, list):
+            return entries
+        return [
+            {**entry, "name": entry.get("name", entry["source"])}
+            if isinstance(entry, dict) and isinstance(entry.get("source"), str)
+            else entry
+            for entry in entries
+        ]
+
+
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record that `Stylization.save` put into a PNG; StyleEngineError if there is none."""
+    """The record that `Stylization.save` put into a PNG; StyleEngineError if there is none, or a damaged one."""
     open_image(path, "result")
-    text = None
-    with contextlib.suppress(Exception), Image.open(path, formats=["PNG"]) as image:  # others' metadata may be anything
-        text = image.info.get(METADATA_KEY)
     try:
-        return checked_record(json.loads(text or "null"), path)
-    except ValueError:
-        return checked_record(None, path)
+        with Image.open(path, formats=["PNG"]) as image:
+            text = image.info.get(METADATA_KEY)
+    except (OSError, ValueError, SyntaxError):
+        text = None
+    stated = parsed_record(text)
+    record = checked_record(stated, path)
+    return {**stated, "inputs": [vars(entry) for entry in record.inputs]}
 
 
-def checked_record(record: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+def parsed_record(text: Any) -> Any:
+    """The JSON value that a text states; None where it states none or is too long."""
+    if not isinstance(text, str) or len(text) > MOST_RECORD:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def checked_record(stated: Any, path: str | os.PathLike[str]) -> Record:
     """What was read as a record, if it is one; StyleEngineError otherwise."""
+    name = shortened(file_name(path))
     needed = {"method", "backbone", "revision", "settings", "inputs"}
-    if not isinstance(record, dict) or not needed <= record.keys():
+    if not isinstance(stated, dict) or not needed <= stated.keys():
         raise StyleEngineError(
-            f"{Path(path).name} carries no StyleEngine record: it was not saved by StyleEngine, "
+            f"{name} carries no StyleEngine record: it was not saved by StyleEngine, "
             "or another program has stripped its metadata."
         )
-    return record
+    try:
+        return Record.model_validate(stated)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = shortened(".".join(str(part) for part in problem["loc"]))
+        raise StyleEngineError(
+            f"The record that {name} carries cannot be used ({place}: {problem['msg']}): another program has changed "
+            "it, or another version of StyleEngine wrote it."
+        ) from error
 
 
 def file_name(source: Any) -> str:
-    """The name of the file that an input came from, without its folder; nothing where there is none."""
-    if isinstance(source, (str, os.PathLike)):
-        return Path(os.fsdecode(source)).name
-    named = getattr(source, "filename", "") or getattr(source, "name", "")
-    return Path(os.fsdecode(named)).name if isinstance(named, (str, bytes, os.PathLike)) else ""
+    """The name of the file that an input came from, without its folder; nothing where there is none.
+
+    What of a name is not UTF-8 becomes "?": records are.
+    """
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        source = getattr(source, "filename", "") or getattr(source, "name", "")
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        return ""
+    path = os.fsdecode(source)
+    name = (PureWindowsPath(path) if WINDOWS_PATH.match(path) else Path(path)).name
+    return name.encode(errors="replace").decode()
+
+
+def model_name(model: str) -> str:
+    """What a model is called in what is shared: its name or hub id, or a local folder's own name without its path."""
+    location = model.partition("@")[0]
+    on_hub = location.count("/") <= 1 and not location.startswith((".", "/", "~"))
+    if on_hub and not WINDOWS_PATH.match(model) and not os.path.isdir(model):
+        return model
+    return file_name(model.rstrip("/\\")) or file_name(os.path.abspath(model)) or "model"
 
 
 def mask_record(mask: Image.Image, name: str = "", inverted: bool = False) -> InputRecord:
-    """The record of a mask ("L") as the run uses it; one without a file is kept whole."""
+    """The record of a mask ("L") as the run uses it; one without a file is kept whole, unless it is very large."""
     original = ImageOps.invert(mask) if inverted else mask
     data = ""
     if not name:
         buffer = io.BytesIO()
-        original.save(buffer, "PNG", optimize=True)
+        original.save(buffer, "PNG", optimize=True, icc_profile=None)
         data = base64.b64encode(buffer.getvalue()).decode()
-    return InputRecord("mask", content_hash(original), name, inverted=inverted, data=data)
+    return InputRecord(
+        "mask", content_hash(original), name, inverted=inverted, data=data if len(data) <= MOST_MASK else ""
+    )
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries whose change may change pixels."""
-    versions = {}
+    """Versions of what may change pixels: this package and the libraries below it."""
+    versions = {"styleengine": __version__}
     for library in RECORDED_LIBRARIES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            from styleengine import __version__
-
-            versions[library] = __version__
     return versions
+
+
+def _as_json(value: Any) -> str:
+    """As JSON that is UTF-8, whatever file names and notes may hold."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()

@@ -238,9 +238,9 @@ def test_several_styles_come_with_their_weights(zstar: Callable[..., Job]) -> No
     [
         ({"content": "broken"}, "is not a picture that can be read"),
         ({"style": None}, "No style image was given"),
-        ({"strength": 9}, "“strength” is 9"),
+        ({"strength": 9}, "strength = 9"),
         ({"weight": "heavy"}, "weight is 'heavy': it must be a number"),
-        ({"mode": "cubism"}, "“mode” is 'cubism'"),
+        ({"mode": "cubism"}, "mode = 'cubism'"),
         ({"style_2": "style", "style_3": "style", "mask": "mask"}, "One mask serves one or two styles"),
     ],
 )
@@ -303,7 +303,7 @@ def test_h_space_runs_on_the_model_that_a_client_names(
     [
         ({"model": "owner/name"}, "There is no model “owner/name” here. Choose one of"),
         ({"style": None}, "No style image was given"),
-        ({"gamma": 2}, "“gamma” is 2"),
+        ({"gamma": 2}, "gamma = 2"),
         ({"t_start": 100}, "move the two apart"),
     ],
 )
@@ -331,7 +331,7 @@ def test_the_qs_attn_api_gives_a_png_with_the_record(qs_attn: Callable[..., Job]
         ({"prompt": ""}, "No style was given"),
         ({"prompt": "🎨"}, "knows nothing of what"),
         ({"content": None}, "No content image was given"),
-        ({"balance": 2}, "“balance” is 2"),
+        ({"balance": 2}, "balance = 2"),
         ({"model": "owner/name"}, "There is no model “owner/name” here"),
         ({"model": "squares"}, "brings no CLIP"),
     ],
@@ -666,8 +666,8 @@ def test_a_style_learnt_over_the_api_is_drawn_with_mixed_and_taken_elsewhere(
     ("inputs", "sentence"),
     [
         ({"painting": "broken"}, "is not a picture that can be read"),
-        ({"learning_rate": 7}, "“learning_rate” is 7"),
-        ({"mode": "magic"}, "“mode” is 'magic'"),
+        ({"learning_rate": 7}, "learning_rate = 7"),
+        ({"mode": "magic"}, "mode = 'magic'"),
     ],
 )
 def test_bad_input_to_learning_gets_the_engines_sentence(

@@ -40,6 +40,7 @@ from styleengine.backbone import (
     working_dtype,
 )
 from styleengine.images import fit, to_tensor
+from styleengine.stylization import model_name
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -596,8 +597,8 @@ def test_what_a_library_says_is_passed_on_without_folders(said: str, shown: str)
 
 def test_the_title_of_a_local_model_is_its_folders_name(backbone: Backbone) -> None:
     assert backbone.title == "random"
-    assert backbone_module.title_of("sd15") == "sd15"
-    assert backbone_module.title_of("owner/name@main") == "owner/name@main"
+    assert model_name("sd15") == "sd15"
+    assert model_name("owner/name@main") == "owner/name@main"
 
 
 def test_the_identity_names_weights_and_precision(backbone: Backbone, model_folder: Path) -> None:

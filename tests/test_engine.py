@@ -432,7 +432,7 @@ def test_the_record_says_all_that_is_needed_to_make_it_again(
 ) -> None:
     record = result.record()
     assert record["method"] == "zstar"
-    assert (record["backbone"], record["revision"]) == (backbone.name, backbone.revision)
+    assert (record["backbone"], record["revision"]) == (Path(backbone.name).name, backbone.revision)
     assert ZStarSettings(**record["settings"]) == ZStarSettings(size=64, steps=2, seed=5)
     assert set(record["settings"]) == set(ZStarSettings.model_fields)
     assert [entry["role"] for entry in record["inputs"]] == ["content", "style", "mask"]

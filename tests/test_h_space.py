@@ -608,7 +608,7 @@ def test_the_record_says_all_that_is_needed_to_make_it_again(
     result = either.h_space(astronaut, coffee, fast.replace(gamma=0.45), mask=tmp_path / "mask.png")
     record = result.record()
     assert record["method"] == "h_space"
-    assert (record["backbone"], record["revision"]) == (either.backbone.name, either.backbone.revision)
+    assert (record["backbone"], record["revision"]) == (Path(either.backbone.name).name, either.backbone.revision)
     assert HSpaceSettings(**record["settings"]) == fast.replace(gamma=0.45)
     hashes = {entry["role"]: entry["sha256"] for entry in record["inputs"]}
     assert hashes == {

@@ -1,6 +1,7 @@
 """Settings: checked with a sentence, declared once, and merged in the right order."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from styleengine import StyleEngine, StyleEngineError, ZStarSettings
+from styleengine import QSAttnSettings, StyleEngine, StyleEngineError, ZStarSettings
 
 NUMBERS = [knob for knob in ZStarSettings.knobs() if knob.type in (int, float)]
 
@@ -22,26 +23,56 @@ def test_numbers_are_taken_up_to_their_bounds_and_not_beyond(knob: Any) -> None:
         assert getattr(ZStarSettings(**{knob.name: value}), knob.name) == value
     step = 1 if knob.type is int else 1e-3
     for value in (knob.low - step, knob.high + step):
-        with pytest.raises(StyleEngineError, match=f"“{knob.name}” is {value!r}"):
+        with pytest.raises(StyleEngineError, match=f"{knob.name} = {re.escape(repr(value))} must be at "):
             ZStarSettings(**{knob.name: value})
 
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"strength": "much"}, "“strength” is 'much': input should be a valid number"),
-        ({"strength": float("nan")}, "“strength” is nan"),
-        ({"strength": float("inf")}, "“strength” is inf"),
-        ({"strength": None}, "“strength” is None"),
-        ({"steps": 2.5}, "“steps” is 2.5"),
-        ({"mode": "paint"}, "“mode” is 'paint': input should be 'reweight', 'simple_addition' or 'style_only'"),
-        ({"stength": 1.0}, "there is no setting “stength” .there are: strength, size,"),
-        ({"steps": 0, "size": 1}, "“size” is 1.*; “steps” is 0"),
+        ({"size": 3}, "size = 3 must be at least 64"),
+        ({"strength": "much"}, "strength = 'much' must be a number"),
+        ({"strength": float("nan")}, "strength = nan must be a finite number"),
+        ({"strength": float("-inf")}, "strength = -inf must be a finite number"),
+        ({"strength": None}, "strength = None must be a number"),
+        ({"strength": True}, "strength = True must be a number, not true or false"),
+        ({"steps": True}, "steps = True must be a number, not true or false"),
+        ({"steps": 2.5}, "steps = 2.5 must be a whole number"),
+        ({"seed": 2**32}, "seed = 4294967296 must be at most 4294967295"),
+        ({"size": 10**5000}, "size = a number of thousands of digits must be at most 1536"),
+        ({"mode": "paint"}, "mode = 'paint' must be one of these: 'reweight', 'simple_addition' or 'style_only'"),
+        ({"measure_reconstruction": "perhaps"}, "measure_reconstruction = 'perhaps' must be true or false"),
+        ({"stength": 1.0}, "there is no setting “stength” (there are: strength, size,"),
+        ({"self": 1}, "there is no setting “self”"),
+        ({"steps": 0, "size": 1}, "size = 1 must be at least 64; steps = 0 must be at least 2"),
     ],
 )
 def test_wrong_values_become_a_sentence(values: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(StyleEngineError, match=f"^These settings do not work: .*{sentence}.*\\.$"):
+    with pytest.raises(StyleEngineError, match=f"^Invalid settings: {re.escape(sentence)}.*\\.$"):
         ZStarSettings(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"strength": "9" * 10_000},
+        {"mode": "paint\x1b[31m\n" * 1000},
+        {"x\x1b" * 5000: 1},
+        {"size": [["much"] * 999] * 999},
+        {f"setting {number}": number for number in range(500)},
+    ],
+    ids=["number", "choice", "name", "list", "many"],
+)
+def test_a_long_wrong_value_is_shortened_and_moves_no_cursor(values: dict[str, Any]) -> None:
+    with pytest.raises(StyleEngineError) as error:
+        ZStarSettings(**values)
+    assert len(str(error.value)) < 1500
+    assert str(error.value).isprintable()
+
+
+def test_a_text_that_is_not_unicode_is_refused() -> None:
+    with pytest.raises(StyleEngineError, match=r"prompt = 'caf.*must be text that UTF-8 can hold"):
+        QSAttnSettings(prompt="caf\udce9")
 
 
 def test_settings_are_frozen() -> None:
@@ -69,7 +100,7 @@ def test_replace_changes_checks_and_remembers_what_was_set() -> None:
     settings = ZStarSettings(size=64).replace(steps=4)
     assert (settings.size, settings.steps, settings.strength) == (64, 4, 1.2)
     assert settings.model_fields_set == {"size", "steps"}
-    with pytest.raises(StyleEngineError, match="“steps” is 0"):
+    with pytest.raises(StyleEngineError, match="steps = 0 must be"):
         settings.replace(steps=0)
 
 

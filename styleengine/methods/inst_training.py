@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import nn
 
-from styleengine import __version__
 from styleengine.backbone import PLACEHOLDER, LatentBackbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
@@ -28,6 +27,7 @@ from styleengine.images import content_hash, fit, to_tensor
 from styleengine.learned_style import LearnedStyle, StyleRecord, fitting_name, thumbnail_of
 from styleengine.perceptual import Clip
 from styleengine.settings import Settings, knob
+from styleengine.version import __version__
 
 BEST_WORD = "best_word"  # the name in a style's state of the best of the regular looks
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW

@@ -1,0 +1,66 @@
+"""What is printed: no console, whatever its code page and whether or not anybody reads it, costs a result."""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+
+class Console:
+    """A text stream that takes everything.
+
+    Characters that the stream has not are replaced; once it cannot be written (a closed pipe, a full disk) the rest
+    is dropped.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream: Any = stream
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            encoding = getattr(self._stream, "encoding", None) or "utf-8"
+            try:
+                self._stream.write(text.encode(encoding, "replace").decode(encoding))
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._drop()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits: `write` has passed everything on."""
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _drop(self) -> None:
+        """What waits in the stream's buffer goes nowhere, so that the interpreter's own flush at the end succeeds."""
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        self._stream = None
+
+
+@contextlib.contextmanager
+def lenient_console() -> Iterator[None]:
+    """Within the context, standard output and standard error are `Console`s."""
+    out: Any = Console(sys.stdout)
+    errors: Any = Console(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        yield
+
+
+def silence_libraries() -> None:
+    """diffusers and transformers keep to themselves how loading goes and what will change in later versions."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", module="diffusers|transformers")
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
