@@ -137,5 +137,5 @@ def test_without_a_recommendation_the_defaults_hold(engine: StyleEngine) -> None
 def test_recommended_settings_that_are_no_json_are_named(model_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "model")
     (tmp_path / "model" / "recommended.json").write_text("{zstar: ")
-    with pytest.raises(StyleEngineError, match=r"recommended\.json is not valid JSON"):
+    with pytest.raises(StyleEngineError, match=r"recommended\.json of the model .* is not valid JSON"):
         StyleEngine(str(tmp_path / "model"))
