@@ -32,7 +32,7 @@ from styleengine.progress import part_of
 from styleengine.settings import Settings
 from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization, VideoStylization, file_name
 from styleengine.turns import Turns
-from styleengine.video import VideoClip, open_clip
+from styleengine.video import ClipSource, VideoClip, check_clip_output, open_clip
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -221,7 +221,7 @@ class StyleEngine:
 
     def zstar_video(
         self,
-        clip: str | os.PathLike[str] | VideoClip,
+        clip: ClipSource | VideoClip,
         styles: Sequence[ImageSource | Style],
         settings: ZStarVideoSettings | None = None,
         *,
@@ -233,7 +233,8 @@ class StyleEngine:
     ) -> VideoStylization:
         """Z-STAR+ for a clip, without flicker: writes the MP4 `output`, with the clip's sound.
 
-        Styles and `mask` are as for `zstar`. `work` is a folder that keeps finished frames: the same
+        The clip is a path, or a file's content as bytes or open for reading. Styles and `mask` are as
+        for `zstar`. `work` is a folder that keeps finished frames: the same
         call again goes on where an interrupted one stopped; without it they go to a passing folder.
         When `on_step` raises Cancelled, `keep_partial` gives the frames finished by then.
 
@@ -241,9 +242,10 @@ class StyleEngine:
         """
         settings = self.settings_for(ZStarVideoSettings, "zstar_video", settings)
         opened = clip if isinstance(clip, VideoClip) else open_clip(clip)
-        ready, path = _opened_styles(styles, mask), check_output(output, ".mp4")
+        ready, path = _opened_styles(styles, mask), check_clip_output(output, opened)
         width, height = working_size(opened.poster, settings.size, self.backbone.multiple)
         with contextlib.ExitStack() as stack:
+            resumable = work is not None
             if work is None:
                 work = stack.enter_context(tempfile.TemporaryDirectory(prefix="styleengine-frames-"))
             stack.enter_context(self._turn(on_step, settings.size, opened.poster))
@@ -254,8 +256,8 @@ class StyleEngine:
                 settings,
                 output=path,
                 work=Path(work),
+                resumable=resumable,
                 batch=min(MOST_FRAMES_AT_ONCE, self._batch_size(width * height)),
-                name="" if isinstance(clip, VideoClip) else file_name(clip),
                 keep_partial=keep_partial,
                 on_step=on_step,
                 cache=self.cache,

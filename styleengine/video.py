@@ -9,26 +9,29 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 import av
-from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
+from styleengine.containers import decoder_of, open_container, pictures_of
 from styleengine.errors import StyleEngineError
+from styleengine.frame_colors import color_note, square_size, to_image
 from styleengine.images import check_output, check_size
+from styleengine.sound import Sound, SoundTrack, choose_sound, mux_quietly
+
+ClipSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 
 MOST_BYTES = 2 << 30
-# Demuxers that read one file of sound and pictures. Playlists and the like, which make a reader open
-# other files and addresses, stay out: clips come from strangers.
-FORMATS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,asf,ogg,mjpeg,apng,h264,hevc,mp3,wav,aac,flac"
-READ_OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-COPIED_SOUND = {"aac", "mp3", "mp3float", "opus", "flac"}  # what MP4 may hold and browsers play
+READ_BYTES = 1 << 20  # of an open file at a time
+MOST_PACKETS = 2_000_000  # of pictures and sound: many hours of film
+FASTEST = 240  # frames per second that a result may take over from its clip
+SLOWEST = Fraction(1, 1000)
 ENCODER = "libx264"
 ENCODER_OPTIONS = {"crf": "18", "preset": "medium"}
 RECORD_TAG = "comment"
@@ -41,7 +44,9 @@ class VideoClip:
     """A video file that can be read, and what is known of it without decoding it all.
 
     `times` are the moments in seconds, from 0, at which its frames appear; `seconds` is its length;
-    `poster` its first frame.
+    `poster` its first frame; all frames are brought to its size. `name` is that of the file it came
+    from, if any. `notes` are sentences on what is not shown as it is stored. `holder` keeps the file
+    there, where it is a temporary one.
     """
 
     path: Path
@@ -49,11 +54,14 @@ class VideoClip:
     poster: Image.Image
     times: tuple[float, ...]
     seconds: float
+    name: str = ""
+    notes: tuple[str, ...] = ()
+    holder: Any = field(default=None, repr=False, compare=False)
 
     @property
     def rate(self) -> Fraction:
         """Its mean number of frames per second, as a handy fraction."""
-        return max(Fraction(1, 1000), Fraction(len(self.times) / self.seconds).limit_denominator(1001))
+        return max(SLOWEST, Fraction(len(self.times) / self.seconds).limit_denominator(1001))
 
     @property
     def variable(self) -> bool:
@@ -62,13 +70,13 @@ class VideoClip:
         return bool(pauses) and pauses[-1] > UNEVEN * pauses[len(pauses) // 2]
 
     def select(self, rate: float, begin: float, most: int) -> "Selection":
-        """At most `most` frames from second `begin` on, `rate` of them per second (0: the clip's own).
+        """At most `most` frames from second `begin` on, `rate` of them per second (0: the clip's own, if at most 240).
 
         Raises StyleEngineError where the clip has ended by then.
         """
         if begin >= self.seconds:
             raise StyleEngineError(f"The clip is only {self.seconds:.1f} s long: let it begin before {begin:g} s.")
-        even = Fraction(rate).limit_denominator(1001) if rate else self.rate
+        even = Fraction(rate).limit_denominator(1001) if rate else min(self.rate, Fraction(FASTEST))
         available = max(
             1, math.ceil(Fraction(self.seconds - begin).limit_denominator(10**6) * even - Fraction(1, 1000))
         )
@@ -91,7 +99,7 @@ class Selection:
 
     def notes(self) -> list[str]:
         """What differs from the whole clip as it was, in sentences."""
-        clip, notes = self.clip, list[str]()
+        clip, notes = self.clip, list(self.clip.notes)
         if clip.variable:
             notes.append(
                 f"The clip's frame rate varies; the result has an even {float(self.rate):.4g} frames per second."
@@ -107,64 +115,60 @@ class Selection:
             )
         return notes
 
+    def sound(self) -> Sound:
+        """How the sound of this part can be taken over."""
+        return choose_sound(self.clip.path, self.begin, self.seconds)
+
     def frames(self) -> Iterator[Image.Image]:
         """The selected frames: at each moment the one that a player would show.
 
         Raises StyleEngineError where the clip turns out to be damaged.
         """
-        number, shown = 0, None
-        for moment, frame in _decoded(self.clip, self.begin):
+        number, shown, size = 0, None, self.clip.poster.size
+        for moment, frame, stream in _decoded(self.clip, self.begin):
             while shown is not None and number < self.count and self._moment(number) < moment - EPSILON:
+                shown = shown if isinstance(shown, Image.Image) else _picture(*shown, size)
                 yield shown
                 number += 1
             if number == self.count:
                 return
-            shown = frame
+            shown = frame, stream  # made into a picture only if it is seen
         if shown is None:
             raise StyleEngineError(f"No frame could be decoded after second {self.begin:.1f}: choose another part.")
-        for _ in range(number, self.count):  # the last one stays to the end
-            yield shown
+        last = shown if isinstance(shown, Image.Image) else _picture(*shown, size)
+        for _ in range(number, self.count):  # it stays to the end
+            yield last
 
     def _moment(self, number: int) -> float:
         return self.begin + float(number / self.rate)
 
 
-def open_clip(source: str | os.PathLike[str] | None, what: str = "clip") -> VideoClip:
+def open_clip(source: ClipSource | None, what: str = "clip") -> VideoClip:
     """Checks a video file and decodes its first frame; `what` names it in error messages.
 
-    Raises StyleEngineError for what is missing, larger than 2 GiB, no video, without a video stream,
-    damaged at its start, or of a size that `images.check_size` refuses.
+    The file is named by its path, or given as its content: as bytes or as a file open for reading.
+
+    Raises StyleEngineError for what is missing, larger than 2 GiB or than 2 million packets, no video,
+    without a video stream, damaged at its start, or of a size that `images.check_size` refuses.
     """
-    if not isinstance(source, (str, os.PathLike)) or not str(source):
+    if isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read"):
+        return _from_content(source, what)
+    if not isinstance(source, (str, os.PathLike)) or not os.fspath(source):
         raise StyleEngineError(f"No {what} was given. Choose a video file, such as an MP4.")
-    path = Path(source)
-    if not path.is_file():
-        raise StyleEngineError(f"The {what} {path.name} does not exist or is not a file: check the path {path}.")
-    size = path.stat().st_size
-    if size > MOST_BYTES:
-        raise StyleEngineError(
-            f"The {what} {path.name} has {size / 2**30:.1f} GiB, more than {MOST_BYTES / 2**30:.0f}. Cut it first."
-        )
-    try:
-        with av.open(str(path), options=READ_OPTIONS) as container:
-            stream = _pictures(container, f"The {what} {path.name}")
-            times, length = _times(container, stream)
-        if not times:
-            raise StyleEngineError(f"The {what} {path.name} holds no frames. Choose another file.")
-        clip = VideoClip(path, _file_hash(path), Image.new("RGB", (1, 1)), times, length)
-        poster = next((frame for _, frame in _decoded(clip, 0)), None)
-    except (av.FFmpegError, ValueError, OverflowError) as error:
-        if isinstance(error, StyleEngineError):
-            raise
-        raise StyleEngineError(
-            f"The {what} {path.name} is not a video that can be read. Choose an MP4, MOV, WebM, MKV or AVI file."
-        ) from error
-    if poster is None:
-        raise StyleEngineError(
-            f"No frame of the {what} {path.name} can be decoded: it is damaged. Save it again as MP4."
-        )
-    check_size(poster.size, what)
-    return VideoClip(path, clip.sha256, poster, times, length)
+    path = Path(os.fsdecode(source))
+    return _from_file(path, path.name, what)
+
+
+def check_clip_output(path: str | os.PathLike[str], clip: VideoClip | None = None) -> Path:
+    """The path, if an MP4 can be saved there; StyleEngineError where not, or where `clip` itself lies there."""
+    path = check_output(path, ".mp4")
+    if path.exists() and not path.is_file():
+        raise StyleEngineError(f"{path.name} is there already and is no file: save under another name.")
+    if clip and path.exists() and clip.path.exists() and path.samefile(clip.path):
+        raise StyleEngineError(f"{path.name} is the clip itself: save the result under another name.")
+    if not os.access(path.parent, os.W_OK):
+        raise StyleEngineError(f"{path.name} cannot be written into that folder: save elsewhere.")
+    return path
 
 
 def write_clip(
@@ -178,20 +182,25 @@ def write_clip(
     """Writes an MP4 that browsers play; the file appears whole or not at all.
 
     H.264, 4:2:0, BT.709; an odd side gets one more row or column. `sound` names the part of a clip
-    whose sound comes along: as it is where MP4 can hold it, else as AAC; sound that cannot be
-    decoded ends early. `record` is kept as the file's comment.
+    whose sound comes along, as `Selection.sound` says. `record` is kept as the file's comment.
+
+    Raises StyleEngineError where the file cannot be written or is the clip whose sound comes along.
     """
-    path = check_output(path, ".mp4")
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".mp4")
-    os.close(handle)
+    path = check_clip_output(path, sound.clip if sound else None)
+    try:
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".styleengine-", suffix=".mp4")
+        os.close(handle)
+    except OSError as error:
+        raise _unwritten(path, error) from error
     try:
         with av.open(partial, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            container.metadata[RECORD_TAG] = record
-            _encode(container, frames, rate, sound)
+            # What is not UTF-8 in a file's name becomes the escape that JSON has for it.
+            container.metadata[RECORD_TAG] = record.encode("utf-8", "backslashreplace").decode()
+            _encode(container, frames, rate, sound.sound() if sound else None)
         os.chmod(partial, 0o644)
         os.replace(partial, path)
-    except OSError as error:
-        raise StyleEngineError(f"{path} could not be written ({error.strerror}): save elsewhere.") from error
+    except (OSError, av.FFmpegError) as error:
+        raise _unwritten(path, error) from error
     finally:
         Path(partial).unlink(missing_ok=True)
     return path
@@ -199,8 +208,7 @@ def write_clip(
 
 def read_comment(path: str | os.PathLike[str]) -> str:
     """What `write_clip` kept as `record`; "" where there is none."""
-    open_clip(path, "result")
-    with av.open(str(path), options=READ_OPTIONS) as container:
+    with open_container(open_clip(path, "result").path) as container:
         return container.metadata.get(RECORD_TAG, "")
 
 
@@ -213,27 +221,79 @@ def beside(pairs: Iterable[tuple[Image.Image, Image.Image]]) -> Iterator[Image.I
         yield both
 
 
-def _pictures(container: Any, name: str) -> Any:
-    """The video stream; the cover picture of a song is none."""
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
-    raise StyleEngineError(f"{name} has no video stream, only sound. Choose a video file, such as an MP4.")
+def _from_content(source: Any, what: str) -> VideoClip:
+    """The clip whose file's content this is, in a temporary file that goes when the clip does."""
+    name = getattr(source, "name", "")
+    name = os.path.basename(os.fsdecode(name)) if isinstance(name, (str, bytes, os.PathLike)) else ""
+    holder = tempfile.NamedTemporaryFile(prefix="styleengine-clip-", suffix=".video")  # noqa: SIM115 - see VideoClip
+    if not hasattr(source, "read"):
+        holder.write(source)
+    else:
+        try:
+            while chunk := source.read(READ_BYTES):
+                holder.write(chunk)
+                if holder.tell() > MOST_BYTES:
+                    break  # _from_file says so
+        except (OSError, TypeError, ValueError) as error:
+            raise StyleEngineError(f"The {what} cannot be read: give its path, or a file opened as “rb”.") from error
+    holder.flush()
+    return replace(_from_file(Path(holder.name), name, what), holder=holder)
 
 
-def _times(container: Any, stream: Any) -> tuple[tuple[float, ...], float]:
+def _from_file(path: Path, name: str, what: str) -> VideoClip:
+    """The clip in a file, under the name that it has for whoever gave it."""
+    shown = _shown(name, what)
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError):  # a name that no file can have
+        size = None
+    if size is None:
+        raise StyleEngineError(f"{shown} does not exist or is not a file: check the path.")
+    if size > MOST_BYTES:
+        raise StyleEngineError(f"{shown} has {size / 2**30:.1f} GiB, more than {MOST_BYTES / 2**30:.0f}. Cut it first.")
+    if size == 0:
+        raise StyleEngineError(f"{shown} is empty (0 bytes). Choose a video file, such as an MP4.")
+    try:
+        with open_container(path) as container:
+            stream = pictures_of(container, shown)
+            context = stream.codec_context
+            if context.width and context.height:  # before memory is taken
+                check_size(square_size((context.width, context.height), stream.sample_aspect_ratio or 1), what)
+            times, length = _times(container, stream, shown)
+        if not times:
+            raise StyleEngineError(f"{shown} holds no frames. Choose another file.")
+        clip = VideoClip(path, _file_hash(path), Image.new("RGB", (1, 1)), times, length, name)
+        first = next(_decoded(clip, 0), None)
+        if first is None:
+            raise StyleEngineError(f"{shown} is damaged: no frame of it can be decoded. Save it again as MP4.")
+        _, frame, stream = first
+        note = color_note(frame)
+        return replace(clip, poster=_picture(frame, stream, None, what), notes=(note,) if note else ())
+    except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, StyleEngineError):
+            raise
+        raise StyleEngineError(
+            f"{shown} is not a video that can be read. Choose an MP4, MOV, WebM, MKV or AVI file."
+        ) from error
+
+
+def _times(container: Any, stream: Any, shown: str) -> tuple[tuple[float, ...], float]:
     """When the frames appear, from 0, and how long all last: from the packets, without decoding."""
     usual = 1 / float(stream.average_rate or stream.guessed_rate or 25)
     moments, last = list[float](), 0.0
-    for number, packet in enumerate(container.demux(stream)):
-        if packet.size:
+    for number, packet in enumerate(container.demux()):  # of all streams, so that none is endless
+        if number >= MOST_PACKETS:
+            raise StyleEngineError(f"{shown} has more than {MOST_PACKETS / 1e6:g} million packets. Cut it first.")
+        if packet.size and packet.stream.index == stream.index and not packet.is_discard:
             stamp = packet.pts if packet.pts is not None else packet.dts
-            moments.append(float(stamp * packet.time_base) if stamp is not None else number * usual)
+            moments.append(float(stamp * packet.time_base) if stamp is not None else len(moments) * usual)
             last = float((packet.duration or 0) * packet.time_base)
     moments.sort()
     times = tuple(moment - moments[0] for moment in moments)
+    if len(times) > 1 and not times[-1] > 0:  # no times at all
+        times, last = tuple(number * usual for number in range(len(times))), usual
     pauses = _pauses(times)
-    return times, (times[-1] + (last or (pauses[len(pauses) // 2] if pauses else usual)) if times else 0.0)
+    return times, (times[-1] + (last or (pauses[len(pauses) // 2] if pauses else 0) or usual) if times else 0.0)
 
 
 def _pauses(times: Sequence[float]) -> list[float]:
@@ -241,50 +301,52 @@ def _pauses(times: Sequence[float]) -> list[float]:
     return sorted(after - before for before, after in pairwise(times))
 
 
-def _decoded(clip: VideoClip, begin: float) -> Iterator[tuple[float, Image.Image]]:
-    """(moment, upright frame) in order, from the frame that is seen at `begin`, or some before it."""
-    with av.open(str(clip.path), options=READ_OPTIONS) as container:
-        stream = _pictures(container, clip.path.name)
-        stream.thread_type = "AUTO"
+def _decoded(clip: VideoClip, begin: float) -> Iterator[tuple[float, Any, Any]]:
+    """(moment, frame, its stream) in order, from the frame that is seen at `begin`, or some before it."""
+    with open_container(clip.path) as container:
+        stream = pictures_of(container, _shown(clip.name))
         offset = None
         if begin > 1:
             origin = (stream.start_time or 0) * stream.time_base
             container.seek(int((begin + origin) / stream.time_base), stream=stream)
             offset = float(origin)
-        held, number = None, 0
+        decoder, held, number = decoder_of(stream), None, 0
         try:
-            for frame in container.decode(stream):
-                stamp = frame.time if frame.time is not None else number / float(clip.rate)
+            for frame in chain.from_iterable(map(decoder.decode, container.demux(stream))):
+                stamp = float(frame.pts * stream.time_base) if frame.pts is not None else number / float(clip.rate)
                 offset = stamp if offset is None else offset
                 number += 1
                 if stamp - offset <= begin + EPSILON:
-                    held = (stamp - offset, frame)  # not turned into a picture: it may well be passed over
+                    held = (stamp - offset, frame, stream)  # it may well be passed over
                     continue
                 if held is not None:
-                    yield held[0], _upright(held[1], stream)
+                    yield held
                     held = None
-                yield stamp - offset, _upright(frame, stream)
+                yield stamp - offset, frame, stream
         except av.FFmpegError as error:
             raise StyleEngineError(
-                f"The clip {clip.path.name} is damaged after frame {number}: take fewer frames, or save it anew."
+                f"{_shown(clip.name)} is damaged after frame {number}: take fewer frames, or save it anew."
             ) from error
         if held is not None:
-            yield held[0], _upright(held[1], stream)
+            yield held
 
 
-def _upright(frame: Any, stream: Any) -> Image.Image:
-    """The frame as it is meant to be seen: RGB, square pixels, turned as a phone was held."""
-    image = frame.to_image()
+def _picture(frame: Any, stream: Any, size: tuple[int, int] | None, what: str = "clip") -> Image.Image:
+    """The frame as it is meant to be seen, scaled to `size` where it changes within a clip."""
     aspect = stream.sample_aspect_ratio or 1
-    if aspect != 1:
-        image = image.resize((max(1, round(image.width * aspect)), image.height), Image.Resampling.BICUBIC)
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+    check_size(square_size((frame.width, frame.height), aspect), what)
+    picture = to_image(frame, aspect)
+    return picture if size in (None, picture.size) else picture.resize(size, Image.Resampling.BICUBIC)
 
 
-def _encode(container: Any, frames: Iterable[Image.Image], rate: Fraction, sound: Selection | None) -> None:
+def _shown(name: str, what: str = "clip") -> str:
+    return f"The {what} {name}".rstrip()
+
+
+def _encode(container: Any, frames: Iterable[Image.Image], rate: Fraction, sound: Sound | None) -> None:
     stream = container.add_stream(ENCODER, rate=rate, options=ENCODER_OPTIONS)
     with contextlib.ExitStack() as stack:
-        packets = stack.enter_context(contextlib.closing(_Sound(container, sound))) if sound else None
+        track = stack.enter_context(SoundTrack(container, sound)) if sound and sound.way != "none" else None
         for number, image in enumerate(frames):
             even = (image.width + image.width % 2, image.height + image.height % 2)
             if number == 0:
@@ -296,8 +358,8 @@ def _encode(container: Any, frames: Iterable[Image.Image], rate: Fraction, sound
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
-            if packets:
-                packets.mux_until(float((number + 1) / rate))
+            if track:
+                mux_quietly(track, float((number + 1) / rate))
         container.mux(stream.encode())
 
 
@@ -310,69 +372,8 @@ def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return padded
 
 
-class _Sound:
-    """The sound of a part of a clip on its way into a container, alongside the frames."""
-
-    def __init__(self, container: Any, part: Selection) -> None:
-        self.out = container
-        self.source: Any = av.open(str(part.clip.path), options=READ_OPTIONS)
-        self.waiting: Iterator[Any] = iter(())
-        stream = next(iter(self.source.streams.audio), None)
-        if stream is None:
-            return
-        pictures = _pictures(self.source, part.clip.path.name)
-        self.begin = part.begin + float((pictures.start_time or 0) * pictures.time_base)
-        if part.begin > 1:
-            self.source.seek(int(self.begin * av.time_base))
-        if stream.codec_context.name in COPIED_SOUND:
-            self.target = container.add_stream_from_template(stream)
-            self.waiting = self._copied(stream)
-        else:
-            self.target = container.add_stream("aac", rate=stream.codec_context.sample_rate)
-            self.waiting = self._encoded(stream)
-
-    def mux_until(self, seconds: float) -> None:
-        """Passes on what sounds before `seconds` of the result."""
-        for moment, packet in self.waiting:
-            self.out.mux(packet)
-            if moment >= seconds:
-                break
-
-    def close(self) -> None:
-        self.source.close()
-
-    def _copied(self, stream: Any) -> Iterator[tuple[float, Any]]:
-        shift = int(self.begin / stream.time_base)
-        for packet in _readable(self.source.demux(stream)):
-            if packet.pts is None or packet.pts < shift:
-                continue
-            packet.pts -= shift
-            packet.dts = packet.pts
-            moment = float(packet.pts * packet.time_base)
-            packet.stream = self.target
-            yield moment, packet
-
-    def _encoded(self, stream: Any) -> Iterator[tuple[float, Any]]:
-        resampler = av.AudioResampler("fltp", self.target.layout.name, self.target.rate)
-        samples = 0
-        for frame in _readable(self.source.decode(stream)):
-            if frame.time is not None and frame.time < self.begin - EPSILON:
-                continue
-            for resampled in resampler.resample(frame):
-                resampled.pts, resampled.time_base = samples, Fraction(1, self.target.rate)
-                samples += resampled.samples
-                for packet in self.target.encode(resampled):
-                    yield samples / self.target.rate, packet
-        for packet in self.target.encode():
-            yield samples / self.target.rate, packet
-
-
-def _readable(items: Iterator[Any]) -> Iterator[Any]:
-    """The items up to where the file is damaged."""
-    try:
-        yield from items
-    except av.FFmpegError:
-        return
+def _unwritten(path: Path, error: Exception) -> StyleEngineError:
+    return StyleEngineError(f"{path.name} could not be written ({getattr(error, 'strerror', error)}): save elsewhere.")
 
 
 def _file_hash(path: Path) -> str:

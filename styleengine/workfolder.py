@@ -34,31 +34,41 @@ class WorkFolder:
             if known is None:
                 self.fixed = dict(fixed)
                 whole = {"run": dict(manifest), "fixed": self.fixed}
-                write_whole(self.path / MANIFEST, json.dumps(whole, ensure_ascii=False, indent=1).encode())
+                write_whole(self.path / MANIFEST, json.dumps(whole, indent=1).encode())
                 return
         except OSError as error:
             raise StyleEngineError(
-                f"The work folder {self.path} cannot be used ({error.strerror}): name another."
+                f"The work folder {self.path.name} cannot be used ({error.strerror}): name another."
             ) from error
         self.fixed = known["fixed"]
         asked = json.loads(json.dumps(manifest))
         others = sorted(name for name in {*asked, *known["run"]} if asked.get(name) != known["run"].get(name))
         if others:
             raise StyleEngineError(
-                f"The work folder {self.path} belongs to another run (what differs: {', '.join(others)}). "
+                f"The work folder {self.path.name} belongs to another run (what differs: {', '.join(others)}). "
                 "Delete it to start anew, name another, or repeat that run."
             )
 
     def save_frame(self, kind: str, number: int, image: Image.Image) -> None:
         """Keeps frame `number` of a series of frames."""
-        (self.path / kind).mkdir(exist_ok=True)
+        try:
+            (self.path / kind).mkdir(exist_ok=True)
+        except OSError as error:
+            raise self._full(error) from error
         save_png(image, self._frame(kind, number), {})
+
+    def frame(self, kind: str, number: int) -> Image.Image:
+        """Frame `number` of a series."""
+        file = self._frame(kind, number)
+        try:
+            with Image.open(file, formats=["PNG"]) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for what is cut off or no PNG
+            raise self._damaged(file) from error
 
     def frames(self, kind: str, count: int) -> Iterator[Image.Image]:
         """The first `count` frames of a series, one at a time."""
-        for number in range(count):
-            with Image.open(self._frame(kind, number)) as image:
-                yield image.convert("RGB")
+        return (self.frame(kind, number) for number in range(count))
 
     def finished(self, kind: str) -> int:
         """How many frames of a series there are, without a gap, from the first on."""
@@ -73,10 +83,8 @@ class WorkFolder:
         try:
             save_file({key: x.contiguous().cpu() for key, x in tensors.items()}, partial, {"frame": str(number)})
             os.replace(partial, file)
-        except OSError as error:
-            raise StyleEngineError(
-                f"The state of the run could not be kept in {self.path} ({error.strerror}): make room there."
-            ) from error
+        except (OSError, SafetensorError) as error:
+            raise self._full(error) from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -95,7 +103,7 @@ class WorkFolder:
         if not file.is_file():
             if any(self.path.iterdir()):
                 raise StyleEngineError(
-                    f"The folder {self.path} holds other things than a run's work: name an empty or a new one."
+                    f"The folder {self.path.name} holds other things than a run's work: name an empty or a new one."
                 )
             return None
         try:
@@ -104,8 +112,12 @@ class WorkFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(file) from error
 
+    def _full(self, error: Exception) -> StyleEngineError:
+        why = getattr(error, "strerror", None) or error
+        return StyleEngineError(f"The run could not be kept in {self.path.name} ({why}): make room there.")
+
     def _damaged(self, file: Path) -> StyleEngineError:
-        return StyleEngineError(f"The file {file} is damaged: delete the work folder and start anew.")
+        return StyleEngineError(f"The file {file.name} is damaged: delete the work folder and start anew.")
 
     def _frame(self, kind: str, number: int) -> Path:
         return self.path / kind / f"{number:05}.png"

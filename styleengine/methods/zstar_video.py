@@ -112,6 +112,11 @@ class FrameRecord:
     keys_values: dict[int, KeysValues] = field(default_factory=dict)
     clean: dict[int, torch.Tensor] = field(default_factory=dict)
 
+    def forget(self, level: int) -> None:
+        """Lets go of what belongs to a noise level."""
+        self.keys_values.pop(level, None)
+        self.clean.pop(level, None)
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """All of it as named tensors."""
         named = {"content": self.content} | {f"clean.{level}": x for level, x in self.clean.items()}
@@ -238,7 +243,7 @@ class FramePainter:
         previous: FrameRecord,
         after_step: ddim.AfterStep | None,
     ) -> tuple[torch.Tensor, FrameRecord]:
-        """x_0 of a later frame, and its record."""
+        """x_0 of a later frame, and its record. `previous` is used up, level by level, unless it is the first."""
         record = FrameRecord(content)
         return self._denoised(x_T, [first, previous], record, after_step), record
 
@@ -271,6 +276,8 @@ class FramePainter:
                 x_t = x_t - step_width(drawn, alpha, alpha_prev) * gradient
             if record is not None:
                 record.keys_values[level], record.clean[level] = tap.own, clean
+                if references and references[-1] is not references[0]:
+                    references[-1].forget(level)
             if after_step:
                 after_step(self.schedule.steps - level + 1, x_t, clean)
         return x_t
@@ -317,8 +324,8 @@ def stylize_clip(
     *,
     output: Path,
     work: Path,
+    resumable: bool = True,
     batch: int = 4,
-    name: str = "",
     keep_partial: bool = False,
     on_step: OnStep | None = None,
     cache: ByteCache | None = None,
@@ -326,8 +333,9 @@ def stylize_clip(
     """Redraws a clip in one or more styles and writes it to `output`, an MP4.
 
     `work` is a folder for what is finished; a run that finds one of its own kind there goes on from
-    it and gives the same frames. `batch` frames are inverted at a time. Cancelled in `on_step` stops
-    the run; with `keep_partial` the frames finished by then, if any, are written and returned.
+    it and gives the same frames. What that needs is kept only where the run is `resumable`. `batch`
+    frames are inverted at a time. Cancelled in `on_step` stops the run; with `keep_partial` the frames
+    finished by then, if any, are written and returned.
 
     Raises StyleEngineError as `zstar.stylize_all` does, and for a part of the clip or a work folder
     that will not do.
@@ -335,7 +343,8 @@ def stylize_clip(
     began = time.perf_counter()
     check(backbone, styles, settings)
     part = clip.select(settings.rate, settings.begin, settings.frames)
-    inputs = [InputRecord(CLIP_ROLE, clip.sha256, name), *style_records(styles)]
+    sound = part.sound()  # looked into before there is anything to lose
+    inputs = [InputRecord(CLIP_ROLE, clip.sha256, clip.name), *style_records(styles)]
     manifest = {
         "clip": clip.sha256,
         "styles and masks": [[entry.role, entry.sha256, entry.weight] for entry in inputs[1:]],
@@ -343,7 +352,8 @@ def stylize_clip(
         **settings.model_dump(),
     }
     folder = WorkFolder(work, manifest, {"batch": batch})
-    run = _ClipRun(backbone, part, [style for style in styles if style.weight > 0], settings, folder, on_step, cache)
+    visible = [style for style in styles if style.weight > 0]
+    run = _ClipRun(backbone, part, visible, settings, folder, resumable, on_step, cache)
     try:
         run.finish()
     except Cancelled:
@@ -351,7 +361,7 @@ def stylize_clip(
             raise
     count = min(folder.finished(RESULT), part.count)
     record = VideoStylization(
-        image=next(folder.frames(RESULT, 1)),
+        image=folder.frame(RESULT, 0),
         method="zstar_video",
         settings=settings.model_dump(),
         backbone=backbone.name,
@@ -365,12 +375,12 @@ def stylize_clip(
         frames=count,
         rate=part.rate,
         complete=count == part.count,
-        notes=[*part.notes(), *mask_notes(styles, clip.poster)],
+        notes=[*part.notes(), *([sound.note] if sound.note else []), *mask_notes(styles, clip.poster)],
         differences=run.differences(count),
     )
     result = replace(record, details=_details(record.differences), seconds=time.perf_counter() - began)
-    sound = replace(part, count=count)
-    write_clip(output, folder.frames(RESULT, count), part.rate, sound=sound, record=result.as_text())
+    heard = replace(part, count=count)
+    write_clip(output, folder.frames(RESULT, count), part.rate, sound=heard, record=result.as_text())
     return result
 
 
@@ -384,9 +394,11 @@ class _ClipRun:
         styles: Sequence[Style],
         settings: ZStarVideoSettings,
         folder: WorkFolder,
+        resumable: bool,
         on_step: OnStep | None,
         cache: ByteCache | None,
     ) -> None:
+        self.resumable = resumable
         self.backbone, self.part, self.styles, self.settings, self.folder = backbone, part, styles, settings, folder
         self.size = working_size(part.clip.poster, settings.size, backbone.multiple)
         self.schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
@@ -403,7 +415,7 @@ class _ClipRun:
         progress = self._progress(batches)
         painter = self._painter(progress)
         if first:
-            self.shown = list(self.folder.frames(RESULT, done))[-1]
+            self.shown = self.folder.frame(RESULT, done - 1)
         frames = islice(self.part.frames(), done, None)
         for numbers in batches:
             given = self._inverted([next(frames) for _ in numbers], progress, _inverting(numbers))
@@ -421,7 +433,8 @@ class _ClipRun:
                     lonely = painter.alone(x_T, progress.after(f"{phase} alone"))
                     self.folder.save_frame(ALONE, number, to_images(self.backbone.decode(lonely))[0])
                 self.folder.save_frame(RESULT, number, self.shown)
-            self._keep(first, previous, numbers)
+            if self.resumable:
+                self._keep(first, previous, numbers)
 
     def differences(self, count: int) -> dict[str, list[float]]:
         """Diff of each pair of neighbours among the first `count` frames: of the result and what it compares to."""
