@@ -20,7 +20,7 @@ from styleengine.images import open_image
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods.inst_training import InSTLearningSettings
 from styleengine.style_library import StyleLibrary, Unfinished
-from styleengine.ui.runs import Job, Report, Runner
+from styleengine.ui.runs import WAITING, Job, Report, Runner
 
 SLICE_SECONDS = 30.0
 BREATH = 0.05  # seconds between two slices, in which another run can take its turn
@@ -170,7 +170,7 @@ class Learning:
                     raise Cancelled
                 ticket = self._tickets[place.name] = self.runner.admit_beyond_session(job.method)
             for outcome in self.runner.run(job, ticket, previews=True):
-                if isinstance(outcome, Report):
+                if isinstance(outcome, Report) and outcome.phase != WAITING:
                     self._note(place, outcome)
                 elif isinstance(outcome, LearnedStyle) and outcome.record.complete:
                     return outcome

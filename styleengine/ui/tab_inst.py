@@ -166,7 +166,7 @@ def _build_apply(runner: Runner, library: StyleLibrary, shelf: Shelf) -> None:
             raise shown(error) from None
 
     file, name = gr.File(visible=False), gr.Textbox(visible=False)
-    gr.on([], upload_for_client, file, name, preprocess=False, api_name="inst_upload", queue=False)
+    gr.on([], upload_for_client, file, name, preprocess=False, api_name="inst_upload", api_visibility="undocumented")
 
 
 class Desk:
@@ -340,7 +340,7 @@ def _add_learning_api(learning: Learning, desk: Desk, shelf: Shelf, begin: Any) 
         [], endpoint, list(desk.inputs.values()), [file, record], preprocess=False, api_name=LEARN, **WATCHING
     )  # fmt: skip
     name = gr.Textbox(visible=False)
-    gr.on([], stop, name, api_name="inst_stop", queue=False)
+    gr.on([], stop, name, api_name="inst_stop", api_visibility="undocumented", queue=False)
 
 
 def losses(known: Learnt) -> pd.DataFrame:
