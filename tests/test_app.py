@@ -4,15 +4,23 @@ import os
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+import asyncio
+import base64
+import io
 import json
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +29,12 @@ import httpx
 import pytest
 from clips import panned, write_raw
 from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from gradio_client.client import Job
 from gradio_client.exceptions import AppError
+from mcp import ClientSession, types
+from mcp.client.streamable_http import streamablehttp_client
 from models import write_random_pixel_model
 from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
@@ -41,14 +52,22 @@ from styleengine import (
 )
 from styleengine import backbone as backbone_module
 from styleengine import engine as engine_module
+from styleengine.backbone import named_backbones
+from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.settings import Settings
 from styleengine.style_library import StyleLibrary
-from styleengine.stylization import METADATA_KEY, read_record
+from styleengine.stylization import METADATA_KEY, StepEvent, Stylization, read_record
+from styleengine.ui import examples, runs
 from styleengine.ui import learning as learning_module
+from styleengine.ui.controls import Controls
+from styleengine.ui.endpoints import TOOLS
 from styleengine.ui.learning import MOST_LEARNING
 from styleengine.ui.pictures import painted_mask
+from styleengine.ui.result import ResultPanel, line, place
 from styleengine.ui.runs import Runner
 from styleengine.ui.tab_inst import Shelf
+from styleengine.ui.uploads import REFUSED, sentence
 from styleengine.video import open_clip, read_comment
 
 QUICK: dict[str, Any] = {"size": 64, "steps": 4}
@@ -220,7 +239,8 @@ def test_what_a_client_leaves_out_stays_at_the_default(zstar: Callable[..., Job]
 
 def test_records_do_not_tell_where_the_server_keeps_files(zstar: Callable[..., Job]) -> None:
     _, record = zstar(mask="mask").result()
-    assert {entry["source"] for entry in record["inputs"]} == {""}
+    assert {entry["name"] for entry in record["inputs"]} == {""}
+    assert "/tmp" not in json.dumps(record)
 
 
 def test_an_uploaded_mask_is_used(zstar: Callable[..., Job]) -> None:
@@ -272,7 +292,7 @@ def test_a_client_can_cancel_and_run_again(client: Client, zstar: Callable[..., 
 )
 def test_each_setting_is_described_to_mcp_clients(address: str, name: str, settings: type[Settings]) -> None:
     tools = httpx.get(f"{address}gradio_api/mcp/schema").json()
-    (tool,) = [tool for tool in tools if tool["name"] == name]
+    (tool,) = [tool for tool in tools if tool["meta"]["endpoint_name"] == name]
     described = tool["inputSchema"]["properties"]
     for knob in settings.knobs():
         assert knob.description in described[knob.name]["description"]
@@ -352,10 +372,8 @@ def test_controls_start_from_what_the_backbone_recommends(
 
 
 def test_an_untouched_canvas_is_no_mask() -> None:
-    with gr.Blocks():
-        canvas = gr.ImageMask(type="pil")
-    assert painted_mask(canvas, None) is None
-    assert painted_mask(canvas, {"background": None, "layers": [], "composite": None}) is None
+    assert painted_mask(None) is None
+    assert painted_mask({"background": None, "layers": [], "composite": None}) is None
 
 
 def test_a_model_that_cannot_be_loaded_is_explained_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -554,7 +572,7 @@ def test_the_api_gives_an_mp4_and_its_record(zstar_video: Callable[..., Job]) ->
     assert len(open_clip(path).times) == 3
     assert json.loads(read_comment(path))[METADATA_KEY] == record
     assert set(record["differences"]) == {"result", "clip", "alone"}
-    assert {entry["source"] for entry in record["inputs"]} == {""}
+    assert {entry["name"] for entry in record["inputs"]} == {""}
 
 
 def test_a_file_that_is_no_clip_gets_the_engines_sentence(zstar_video: Callable[..., Job]) -> None:
@@ -897,3 +915,512 @@ def test_learning_goes_on_when_the_page_is_closed_and_another_page_finds_it(
     expect_status(page, "steps per second")
     client.predict("left alone", api_name="/inst_stop")
     expect_status(page, "Stopped; learnt “left alone” in")
+
+
+# What strangers send
+
+GIVEN = "gradio.FileData"
+
+
+def call(address: str, name: str, data: list[Any]) -> tuple[str, Any]:
+    """The last event of a plain HTTP call and what it brings."""
+    joined = httpx.post(f"{address}gradio_api/call/{name}", content=json.dumps({"data": data}))
+    assert joined.status_code == 200, joined.text
+    kind, value = "", None
+    with httpx.stream("GET", f"{address}gradio_api/call/{name}/{joined.json()['event_id']}", timeout=60) as lines:
+        for text in lines.iter_lines():
+            kind = text.removeprefix("event: ") if text.startswith("event: ") else kind
+            if text.startswith("data: ") and kind in ("complete", "error"):
+                value = json.loads(text.removeprefix("data: "))
+    return kind, value
+
+
+def parameters(client: Client, name: str) -> list[dict[str, Any]]:
+    return client.view_api(return_format="dict", print_info=False)["named_endpoints"][f"/{name}"]["parameters"]  # type: ignore[index]
+
+
+def values(client: Client, name: str, **given: Any) -> list[Any]:
+    """Values for all parameters of an endpoint, in order; what is not given is left out as clients do."""
+    return [given.get(known["parameter_name"], known["parameter_default"]) for known in parameters(client, name)]
+
+
+@pytest.fixture
+def uploaded(address: str, files: dict[str, Path]) -> Callable[[str], dict[str, Any]]:
+    def upload_file(name: str) -> dict[str, Any]:
+        with files[name].open("rb") as file:
+            (path,) = httpx.post(f"{address}gradio_api/upload", files={"files": (files[name].name, file)}).json()
+        return {"path": path, "meta": {"_type": GIVEN}}
+
+    return upload_file
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory, coffee: Image.Image) -> dict[str, Any]:
+    """Ways to name what was not uploaded: files that exist and files that do not."""
+    outside = tmp_path_factory.mktemp("private") / "secret.png"
+    coffee.save(outside)
+    folder = Path(get_upload_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / f"link-{os.getpid()}.png"
+    link.unlink(missing_ok=True)
+    link.symlink_to(outside)
+    return {
+        "existing": {"path": str(outside)},
+        "existing, said to be a file": {"path": str(outside), "meta": {"_type": GIVEN}},
+        "missing": {"path": "/nowhere/at/all.png"},
+        "missing, said to be a file": {"path": "/nowhere/at/all.png", "meta": {"_type": GIVEN}},
+        "system": {"path": "/etc/passwd", "meta": {"_type": GIVEN}},
+        "relative": {"path": "examples/content/cat.jpg"},
+        "relative, said to be a file": {"path": "pyproject.toml", "meta": {"_type": GIVEN}},
+        "upwards": {"path": f"{folder}/../../etc/passwd", "meta": {"_type": GIVEN}},
+        "link": {"path": str(link), "meta": {"_type": GIVEN}},
+        "folder": {"path": str(folder), "meta": {"_type": GIVEN}},
+        "address": {"path": "http://127.0.0.1:9/x.png", "url": "http://127.0.0.1:9/x.png", "meta": {"_type": GIVEN}},
+        "address of a file here": {"path": f"http://x/gradio_api/file={outside}", "meta": {"_type": GIVEN}},
+        "data": {"path": "data:image/png;base64,AAAA", "meta": {"_type": GIVEN}},
+        "url alone": {"url": f"file://{outside}", "meta": {"_type": GIVEN}},
+        "null byte": {"path": "a\0b"},
+        "long": {"path": "/" + "x" * 5000},
+        "empty": {},
+        "odd meta": {"path": str(outside), "meta": "gradio.FileData"},
+        "stream": {"path": str(outside), "is_stream": True, "meta": {"_type": GIVEN}},
+        "text": str(outside),
+        "list": [{"path": str(outside)}],
+        "number": 7,
+        "true": True,
+    }
+
+
+IMAGE_INPUTS = (
+    ("zstar", "content"),
+    ("zstar", "style_3"),
+    ("zstar", "mask"),
+    ("zstar_video", "clip"),
+    ("zstar_video", "style_2"),
+    ("h_space", "style"),
+    ("qs_attn", "content"),
+    ("inst_apply", "content"),
+    ("inst_learn", "painting"),
+)
+
+
+@pytest.mark.parametrize(("name", "parameter"), IMAGE_INPUTS)
+def test_only_uploads_are_opened_and_one_sentence_refuses_all_else(
+    address: str, client: Client, foreign: dict[str, Any], name: str, parameter: str
+) -> None:
+    answers = {how: call(address, name, values(client, name, **{parameter: given})) for how, given in foreign.items()}
+    assert {kind for kind, _ in answers.values()} == {"error"}
+    assert {how: answer["error"] for how, (_, answer) in answers.items()} == dict.fromkeys(foreign, REFUSED)
+
+
+@pytest.mark.parametrize("name", ["painter_canvas", "inst_upload"])
+def test_the_helpers_open_no_other_files_either(address: str, foreign: dict[str, Any], name: str) -> None:
+    answers = {how: call(address, name, [given]) for how, given in foreign.items()}
+    assert {how: answer["error"] for how, (_, answer) in answers.items()} == dict.fromkeys(foreign, REFUSED)
+
+
+def test_a_painting_names_no_other_files_either(
+    address: str, foreign: dict[str, Any], uploaded: Callable[[str], dict[str, Any]], shared_engine: StyleEngine
+) -> None:
+    demo = ui.build(shared_engine)
+    (live,) = [fn for fn in demo.fns.values() if fn.api_name == "zstar_live"]
+    canvas = next(place for place, block in enumerate(live.inputs) if isinstance(block, gr.ImageMask))
+    for part in ("background", "composite", "layers"):
+        for given in (foreign["existing, said to be a file"], foreign["link"], foreign["missing"], foreign["text"]):
+            data: list[Any] = [None] * len(live.inputs)
+            data[canvas] = {"layers": [], part: [given] if part == "layers" else given}
+            assert call(address, "zstar_live", data) == ("error", {**ERROR, "error": REFUSED})
+
+
+ERROR = {"duration": 10, "visible": True, "title": "Error"}
+
+
+def test_uploads_are_taken_by_path_and_by_their_address_here(
+    address: str, client: Client, uploaded: Callable[[str], dict[str, Any]]
+) -> None:
+    plain, style = uploaded("content"), uploaded("style")
+    by_address = {"path": f"{address}gradio_api/file={style['path']}", "meta": {"_type": GIVEN}}
+    kind, answer = call(address, "zstar", values(client, "zstar", content=plain, style=by_address, **QUICK))
+    assert kind == "complete", answer
+    assert roles(answer[1]) == ["content", "style"]
+
+
+def test_shipped_examples_may_be_named(address: str) -> None:
+    kind, (shown,) = call(address, "painter_canvas", [{"path": examples.pictures("content")[0]}])
+    assert kind == "complete"
+    assert shown["background"]
+
+
+def test_few_canvases_are_decoded_at_a_time(shared_engine: StyleEngine) -> None:
+    canvases = [fn for fn in ui.build(shared_engine).fns.values() if str(fn.api_name).startswith("painter_canvas")]
+    assert len(canvases) == 2
+    assert {(fn.queue, fn.concurrency_id, fn.concurrency_limit) for fn in canvases} == {(True, "painter", 2)}
+
+
+HUGE = "x" * 200_000
+ODD = (None, True, "<img src=x onerror=alert(1)>", HUGE, [], [1], {"a": 1}, -1, 10**400, 1e400, float("nan"))
+
+
+@pytest.mark.parametrize("name", ["zstar", "zstar_video", "h_space", "qs_attn", "inst_apply", "inst_learn"])
+def test_odd_values_of_any_parameter_get_a_short_sentence(
+    client: Client, shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Called in the server's own process, without the engine: what is wrong is found before it is asked."""
+    demo = ui.build(shared_engine)
+    (endpoint,) = [fn for fn in demo.fns.values() if fn.api_name == name]
+    reached: list[str] = []
+    monkeypatch.setattr(Runner, "follow", lambda self, job, *_args, **_options: reached.append(job.method) or iter(()))
+    for position, known in enumerate(parameters(client, name)):
+        if known["component"] in ("Image", "Video"):
+            continue
+        for odd in ODD:
+            data: list[Any] = [None] * len(endpoint.inputs)
+            data[position] = odd
+            with pytest.raises(gr.Error) as raised:
+                asyncio.run(demo.process_api(endpoint, data, request=gr.Request(session_hash="odd")))
+            assert 10 < len(raised.value.message) < 400, known["parameter_name"]
+            assert "pydantic" not in raised.value.message
+            assert "Traceback" not in raised.value.message
+    assert not reached
+
+
+@pytest.mark.parametrize("odd", [True, "7", [7], {"a": 7}, float("nan"), 1e400, 10**400, HUGE])
+def test_what_is_no_number_is_no_setting(odd: Any) -> None:
+    with gr.Blocks():
+        controls = Controls(ZStarSettings())
+        controls.show("strength", "steps")
+    for name in ("strength", "steps"):
+        with pytest.raises(StyleEngineError, match=f"“{name}”") as raised:
+            controls.settings({"strength": None, "steps": None, name: odd})
+        assert len(str(raised.value)) < 300
+
+
+def test_html_in_a_value_reaches_the_page_escaped(address: str) -> None:
+    _, answer = call(address, "h_space_model", ["<b>bold</b>"])
+    assert "&lt;b&gt;bold" in answer["error"]
+    noted = line("<script>alert(1)</script>")
+    assert "<script>" not in noted
+
+
+def test_too_few_values_get_a_sentence(address: str) -> None:
+    _, answer = call(address, "zstar", [None])
+    assert "values are needed; 1 were sent" in answer["error"]
+
+
+def test_errors_name_no_folder_of_the_server() -> None:
+    told = sentence(
+        StyleEngineError("The model “/srv/models/mine” is no model: check the path /srv/a/b.png, or owner/x.")
+    )
+    assert told == "The model “mine” is no model: check the path b.png, or owner/x."
+
+
+def test_direct_calls_do_not_pass_by_the_queue(address: str, client: Client) -> None:
+    answer = httpx.post(f"{address}gradio_api/run/zstar", json={"data": values(client, "zstar")})
+    assert answer.status_code == 404
+
+
+# What a client gives, and what it leaves out
+
+
+def test_values_equal_to_what_the_page_starts_with_are_explicit() -> None:
+    with gr.Blocks():
+        controls = Controls(HSpaceSettings(size=256))
+        controls.show(*HSpaceSettings.model_fields)
+    left_out = dict.fromkeys(HSpaceSettings.model_fields)
+    assert controls.settings({**left_out, "size": 256}).model_fields_set == {"size"}
+    assert controls.settings(left_out).model_fields_set == set()
+
+
+def test_a_client_that_names_the_pages_value_gets_it_on_another_model(
+    h_space: Callable[..., Job], shared_engine: StyleEngine, beside: str
+) -> None:
+    start = shared_engine.settings_for(HSpaceSettings, "h_space", None)
+    suits = backbone_module.recommended_settings(beside)["h_space"]
+    assert "size" in suits
+    _, record = h_space(model=beside, steps=start.steps, size=64, t_boost=start.t_boost).result()
+    assert (record["settings"]["steps"], record["settings"]["t_boost"]) == (start.steps, start.t_boost)
+
+
+@pytest.mark.parametrize("name", ["zstar", "zstar_video", "h_space", "qs_attn", "inst_apply"])
+def test_what_may_be_left_out_has_no_default_but_the_models(client: Client, name: str) -> None:
+    assert {known["parameter_default"] for known in parameters(client, name)} == {None}
+
+
+SETTINGS = {
+    "zstar": ZStarSettings,
+    "zstar_video": ZStarVideoSettings,
+    "h_space": HSpaceSettings,
+    "qs_attn": QSAttnSettings,
+    "inst_learn": InSTLearningSettings,
+    "inst": InSTSettings,
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_control_shows_exactly_the_value_that_is_used(name: str) -> None:
+    settings = SETTINGS[name]
+    starts = [{}, *(backbone_module.recommended_settings(model).get(name, {}) for model in named_backbones())]
+    for values in starts:
+        start = settings(**values)
+        with gr.Blocks():
+            controls = Controls(start)
+            controls.show(*settings.model_fields)
+        for field, control in controls.components.items():
+            value = getattr(start, field)
+            assert control.value == value or (control.value is None and not value), field  # type: ignore[attr-defined]
+            for other in starts:
+                stop = other.get(field, settings.model_fields[field].default)
+                if isinstance(control, gr.Slider):
+                    offset = (Decimal(str(stop)) - Decimal(str(control.minimum))) / Decimal(str(control.step))
+                    assert offset == offset.to_integral_value(), f"{field} {stop} is no stop"
+                elif isinstance(control, gr.Number) and isinstance(stop, float):
+                    assert control.precision is None, field
+
+
+# Those who cancel, and those who vanish
+
+
+class SlowRun:
+    """Stands in for a method of the engine: many short steps, or one long one, until `on_step` stops it."""
+
+    def __init__(self, phase: str = "stylizing", pause: float = 0.05) -> None:
+        self.phase, self.pause = phase, pause
+        self.began, self.ended = threading.Event(), threading.Event()
+
+    def __call__(self, content: Any, *, on_step: Callable[[StepEvent], None], **arguments: Any) -> None:
+        self.began.set()
+        try:
+            for step in range(2000):
+                on_step(StepEvent(self.phase, step, 2000, lambda: content))
+                time.sleep(self.pause)
+        finally:
+            self.ended.set()
+
+
+@pytest.fixture
+def slow(shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch) -> SlowRun:
+    run = SlowRun()
+    monkeypatch.setattr(shared_engine, "zstar", run)
+    return run
+
+
+SOON = 8.0  # seconds, on a machine that does other things too
+
+
+def test_cancelling_a_job_stops_its_run(zstar: Callable[..., Job], slow: SlowRun) -> None:
+    job = zstar()
+    assert slow.began.wait(SOON)
+    job.cancel()
+    assert slow.ended.wait(SOON)
+
+
+def test_a_client_that_vanishes_stops_its_run(
+    address: str, client: Client, uploaded: Callable[[str], dict[str, Any]], slow: SlowRun
+) -> None:
+    data = values(client, "zstar", content=uploaded("content"), style=uploaded("style"))
+    event = httpx.post(f"{address}gradio_api/call/zstar", json={"data": data}).json()["event_id"]
+    with httpx.stream("GET", f"{address}gradio_api/call/zstar/{event}", timeout=60):
+        assert slow.began.wait(SOON)
+    assert slow.ended.wait(SOON)
+
+
+def test_a_client_that_never_listens_stops_its_run(
+    address: str,
+    client: Client,
+    uploaded: Callable[[str], dict[str, Any]],
+    slow: SlowRun,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runs, "UNREAD_SECONDS", 1.0)
+    data = values(client, "zstar", content=uploaded("content"), style=uploaded("style"))
+    httpx.post(f"{address}gradio_api/call/zstar", json={"data": data})
+    assert slow.ended.wait(SOON)
+
+
+def test_a_process_that_is_killed_stops_its_run(address: str, files: dict[str, Path], slow: SlowRun) -> None:
+    script = (
+        "import sys; from gradio_client import Client, handle_file\n"
+        "address, content, style = sys.argv[1:]\n"
+        "Client(address, verbose=False).predict(handle_file(content), handle_file(style), api_name='/zstar')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, address, str(files["content"]), str(files["style"])])
+    assert slow.began.wait(30)
+    process.kill()
+    process.wait()
+    assert slow.ended.wait(SOON)
+
+
+def test_a_page_that_is_closed_stops_its_run_and_never_the_server(
+    browser: Browser, address: str, files: dict[str, Path], shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SlowRun(pause=3.0)
+    monkeypatch.setattr(shared_engine, "zstar", run)
+    page = browser.new_page()
+    page.goto(address)
+    expect(page.locator("button.run")).to_be_enabled(timeout=PATIENCE)
+    upload(page, "Content", files["content"])
+    upload(page, "Style", files["style"])
+    page.locator("button.run:visible").click()
+    assert run.began.wait(SOON)
+    page.wait_for_timeout(500)
+    page.close()
+    slowest = 0.0
+    until = time.monotonic() + 2.0
+    while time.monotonic() < until:
+        asked = time.monotonic()
+        httpx.get(f"{address}config", timeout=30)
+        slowest = max(slowest, time.monotonic() - asked)
+    assert slowest < 1.5
+    assert run.ended.wait(SOON)
+
+
+def test_a_run_that_waits_for_the_engine_says_so_and_can_be_cancelled(
+    page: Page, files: dict[str, Path], shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SlowRun("waiting")
+    monkeypatch.setattr(shared_engine, "zstar", run)
+    upload(page, "Content", files["content"])
+    upload(page, "Style", files["style"])
+    page.locator("button.run:visible").click()
+    assert run.began.wait(SOON)
+    expect_status(page, "Waiting for its turn")
+    page.get_by_role("button", name="Cancel").click()
+    expect_status(page, "Cancelled.")
+    assert run.ended.wait(SOON)
+
+
+def test_tickets_are_of_their_session_and_never_of_a_path(shared_engine: StyleEngine) -> None:
+    runner = Runner(shared_engine)
+    mine, yours = (gr.Request(session_hash=name) for name in ("mine", "yours"))
+    ticket = runner.admit(yours, "zstar")
+    for sent in (ticket, "..", "../..", "", None, 7, ["x"], "a\0b", "x" * 100_000, f"{ticket}/../{ticket}"):
+        runner.release(runner.admitted(mine, "zstar", sent))
+    assert runner.has_admitted(yours, "zstar")
+    assert runner.admitted(yours, "zstar", ticket) == ticket
+    runner.release(ticket)
+    with pytest.raises(Cancelled):
+        next(runner.run(ui_job(), ticket, previews=False))
+
+
+def test_waiting_tickets_are_bounded(shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "MOST_TICKETS", 10)
+    runner = Runner(shared_engine)
+    for number in range(30):
+        request = gr.Request(session_hash=str(number))
+        ticket = runner.admit(request, "zstar")
+        if number % 2:
+            runner.release(ticket)
+    assert len(runner._waiting) <= 10
+    assert len(runner._withdrawn) <= 10
+    assert not list(Path(runner._running.name).iterdir())
+
+
+def ui_job() -> runs.Job:
+    return runs.Job("zstar", None, {})
+
+
+def test_results_are_deleted_after_a_day(tmp_path: Path) -> None:
+    old, new = place(str(tmp_path), "old.png"), place(str(tmp_path), "new.png")
+    for file in (old, new):
+        file.write_bytes(b"x")
+    yesterday = time.time() - 25 * 3600
+    os.utime(old.parent, (yesterday, yesterday))
+    place(str(tmp_path), "another.png")
+    assert not old.parent.exists()
+    assert new.exists()
+
+
+def test_notes_are_shown_under_the_result(cat: Image.Image, tmp_path: Path) -> None:
+    result = Stylization(cat, "zstar", {}, "mini", "0", [], 1.0, {}, notes=("Cut <here>.",))
+    with gr.Blocks():
+        panel = ResultPanel("Run")
+    panel.slider.GRADIO_CACHE = str(tmp_path)
+    status = panel.finished(result, cat)[panel.status]
+    assert status.endswith("<p>Cut &lt;here&gt;.</p>")
+
+
+# MCP
+
+
+def tool_call(
+    address: str, name: str, arguments: dict[str, Any], *, watched: bool = False, patience: float = 60
+) -> types.CallToolResult:
+    async def ask() -> types.CallToolResult:
+        async with (
+            streamablehttp_client(f"{address}gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            callback = note if watched else None
+            return await session.call_tool(name, arguments, timedelta(seconds=patience), progress_callback=callback)
+
+    async def note(*_: Any) -> None:
+        pass
+
+    return asyncio.run(ask())
+
+
+def data_url(file: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_an_mcp_call_gives_the_picture_and_the_record(address: str, files: dict[str, Path], watched: bool) -> None:
+    arguments = {name: data_url(files[name]) for name in ("content", "style")}
+    answer = tool_call(address, "stylize_image_like_images", {**arguments, **QUICK}, watched=watched)
+    assert not answer.isError, answer
+    picture, link, record = answer.content
+    assert isinstance(picture, types.ImageContent)
+    assert Image.open(io.BytesIO(base64.b64decode(picture.data))).size == (96, 64)
+    assert isinstance(link, types.TextContent)
+    assert isinstance(record, types.TextContent)
+    assert json.loads(record.text)["settings"] == ZStarSettings(**QUICK).model_dump()
+
+
+@pytest.mark.parametrize("given", ["/etc/passwd", "http://127.0.0.1:9/x.png", "nonsense", 7, {"path": "/etc/passwd"}])
+def test_mcp_opens_no_other_files_either(address: str, given: Any) -> None:
+    answer = tool_call(address, "stylize_image_like_images", {"content": given, "style": given})
+    assert answer.isError
+    (told,) = answer.content
+    assert isinstance(told, types.TextContent)
+    assert "/" not in told.text.replace(str(given), "")
+    assert "Traceback" not in told.text
+
+
+def test_an_mcp_client_that_vanishes_stops_its_run(address: str, files: dict[str, Path], slow: SlowRun) -> None:
+    script = (
+        "import json, sys, httpx\n"
+        "arguments = {name: open(file).read() for name, file in zip(('content', 'style'), sys.argv[2:])}\n"
+        "call = {'name': 'stylize_image_like_images', 'arguments': arguments}\n"
+        "head = {'accept': 'application/json, text/event-stream'}\n"
+        "body = {'jsonrpc': '2.0', 'id': 1, 'method': 'tools/call', 'params': call}\n"
+        "httpx.post(sys.argv[1] + 'gradio_api/mcp/', json=body, headers=head, timeout=60)\n"
+    )
+    texts = []
+    for name in ("content", "style"):
+        text = files[name].with_suffix(".txt")
+        text.write_text(data_url(files[name]))
+        texts.append(str(text))
+    process = subprocess.Popen([sys.executable, "-c", script, address, *texts])
+    assert slow.began.wait(30)
+    process.kill()
+    process.wait()
+    assert slow.ended.wait(SOON)
+
+
+def test_tools_are_named_for_what_they_do_and_helpers_are_hidden(address: str) -> None:
+    tools = httpx.get(f"{address}gradio_api/mcp/schema").json()
+    assert {tool["name"] for tool in tools} == set(TOOLS.values())
+    for tool in tools:
+        assert len(tool["description"]) > 60
+        assert all(known.get("description") for known in tool["inputSchema"]["properties"].values()), tool["name"]
+
+
+# A clip's comparison
+
+
+def test_a_clips_comparison_is_made_while_others_use_the_engine(shared_engine: StyleEngine) -> None:
+    demo = ui.build(shared_engine)
+    comparing = [fn for fn in demo.fns.values() if fn.concurrency_id == "comparing"]
+    assert comparing
+    assert all(fn.concurrency_id != "engine" for fn in comparing)

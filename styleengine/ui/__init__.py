@@ -6,6 +6,7 @@ import pkgutil
 import gradio as gr
 
 from styleengine.engine import StyleEngine
+from styleengine.ui.blocks import AppBlocks
 from styleengine.ui.page import footer, header, launch_options
 from styleengine.ui.runs import Runner
 from styleengine.ui.tab import Tab
@@ -14,6 +15,7 @@ __all__ = ["build", "build_apology", "launch_options", "tabs"]
 
 TITLE = "StyleEngine"
 CACHE_SWEEP, CACHE_AGE = 3600, 24 * 3600  # seconds: uploads and results are deleted after a day
+MOST_QUEUED = 200  # runs that wait
 
 
 def tabs() -> list[Tab]:
@@ -25,14 +27,13 @@ def tabs() -> list[Tab]:
 def build(engine: StyleEngine) -> gr.Blocks:
     """The whole page on one engine; `launch` it with `launch_options()`."""
     runner = Runner(engine)
-    with gr.Blocks(title=TITLE, fill_width=True, delete_cache=(CACHE_SWEEP, CACHE_AGE)) as demo:
+    with AppBlocks(title=TITLE, fill_width=True, delete_cache=(CACHE_SWEEP, CACHE_AGE)) as demo:
         header(TITLE)
         for tab in tabs():
             with gr.Tab(tab.title):
                 tab.build(runner)
         footer(engine.backbone)
-        demo.unload(runner.withdraw)
-    return demo
+    return demo.queue(max_size=MOST_QUEUED, api_open=False)
 
 
 def build_apology(sentence: str) -> gr.Blocks:

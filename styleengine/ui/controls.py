@@ -1,12 +1,16 @@
 """Settings → controls: each slider, number, choice and box is derived from a settings class."""
 
+import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 import gradio as gr
 from gradio.components import Component
 
+from styleengine.backbone import named_backbones, recommended_settings
+from styleengine.errors import StyleEngineError
 from styleengine.settings import Knob, Settings
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -14,6 +18,8 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 FLOAT_STEPS = (0.05, 0.01, 0.005, 0.001)
 FEWEST_STOPS, MOST_STOPS = 50, 250
 LARGEST_SLIDER = 10_000  # beyond it a number is typed
+MOST_CHARACTERS = 4000  # of a value
+MOST_QUOTED = 80  # characters of a value in an error
 
 
 class Controls(Generic[AnySettings]):
@@ -53,18 +59,14 @@ class Controls(Generic[AnySettings]):
         )
 
     def settings(self, values: Mapping[str, Any]) -> AnySettings:
-        """Checked settings that hold only what was moved: the rest stays as the backbone recommends."""
-        moved = {
-            name: values[name]
-            for name, component in self.components.items()
-            if values[name] is not None and values[name] != component.value
-        }
-        return type(self.start)(**moved)
+        """Checked settings that hold every value that is given; what is None stays as the model recommends.
 
-    def as_shown(self, values: Mapping[str, Any]) -> AnySettings:
-        """Checked settings that hold all that the page shows: for a page that has since been given other values."""
-        shown = {name: values[name] for name in self.components if values[name] is not None}
-        return type(self.start)(**shown)
+        Raises StyleEngineError for values of a wrong type or out of range.
+        """
+        given = {name: values[name] for name in self.components if values[name] is not None}
+        for name, value in given.items():
+            _check(self.knobs[name], value)
+        return type(self.start)(**given)
 
     def starting_from(self, start: AnySettings) -> dict[Any, Any]:
         """Updates that make the controls show other values."""
@@ -82,19 +84,44 @@ def _control(knob: Knob, value: Any) -> Component:
     if knob.type is str:
         return gr.Textbox(value=value, **words)
     low, high = knob.low or 0, knob.high or 0
-    if high > LARGEST_SLIDER:
-        return gr.Number(value=value, minimum=low, maximum=high, precision=0, **words)
-    step = _step(knob.type, high - low)
-    if 0 < value < step:  # a slider would show it as 0
-        return gr.Number(value=value, minimum=low, maximum=high, **words)
-    return gr.Slider(low, high, value=round(round(value / step) * step, 4), step=step, **words)
+    precision = 0 if knob.type is int else None
+    step = _step(knob, low, high, {value, *_starts(knob)}) if high <= LARGEST_SLIDER else None
+    if step is None:
+        return gr.Number(value=value, minimum=low, maximum=high, precision=precision, **words)
+    return gr.Slider(low, high, value=value, step=step, **words)
 
 
-def _step(kind: type, span: float) -> float:
-    """A round step: powers of two for whole numbers, the coarsest that leaves enough stops for others."""
-    if kind is int:
-        step = 1
-        while span / step > MOST_STOPS:
-            step *= 2
-        return step
-    return next((step for step in FLOAT_STEPS if span / step >= FEWEST_STOPS), FLOAT_STEPS[-1])
+def _starts(knob: Knob) -> set[float]:
+    """What a control of this name may be made to start from: its default, and what any model recommends."""
+    recommended = (values for name in named_backbones() for values in recommended_settings(name).values())
+    return {knob.default, *(values[knob.name] for values in recommended if knob.name in values)}
+
+
+def _step(knob: Knob, low: float, high: float, starts: Collection[float]) -> float | None:
+    """The coarsest step with enough stops, of which each start is one; None if there is none: it is then typed."""
+    span, fewest = high - low, FEWEST_STOPS
+    steps: Sequence[float] = FLOAT_STEPS
+    if knob.type is int:
+        coarsest = max(0, math.ceil(math.log2(span / MOST_STOPS))) if span else 0
+        steps, fewest = [2**power for power in range(coarsest, -1, -1)], 0
+    offsets = [Decimal(str(start)) - Decimal(str(low)) for start in starts if low <= start <= high]
+    fitting = (step for step in steps if span / step >= fewest and not any(o % Decimal(str(step)) for o in offsets))
+    return next(fitting, None)
+
+
+def short(value: Any) -> str:
+    """A value as an error quotes it."""
+    text = repr(value)
+    return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}…"
+
+
+def _check(knob: Knob, value: Any) -> None:
+    """StyleEngineError for what pydantic would take for a number, or quote at full length."""
+    if knob.type in (int, float):
+        kind, fits = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
+    else:
+        kind, fits = "a single value", isinstance(value, (bool, int, float, str))
+    if not fits:
+        raise StyleEngineError(f"“{knob.name}” is {short(value)}: it must be {kind}.")
+    if len(str(value)) > MOST_CHARACTERS:
+        raise StyleEngineError(f"“{knob.name}” has more than {MOST_CHARACTERS} characters. Send a shorter one.")

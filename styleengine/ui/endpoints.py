@@ -1,25 +1,40 @@
 """From a tab's inputs to its events: the live run of the page, Cancel, and the plain API endpoint.
 
 Inputs come as the page or the client sent them (`preprocess=False`): the engine checks all of them,
-so that whatever is wrong is said in its words.
+so that whatever is wrong is said in its words. A run is awaited, never waited for in a thread of
+Gradio's: Gradio ends it by cancelling its task or closing its iterator, and that stops the engine.
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import gradio as gr
+from anyio.to_thread import run_sync
 from gradio.components import Component
 from gradio.helpers import Examples
 
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.stylization import Stylization
+from styleengine.ui.parameter import parameter
 from styleengine.ui.result import Updates, progress_words, save
 from styleengine.ui.runs import Job, Report, Runner
+from styleengine.ui.uploads import sentence
 
 ENGINE_QUEUE = {"concurrency_id": "engine", "concurrency_limit": 1}
 CANCELLED = "Cancelled."
 STOPPING = "Stopping; what is finished is being written …"
+UNEXPECTED = "The run failed with an unexpected error, which is in the server's log."
+RETURNS = "Returns the result and its record. Settings that are left out take the values recommended for the model."
+TOOLS = {  # names of MCP tools
+    "zstar": "stylize_image_like_images",
+    "zstar_video": "stylize_video_like_images",
+    "h_space": "draw_content_like_style_image",
+    "qs_attn": "stylize_image_by_words",
+    "inst_learn": "learn_style_of_painting",
+    "inst_apply": "stylize_image_with_learned_style",
+}
 
 Prepare = Callable[[Mapping[str, Any]], Job]
 
@@ -37,6 +52,7 @@ class Panel(Protocol):
     def working(self, report: Report, content: Any) -> Updates: ...
     def finished(self, result: Any, content: Any) -> Updates: ...
     def stopped(self, sentence: str) -> Updates: ...
+    def connect_comparison(self, run: Any) -> None: ...
 
 
 def connect_page(
@@ -61,28 +77,30 @@ def connect_page(
     def wait(request: gr.Request) -> Updates:
         return {**panel.waiting(), carried: runner.admit(request, name)}
 
-    def live(request: gr.Request, ticket: str, *values: Any) -> Iterator[Updates]:
+    async def live(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Updates]:
+        ticket = runner.admitted(request, name, ticket)
         try:
-            job = prepare(dict(zip(inputs, values, strict=True)))
-            for outcome in runner.run(job, ticket, previews=True):
-                if isinstance(outcome, Report):
-                    yield panel.working(outcome, job.content)
-                else:
-                    yield panel.finished(outcome, job.content)
+            job = await run_sync(prepare, dict(zip(inputs, values, strict=True)))
+            async with aclosing(runner.follow(job, ticket, previews=True)) as outcomes:
+                async for outcome in outcomes:
+                    if isinstance(outcome, Report):
+                        yield await run_sync(panel.working, outcome, job.content)
+                    else:
+                        yield await run_sync(panel.finished, outcome, job.content)
         except StyleEngineError as error:
-            yield panel.stopped(str(error))
+            yield panel.stopped(sentence(error))
             raise shown(error) from None
         except Cancelled:
             if not runner.has_admitted(request, name):  # else the panel is the next run's already
                 yield panel.stopped(CANCELLED)
         except Exception:
-            yield panel.stopped("Something went wrong that should not have.")
+            yield panel.stopped(UNEXPECTED)
             raise
         finally:
-            runner.release(ticket)
+            runner.forget(ticket)
 
-    def cancel(ticket: str) -> Updates:
-        runner.release(ticket)
+    def cancel(request: gr.Request, ticket: Any) -> Updates:
+        runner.release(runner.admitted(request, name, ticket))
         return {**panel.stopped(STOPPING), panel.run: gr.skip()} if keeps_partial else panel.stopped(CANCELLED)
 
     def cancel_for_client(request: gr.Request) -> None:
@@ -91,7 +109,7 @@ def connect_page(
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
     def start_on(trigger: Callable, api_name: str) -> None:
-        trigger(wait, outputs=[*panel.outputs, carried], **quiet).then(
+        run = trigger(wait, outputs=[*panel.outputs, carried], **quiet).then(
             live,
             inputs=[carried, *inputs.values()],
             outputs=panel.outputs,
@@ -102,6 +120,7 @@ def connect_page(
             trigger_mode="multiple",  # "once" would swallow a run while a cancelled one is at its last step
             **ENGINE_QUEUE,
         )
+        panel.connect_comparison(run)
 
     start_on(panel.run.click, f"{name}_live")
     if examples:
@@ -121,40 +140,42 @@ def add_api(
     descriptions: Mapping[str, str],
     result: type[gr.Image | gr.Video] = gr.Image,
 ) -> None:
-    """The endpoint and MCP tool `/name`: the inputs by name in, the PNG or MP4 and its record out.
+    """The endpoint `/name` and its MCP tool: the inputs by name in, the PNG or MP4 and its record out.
 
-    What is not `required` may be left out; it is then what the page starts with.
+    What is not `required` may be left out or null; it then is what the chosen model recommends.
     """
+    fields = {field: parameter(component) for field, component in inputs.items()}
 
-    def endpoint(request: gr.Request, *values: Any) -> tuple[str, dict[str, Any]]:
+    async def endpoint(request: gr.Request, *values: Any) -> tuple[str, dict[str, Any]]:
         *given, progress = values
         ticket = runner.admit(request, name)
         try:
-            job = prepare(dict(zip(inputs, given, strict=True)))
-            for outcome in runner.run(job, ticket, previews=False):
-                if isinstance(outcome, Report):
-                    progress((outcome.step, outcome.total), desc=progress_words(outcome))
-                elif isinstance(outcome, Stylization):
-                    return str(save(outcome, file.GRADIO_CACHE)), outcome.record()
+            job = await run_sync(prepare, dict(zip(inputs, given, strict=True)))
+            async with aclosing(runner.follow(job, ticket, previews=False)) as outcomes:
+                async for outcome in outcomes:
+                    if isinstance(outcome, Report):
+                        progress((outcome.step, outcome.total), desc=progress_words(outcome))
+                    elif isinstance(outcome, Stylization):
+                        return str(await run_sync(save, outcome, file.GRADIO_CACHE)), outcome.record()
             raise RuntimeError("a run ends with one result or an error")
         except StyleEngineError as error:
             raise shown(error) from None
         except Cancelled:
             raise gr.Error(CANCELLED, print_exception=False) from None
         finally:
-            runner.release(ticket)
+            runner.forget(ticket)
 
-    endpoint.__name__ = name  # the name of the MCP tool
+    endpoint.__name__ = TOOLS.get(name, name)
     endpoint.__signature__ = signature(inputs, required)  # type: ignore[attr-defined]
     endpoint.__annotations__ = {"request": gr.Request}
     lines = [f"    {field}: {descriptions[field]}" for field in inputs]
-    endpoint.__doc__ = "\n".join([summary, "", "Args:", *lines])
+    endpoint.__doc__ = "\n".join([f"{summary} {RETURNS}", "", "Args:", *lines])
     file = result(label="Result", visible=False)
     record = gr.JSON(label="Record", visible=False)
     gr.on(
         [],
         endpoint,
-        inputs=list(inputs.values()),
+        inputs=list(fields.values()),
         outputs=[file, record],
         preprocess=False,
         api_name=name,
@@ -174,4 +195,4 @@ def signature(names: Iterable[str], required: Collection[str]) -> inspect.Signat
 
 def shown(error: StyleEngineError) -> gr.Error:
     """The engine's sentence as Gradio shows and sends it."""
-    return gr.Error(str(error), print_exception=False)
+    return gr.Error(sentence(error), print_exception=False)

@@ -7,25 +7,34 @@ import gradio as gr
 from styleengine.backbone import named_backbones
 from styleengine.engine import StyleEngine
 from styleengine.errors import StyleEngineError
+from styleengine.stylization import model_name
 from styleengine.ui.page import model_title
+
+MOST_SHOWN = 100  # characters of a name in an error
 
 
 def model_choice(engine: StyleEngine) -> gr.Dropdown:
     """All models that have a name, and the one that the app started with, which is chosen at first."""
     names = list(dict.fromkeys([engine.backbone.name, *named_backbones()]))
     return gr.Dropdown(
-        [(model_title(name), name) for name in names],
-        value=engine.backbone.name,
+        [(model_title(name), model_name(name)) for name in names],
+        value=model_name(engine.backbone.name),
         label="Model",
-        info="One that is not on this machine yet is downloaded when it is first run.",
+        info="Downloaded on first use.",
         interactive=True,
     )
 
 
-def chosen_model(choice: gr.Dropdown, value: Any) -> str:
-    """The value, if it is one of those offered: what comes over the API may not load whatever it names."""
-    offered = [name for _, name in choice.choices]
+def chosen_model(engine: StyleEngine, choice: gr.Dropdown, value: Any) -> str:
+    """The model of that name, if it is one of those offered: clients may not load whatever they name.
+
+    None is the app's own. Raises StyleEngineError for any other.
+    """
+    offered = [str(name) for _, name in choice.choices]
+    if value is None or value == model_name(engine.backbone.name):
+        return engine.backbone.name
     if value not in offered:
         known = ", ".join(f"“{name}”" for name in offered)
-        raise StyleEngineError(f"There is no model “{value}” here. Choose one of {known}.")
+        named = f"“{value[:MOST_SHOWN]}”" if isinstance(value, str) else "of that name"
+        raise StyleEngineError(f"There is no model {named} here. Choose one of {known}.")
     return value

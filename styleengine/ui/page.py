@@ -7,8 +7,10 @@ from typing import Any
 import gradio as gr
 
 from styleengine.backbone import Backbone, named_backbones
+from styleengine.video import MOST_BYTES
 
 ACCENT = "#b4472e"
+MOST_SESSIONS = 1000  # whose values Gradio keeps
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -44,6 +46,8 @@ def launch_options() -> dict[str, Any]:
         "show_error": True,
         "mcp_server": True,
         "footer_links": ["api"],
+        "max_file_size": MOST_BYTES,
+        "state_session_capacity": MOST_SESSIONS,
     }
 
 

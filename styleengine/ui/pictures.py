@@ -5,23 +5,22 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.components.image_editor import EditorData
 from PIL import Image
 
 from styleengine.errors import StyleEngineError
-from styleengine.images import open_image
+from styleengine.images import check_size, open_image
+from styleengine.ui.uploads import path_of
+
+__all__ = ["painted_mask", "painter", "path_of", "picture"]
 
 PAINTER_SIDE = 640
+PAINTER_QUEUE = {"concurrency_id": "painter", "concurrency_limit": 2}  # pictures decoded at a time
+LAYER_FORMATS = ("PNG", "WEBP")
 
 
 def picture(label: str, height: int) -> gr.Image:
     """A slot to drop, choose or paste a picture into."""
     return gr.Image(label=label, height=height, min_width=140, sources=["upload", "clipboard"], buttons=[])
-
-
-def path_of(upload: Mapping[str, Any] | None) -> str | None:
-    """The uploaded file as it was: the engine opens it, and words what is wrong with it."""
-    return upload["path"] if upload else None
 
 
 def painter(content: gr.Image, accent: str, label: str = "Paint where the style applies") -> gr.ImageMask:
@@ -43,25 +42,42 @@ def painter(content: gr.Image, accent: str, label: str = "Paint where the style 
         preprocess=False,
         api_name="painter_canvas",
         api_visibility="undocumented",
-        queue=False,
         show_progress="hidden",
+        **PAINTER_QUEUE,
     )
     return canvas
 
 
-def painted_mask(canvas: gr.ImageMask, painting: Mapping[str, Any] | None) -> Image.Image | None:
-    """White where the brush has been on what `canvas` sent; None where it has not been used."""
-    painted = canvas.preprocess(EditorData(**painting)) if painting else None
-    layers = [np.asarray(layer)[..., 3] > 0 for layer in (painted or {}).get("layers", [])]  # RGBA
+def painted_mask(painting: Mapping[str, Any] | None) -> Image.Image | None:
+    """White where the brush has been on the canvas; None where it has not been used.
+
+    Raises StyleEngineError for layers that are no such pictures.
+    """
+    layers = [_painted(path_of(layer)) for layer in (painting or {}).get("layers") or []]
     if not any(layer.any() for layer in layers):
         return None
+    if len({layer.shape for layer in layers}) > 1:
+        raise StyleEngineError("The painted layers have different sizes. Paint the mask anew.")
     return Image.fromarray(np.logical_or.reduce(layers).astype(np.uint8) * 255)
+
+
+def _painted(path: str | None) -> np.ndarray:
+    """Where a layer is not transparent: booleans (height, width)."""
+    try:
+        with Image.open(path or "", formats=LAYER_FORMATS) as layer:
+            check_size(layer.size, "painted mask")
+            return np.asarray(layer.convert("RGBA"))[..., 3] > 0
+    except StyleEngineError:
+        raise
+    except Exception as error:  # damaged files make decoders raise anything
+        raise StyleEngineError("The painted mask could not be decoded. Paint it anew.") from error
 
 
 def _canvas(upload: Mapping[str, Any] | None) -> Image.Image | None:
     """A small copy of the content to paint over; what is wrong with it, the run will say."""
+    path = path_of(upload)
     try:
-        image = open_image(upload["path"], "content image") if upload else None
+        image = open_image(path, "content image") if path else None
     except StyleEngineError:
         return None
     if image:

@@ -1,6 +1,9 @@
 """The result's side of a tab: Run and Cancel, the progress bar, before and after, the download."""
 
+import contextlib
+import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -11,11 +14,14 @@ from PIL import Image
 
 from styleengine.images import fit
 from styleengine.stylization import Stylization, VideoStylization
-from styleengine.ui.runs import Report
+from styleengine.ui.runs import WAITING, Report
 
 Updates = dict[Any, Any]
 Drawn: TypeAlias = Stylization | list[Stylization]
 
+WAITING_WORDS = "Waiting for its turn …"
+RESULTS = "styleengine-results"  # a folder in Gradio's own
+RESULT_AGE = 24 * 3600  # seconds after which results are deleted
 HINT = "Choose a content and a style image, or an example below."
 
 DETAIL_WORDS = {
@@ -49,7 +55,7 @@ class ResultPanel:
         return [self.run, self.cancel, self.status, self.slider, self.download]
 
     def waiting(self) -> Updates:
-        return {**self._busy(True), self.status: line("Waiting for its turn …"), self.download: gr.skip()}
+        return {**self._busy(True), self.status: line(WAITING_WORDS), self.download: gr.skip()}
 
     def working(self, report: Report, content: Image.Image | None) -> Updates:
         updates: Updates = {self.status: progress_bar(report)}
@@ -63,13 +69,16 @@ class ResultPanel:
         path = save(results[-1], self.slider.GRADIO_CACHE)
         return {
             **self._busy(False),
-            self.status: line(summary(results)),
+            self.status: "".join(map(line, [summary(results), *notes(results)])),
             self.slider: (_before(content, results[-1].image), str(path)),
             self.download: gr.DownloadButton(value=str(path), interactive=True),
         }
 
     def stopped(self, sentence: str) -> Updates:
         return {**self._busy(False), self.status: line(sentence)}
+
+    def connect_comparison(self, run: Any) -> None:
+        """The slider compares by itself."""
 
     def _busy(self, busy: bool) -> Updates:
         return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
@@ -115,16 +124,27 @@ def _before(content: Image.Image | None, image: Image.Image) -> Image.Image:
 
 
 def save(result: Stylization, folder: str) -> Path:
-    """The result as a PNG, or an MP4, with its record, in Gradio's own folder, which is swept."""
+    """The result as a PNG, or an MP4, with its record, in Gradio's own folder."""
     if isinstance(result, VideoStylization):
         return result.path  # which `place` has put there
     return result.save(place(folder, f"styleengine-{result.method}.png"))
 
 
 def place(folder: str, name: str) -> Path:
-    """A path for a new file in Gradio's own folder."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=folder)) / name
+    """A path for a new file in Gradio's own folder; what was placed there a day ago is deleted."""
+    results = Path(folder) / RESULTS
+    results.mkdir(parents=True, exist_ok=True)
+    oldest = time.time() - RESULT_AGE
+    for old in results.iterdir():
+        with contextlib.suppress(OSError):  # somebody else deletes it at the same time
+            if old.stat().st_mtime < oldest:
+                shutil.rmtree(old)
+    return Path(tempfile.mkdtemp(dir=results)) / name
+
+
+def notes(results: Sequence[Stylization]) -> list[str]:
+    """What differs from what was asked, each sentence once."""
+    return list(dict.fromkeys(note for result in results for note in result.notes))
 
 
 def summary(results: Sequence[Stylization]) -> str:
@@ -137,13 +157,15 @@ def summary(results: Sequence[Stylization]) -> str:
 
 
 def progress_words(report: Report) -> str:
+    if report.phase == WAITING:
+        return WAITING_WORDS
     inverting = report.phase.startswith(("content ", "style ", "frames "))  # "content 1", "style 2"
     phase = f"Inverting {report.phase}" if inverting else report.phase.capitalize()
     return f"{phase}: step {report.step} of {report.total}"
 
 
 def progress_bar(report: Report) -> str:
-    percent = 100 * report.step / report.total
+    percent = 100 * report.step / max(1, report.total)
     return f'{line(progress_words(report))}<div class="bar"><div style="width: {percent:.1f}%"></div></div>'
 
 

@@ -1,28 +1,41 @@
 """Running the engine beside the page: progress and previews come out, Cancel goes in."""
 
+import asyncio
+import contextlib
+import contextvars
 import hashlib
 import queue
+import re
+import secrets
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import gradio as gr
+from gradio.context import LocalContext
 from PIL import Image
 
 from styleengine.engine import StyleEngine
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.learned_style import LearnedStyle
-from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization
+from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization, VideoStylization, model_name
 from styleengine.ui.gpu import on_gpu
 
 REPORT_PAUSE = 0.2  # seconds between two moves of the progress bar, at least
 PREVIEW_PAUSE = 1.0  # seconds between two previews, at least
 PREVIEW_SHARE = 0.1  # of a run's time may go into previews
 PREVIEWED_PHASES = ("stylizing", "learning")  # the phases before them only look at the inputs
+WAITING = "waiting"  # the phase of a run that waits for the engine
+CLIENT_PAUSE = 0.3  # seconds between two looks whether the client is still there
+UNREAD_SECONDS = 30.0  # a client that has read nothing for so long has gone
+MOST_TICKETS = 5000  # of runs that wait
+NUMBER = re.compile("[0-9a-f]{16}")
 
 Result: TypeAlias = Stylization | list[Stylization] | LearnedStyle
 
@@ -40,7 +53,7 @@ class Job:
     model: str | None = None
 
     def run(self, engine: StyleEngine, on_step: OnStep) -> "Result":
-        method = getattr(engine.with_model(self.model), self.method)
+        method = getattr(engine.with_model(self.model, on_step), self.method)
         return method(self.content, **self.arguments, on_step=on_step)
 
 
@@ -63,13 +76,17 @@ class Report:
 class Runner:
     """Runs jobs on one engine for many browser sessions.
 
-    Each run holds a ticket, got before it queues, and stops at the next step once the ticket is
-    withdrawn. Tickets are files, not events, so that a run in another process sees them too.
+    Each run has a ticket, made before the run queues. A run whose ticket is withdrawn stops at its next
+    step, or never begins. While a job runs its ticket is a file, so that a run in another process
+    sees it too; the tickets of runs that wait are only names, and the oldest of too many are forgotten.
     """
 
     def __init__(self, engine: StyleEngine) -> None:
         self.engine = engine
-        self._tickets = tempfile.TemporaryDirectory(prefix="styleengine-runs-")
+        self._running = tempfile.TemporaryDirectory(prefix="styleengine-runs-")
+        self._waiting: OrderedDict[str, None] = OrderedDict()
+        self._withdrawn: OrderedDict[str, None] = OrderedDict()  # before they began
+        self._lock = threading.Lock()
 
         @on_gpu
         def outcomes(job: Job, ticket: Path, previews: bool) -> Iterator[Report | Result | Exception]:
@@ -82,45 +99,154 @@ class Runner:
         return self._new_ticket(f"{_session(request)}-{name}-")
 
     def admit_beyond_session(self, name: str) -> str:
-        """A ticket for a run that is nobody's: it outlives the page from which it was begun."""
+        """A ticket for a run that outlives the page from which it was begun."""
         return self._new_ticket(f"nobody-{name}-")
+
+    def admitted(self, request: gr.Request, name: str, ticket: Any) -> str:
+        """The ticket that a client sent, if it is of this session and name; a new one in place of any other."""
+        prefix = f"{_session(request)}-{name}-"
+        known = isinstance(ticket, str) and ticket.startswith(prefix) and NUMBER.fullmatch(ticket[len(prefix) :])
+        return ticket if known else self._new_ticket(prefix)
 
     def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Report | Result]:
         """Reports, and the result last. Raises StyleEngineError, or Cancelled once the ticket is withdrawn."""
         path = self._path(ticket)
-        if not path.is_file():
+        with self._lock:
+            self._waiting.pop(ticket, None)
+            if ticket in self._withdrawn:
+                del self._withdrawn[ticket]
+                raise Cancelled
+            path.touch()
+        try:
+            for outcome in self._outcomes(job, path, previews):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield outcome
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def follow(self, job: Job, ticket: str, *, previews: bool) -> AsyncGenerator[Report | Result, None]:
+        """As `run`, for the event loop, which it never blocks.
+
+        The run stops at its next step when the iterator is closed or its task cancelled, and when the
+        client has gone, which raises Cancelled. Neither waits for that step.
+        """
+        loop, client = asyncio.get_running_loop(), Client()
+        outcomes: asyncio.Queue[Report | Result | BaseException | None] = asyncio.Queue()
+
+        def put(outcome: Report | Result | BaseException | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(outcomes.put_nowait, outcome)
+
+        def work() -> None:
+            try:
+                for outcome in self.run(job, ticket, previews=previews):
+                    put(_shareable(outcome))
+                put(None)
+            except BaseException as error:  # noqa: BLE001 - raised again below, in the client's task
+                put(error)
+
+        # In a copy of this request's context, by which ZeroGPU knows for whom a GPU is asked.
+        threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
+        try:
+            while not client.gone():
+                try:
+                    outcome = await asyncio.wait_for(outcomes.get(), CLIENT_PAUSE)
+                except TimeoutError:
+                    continue
+                if outcome is None:
+                    return
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                yield outcome
             raise Cancelled
-        for outcome in self._outcomes(job, path, previews):
-            if isinstance(outcome, Exception):
-                raise outcome
-            yield outcome
+        finally:
+            self.release(ticket)
 
     def release(self, ticket: str) -> None:
-        """Takes back the ticket of a run that has ended."""
-        self._path(ticket).unlink(missing_ok=True)
+        """Stops the run of a ticket at its next step, or keeps it from beginning."""
+        with self._lock:
+            if ticket in self._waiting:
+                del self._waiting[ticket]
+                _remember(self._withdrawn, ticket)
+            self._path(ticket).unlink(missing_ok=True)
 
-    def withdraw(self, request: gr.Request, name: str = "*") -> None:
+    def forget(self, ticket: str) -> None:
+        """Takes back the ticket of a run that has ended or will not begin."""
+        with self._lock:
+            self._waiting.pop(ticket, None)
+            self._withdrawn.pop(ticket, None)
+            self._path(ticket).unlink(missing_ok=True)
+
+    def withdraw(self, request: gr.Request, name: str) -> None:
         """Stops what the session has running of that name, and what it has waiting as soon as its turn comes."""
         for ticket in self._tickets_of(request, name):
-            ticket.unlink(missing_ok=True)
+            self.release(ticket)
 
     def has_admitted(self, request: gr.Request, name: str) -> bool:
         """Whether the session has a run of that name going or waiting that is not withdrawn."""
-        return any(self._tickets_of(request, name))
+        return bool(self._tickets_of(request, name))
 
     def _new_ticket(self, prefix: str) -> str:
-        with tempfile.NamedTemporaryFile(dir=self._tickets.name, prefix=prefix, delete=False) as file:
-            return Path(file.name).name
+        ticket = prefix + secrets.token_hex(8)
+        with self._lock:
+            _remember(self._waiting, ticket)
+        return ticket
 
     def _path(self, ticket: str) -> Path:
-        return Path(self._tickets.name) / (Path(ticket).name or "none")
+        return Path(self._running.name) / (ticket or "none")
 
-    def _tickets_of(self, request: gr.Request, name: str = "*") -> Iterator[Path]:
-        return Path(self._tickets.name).glob(f"{_session(request)}-{name}-*")
+    def _tickets_of(self, request: gr.Request, name: str) -> list[str]:
+        prefix = f"{_session(request)}-{name}-"
+        with self._lock:
+            waiting = [ticket for ticket in self._waiting if ticket.startswith(prefix)]
+        return waiting + [path.name for path in Path(self._running.name).glob(f"{prefix}*")]
+
+
+class Client:
+    """Whether the client that asked for the run of this event is still there.
+
+    Gradio marks an event as not alive once the connection that carries its messages is closed. A client
+    that never opens one leaves its messages unread.
+    """
+
+    def __init__(self) -> None:
+        blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
+        self._queue = getattr(blocks, "_queue", None)
+        self._event = self._queue.event_ids_to_events.get(event_id) if self._queue and event_id else None
+        self._read = time.monotonic()
+
+    def gone(self) -> bool:
+        if self._event is None or self._queue is None:  # a call outside Gradio's queue
+            return False
+        messages = self._queue.pending_messages_per_session.get(self._event.session_hash)
+        if messages is None or messages.empty():
+            self._read = time.monotonic()
+        return not self._event.alive or time.monotonic() - self._read > UNREAD_SECONDS
+
+
+def _shareable(outcome: Report | Result) -> Report | Result:
+    """A picture whose record names a model in a local folder without that folder.
+
+    A clip stays as it is: its file carries the record already.
+    """
+    if isinstance(outcome, list):
+        return [replace(one, backbone=model_name(one.backbone)) for one in outcome]
+    if isinstance(outcome, Stylization) and not isinstance(outcome, VideoStylization):
+        return replace(outcome, backbone=model_name(outcome.backbone))
+    return outcome
+
+
+def _remember(tickets: OrderedDict[str, None], ticket: str) -> None:
+    tickets[ticket] = None
+    while len(tickets) > MOST_TICKETS:
+        tickets.popitem(last=False)
 
 
 def _session(request: gr.Request) -> str:
-    return hashlib.sha256(str(request.session_hash).encode()).hexdigest()[:16]
+    """A name for the browser session; a call without one is a session of its own."""
+    known = request.session_hash
+    return hashlib.sha256(str(known).encode()).hexdigest()[:16] if known else secrets.token_hex(8)
 
 
 def _outcomes(
@@ -128,19 +254,19 @@ def _outcomes(
 ) -> Iterator[Report | Result | StyleEngineError | Cancelled]:
     """Runs the job in a thread; what it raises for a person to read comes out as the last item."""
     reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        on_step = _Reporter(ticket, reports, previews)
-        run = thread.submit(job.run, engine, on_step)
+    thread = ThreadPoolExecutor(max_workers=1)
+    try:
+        run = thread.submit(job.run, engine, _Reporter(ticket, reports, previews))
         run.add_done_callback(lambda _: reports.put(None))
-        try:
-            while (report := reports.get()) is not None:
-                yield report
-        finally:  # also when the reader goes away: the thread then stops at its next step
-            ticket.unlink(missing_ok=True)
+        while (report := reports.get()) is not None:
+            yield report
         try:
             yield run.result()
         except (StyleEngineError, Cancelled) as error:
             yield error
+    finally:  # also when the reader goes away: the thread then stops at its next step, for which nobody waits
+        ticket.unlink(missing_ok=True)
+        thread.shutdown(wait=False)
 
 
 class _Reporter:
@@ -154,7 +280,8 @@ class _Reporter:
     def __call__(self, event: StepEvent) -> None:
         if not self.ticket.exists():
             raise Cancelled
-        self.began = self.began or (time.monotonic(), event.step)
+        if event.phase != WAITING:
+            self.began = self.began or (time.monotonic(), event.step)
         if time.monotonic() < self.next_report:
             return
         preview = self._preview(event) if self.previews else None

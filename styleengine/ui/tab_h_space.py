@@ -9,6 +9,7 @@ from gradio.components import Component
 from styleengine.backbone import recommended_settings
 from styleengine.images import open_image, open_mask
 from styleengine.methods.h_space import HSpaceSettings
+from styleengine.stylization import model_name
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import add_api, connect_page
 from styleengine.ui.examples import h_space_examples
@@ -31,8 +32,8 @@ DESCRIPTIONS = {
     "model": "The model to run on; latent and pixel-space models both serve.",
 }
 MASK_WORDS = (
-    "Paint where the content comes in; the style image stays elsewhere. Nothing painted means everywhere. "
-    "An uploaded mask (white for painted) wins over a painted one."
+    "Paint where the content comes in; the style image stays elsewhere. Leave it empty for everywhere. "
+    "An uploaded mask, white for painted, overrides the painted one."
 )
 
 
@@ -63,20 +64,20 @@ def build(runner: Runner) -> None:
         with gr.Column(scale=6, min_width=320):
             panel = StripPanel("Run", "gamma", "γ")
             shown = [inputs["content"], inputs["style"], model, controls.components["size"]]
-            examples = h_space_examples(shown, runner.engine.backbone.name, controls.start.size)
+            examples = h_space_examples(shown, model_name(runner.engine.backbone.name), controls.start.size)
 
-    def preparing(method: str, settings_of: Callable[[Mapping[str, Any]], HSpaceSettings]) -> Callable[..., Job]:
+    def preparing(method: str) -> Callable[..., Job]:
         def prepare(values: Mapping[str, Any]) -> Job:
             paths: dict[str, Any] = {name: path_of(values[name]) for name in ("content", "style", "mask")}
             content, style = (open_image(paths[name], f"{name} image") for name in ("content", "style"))
-            mask = open_mask(paths["mask"]) if paths["mask"] else painted_mask(painting, values.get("painting"))
-            arguments = {"style": style, "settings": settings_of(values), "mask": mask}
-            return Job(method, content, arguments, chosen_model(model, values["model"]))
+            mask = open_mask(paths["mask"]) if paths["mask"] else painted_mask(values.get("painting"))
+            arguments = {"style": style, "settings": controls.settings(values), "mask": mask}
+            return Job(method, content, arguments, chosen_model(runner.engine, model, values["model"]))
 
         return prepare
 
     def prepare_page(values: Mapping[str, Any]) -> Job:
-        return preparing(STRIP if values["strip"] else NAME, controls.as_shown)(values)
+        return preparing(STRIP if values["strip"] is True else NAME)(values)
 
     inputs |= controls.components
     connect_page(NAME, runner, panel, prepare_page, {**inputs, "painting": painting, "strip": strip}, examples)
@@ -84,7 +85,7 @@ def build(runner: Runner) -> None:
     add_api(
         NAME,
         runner,
-        preparing(NAME, controls.settings),
+        preparing(NAME),
         inputs,
         required=("content", "style"),
         summary=SUMMARY,
@@ -92,7 +93,7 @@ def build(runner: Runner) -> None:
     )
 
     def show_what_suits(choice: Any) -> dict[Any, Any]:
-        recommended = recommended_settings(chosen_model(model, choice)).get(NAME, {})
+        recommended = recommended_settings(chosen_model(runner.engine, model, choice)).get(NAME, {})
         return controls.starting_from(HSpaceSettings(**recommended))
 
     model.change(

@@ -20,8 +20,9 @@ from styleengine.methods.inst import InSTSettings
 from styleengine.methods.inst_training import InSTLearningSettings
 from styleengine.style_library import StyleLibrary
 from styleengine.ui.controls import Controls
-from styleengine.ui.endpoints import add_api, connect_page, shown, signature
+from styleengine.ui.endpoints import TOOLS, add_api, connect_page, shown, signature
 from styleengine.ui.learning import HEARTBEAT, MOST_LEARNING, Learning, Learnt
+from styleengine.ui.parameter import parameter
 from styleengine.ui.pictures import path_of, picture
 from styleengine.ui.result import ResultPanel, Updates, line, progress_bar
 from styleengine.ui.runs import Job, Report, Runner
@@ -379,14 +380,15 @@ def _add_learning_api(learning: Learning, desk: Desk, shelf: Shelf, begin: Calla
         learning.stop(name)
 
     descriptions = LEARN_DESCRIPTIONS | {name: knob.description for name, knob in desk.controls.knobs.items()}
-    endpoint.__name__ = LEARN
+    endpoint.__name__ = TOOLS[LEARN]
     endpoint.__signature__ = signature(desk.inputs, ("painting",))  # type: ignore[attr-defined]
     endpoint.__annotations__ = {"request": gr.Request}
     lines = [f"    {field}: {descriptions[field]}" for field in desk.inputs]
     endpoint.__doc__ = "\n".join([LEARN_SUMMARY, "", "Args:", *lines])
     file, record = gr.File(label="Style", visible=False), gr.JSON(label="Record", visible=False)
     waiting: dict[str, Any] = {"api_name": LEARN, "concurrency_id": LEARN, "concurrency_limit": LEARNING_CALLS}
-    gr.on([], endpoint, list(desk.inputs.values()), [file, record], preprocess=False, **waiting)
+    given = [parameter(component) for component in desk.inputs.values()]
+    gr.on([], endpoint, given, [file, record], preprocess=False, **waiting)
     name = gr.Textbox(visible=False)
     gr.on([], inst_stop, name, api_name="inst_stop", api_visibility="undocumented", queue=False)
 

@@ -13,6 +13,7 @@ from styleengine.images import open_image
 from styleengine.methods.qs_attn import SUGGESTIONS, QSAttnSettings
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import ENGINE_QUEUE, add_api, connect_page
+from styleengine.ui.endpoints import shown as error_shown
 from styleengine.ui.examples import content_words_examples
 from styleengine.ui.gpu import on_gpu
 from styleengine.ui.models import chosen_model, model_choice
@@ -27,10 +28,10 @@ DESCRIPTIONS = {
     "content": "The picture to redraw.",
     "model": "The model to run on; latent and pixel-space models both serve.",
 }
-HINT = "Choose a content image and say a style, or click an example below."
+HINT = "Choose a content image and type a style, or click an example below."
 ANCHOR_WORDS = (
-    "The places whose features the result has to keep, framed in each layer that is looked at, from fine to "
-    "coarse. Blue places are sure of what they resemble, red ones are not: the surest are taken."
+    "The positions whose features are kept, framed in each layer that is used, from fine to coarse. "
+    "Blue is low entropy of attention. Anchors are the positions of lowest entropy."
 )
 
 
@@ -57,14 +58,12 @@ def build(runner: Runner) -> None:
 
     def prepare(values: Mapping[str, Any]) -> Job:
         image = open_image(path_of(values["content"]), "content image")  # type: ignore[arg-type] - None is worded too
-        return Job(NAME, image, {"settings": controls.settings(values)}, chosen_model(model, values["model"]))
-
-    def prepare_page(values: Mapping[str, Any]) -> Job:
-        job = prepare(values)
-        return Job(NAME, job.content, {"settings": controls.as_shown(values)}, job.model)
+        return Job(
+            NAME, image, {"settings": controls.settings(values)}, chosen_model(runner.engine, model, values["model"])
+        )
 
     inputs: dict[str, Component] = {"content": content, **controls.components, "model": model}
-    connect_page(NAME, runner, panel, prepare_page, inputs, examples)
+    connect_page(NAME, runner, panel, prepare, inputs, examples)
     add_api(
         NAME,
         runner,
@@ -84,11 +83,11 @@ def build(runner: Runner) -> None:
 
     def show_anchors(*values: Any) -> Image.Image:
         try:
-            shown = anchors(prepare_page(dict(zip(inputs, values, strict=True))))
+            shown = anchors(prepare(dict(zip(inputs, values, strict=True))))
         except StyleEngineError as error:
             shown = error
         if isinstance(shown, StyleEngineError):
-            raise gr.Error(str(shown), print_exception=False)
+            raise error_shown(shown)
         return shown
 
     look.click(
@@ -102,7 +101,7 @@ def build(runner: Runner) -> None:
     )
 
     def show_what_suits(choice: Any) -> dict[Any, Any]:
-        recommended = recommended_settings(chosen_model(model, choice)).get(NAME, {})
+        recommended = recommended_settings(chosen_model(runner.engine, model, choice)).get(NAME, {})
         shown = controls.starting_from(QSAttnSettings(**recommended))
         del shown[prompt]  # what has been typed stays
         return shown

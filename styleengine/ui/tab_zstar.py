@@ -1,5 +1,6 @@
 """The Z-STAR+ tab: a content image in one to three styles, everywhere or where a mask says."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from gradio.components import Component
 from styleengine.errors import StyleEngineError
 from styleengine.images import open_image, open_mask
 from styleengine.methods.zstar import Style, ZStarSettings
-from styleengine.ui.controls import Controls
+from styleengine.ui.controls import Controls, short
 from styleengine.ui.endpoints import add_api, connect_page
 from styleengine.ui.examples import content_style_examples
 from styleengine.ui.page import ACCENT
@@ -32,7 +33,7 @@ DESCRIPTIONS = {
 }
 MASK_WORDS = (
     "With one style, paint where it applies. With two, paint where the second applies; the first takes the rest. "
-    "Nothing painted means no mask. An uploaded mask (white for painted) wins over a painted one."
+    "Leave it empty for no mask. An uploaded mask, white for painted, overrides the painted one."
 )
 PICTURES = ("content", "style", "style_2", "style_3", "mask")
 STYLE_SLOTS = (("style", "weight"), ("style_2", "weight_2"), ("style_3", "weight_3"))
@@ -68,7 +69,7 @@ def build(runner: Runner) -> None:
         content = open_image(paths["content"], "content image")
         given = [(path, _weight(values[weight])) for slot, weight in STYLE_SLOTS if (path := paths[slot])]
         styles = [Style(open_image(path, "style image"), weight) for path, weight in given]
-        mask = open_mask(paths["mask"]) if paths["mask"] else painted_mask(painting, values.get("painting"))
+        mask = open_mask(paths["mask"]) if paths["mask"] else painted_mask(values.get("painting"))
         return Job(NAME, content, {"styles": styles, "settings": controls.settings(values), "mask": mask})
 
     inputs = pictures | controls.components
@@ -97,10 +98,12 @@ def _more_styles(pictures: dict[str, Component]) -> None:
 
 
 def _weight(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise StyleEngineError(f"A style's weight is {value!r}: it must be a number.") from error
+    """A style's weight; what is left out counts as one. The method checks its range."""
+    if value is None:
+        return Style.weight
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise StyleEngineError(f"A style's weight is {short(value)}: it must be a number.")
+    return float(value)
 
 
 TAB = Tab("Z-STAR+", order=1, build=build)

@@ -1,17 +1,35 @@
 """The result's side of a tab for clips: the last frame while it runs, then the clip beside the original."""
 
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pandas as pd
+from PIL import Image
 
+from styleengine.errors import StyleEngineError
 from styleengine.images import fit
 from styleengine.stylization import VideoStylization
-from styleengine.ui.result import Updates, line, place, progress_bar
+from styleengine.ui.result import WAITING_WORDS, Updates, line, notes, place, progress_bar
 from styleengine.ui.runs import Report
-from styleengine.video import VideoClip, beside, open_clip, write_clip
+from styleengine.video import Selection, VideoClip, beside, open_clip, write_clip
 
+COMPARING_QUEUE = {"concurrency_id": "comparing", "concurrency_limit": 1}
+STATE_SECONDS = 3600.0
+NO_POSTER = Image.new("RGB", (1, 1))
 SERIES = {"result": "the result", "alone": "each frame on its own", "clip": "the clip itself"}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A finished clip and the part of the original that it was made from."""
+
+    original: Selection
+    result: Path
+    size: tuple[int, int]
+    rate: Fraction
 
 
 class VideoPanel:
@@ -37,13 +55,19 @@ class VideoPanel:
             visible=False,
         )
         self.download = gr.DownloadButton("Download MP4", interactive=False)
+        self.compared = gr.State(None, time_to_live=STATE_SECONDS)
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.run, self.cancel, self.status, self.frame, self.video, self.plot, self.download]
+        return [self.run, self.cancel, self.status, self.frame, self.video, self.plot, self.download, self.compared]
 
     def waiting(self) -> Updates:
-        return {**self._busy(True), self.status: line("Waiting for its turn …"), self.download: gr.skip()}
+        return {
+            **self._busy(True),
+            self.status: line(WAITING_WORDS),
+            self.download: gr.skip(),
+            self.compared: None,
+        }
 
     def working(self, report: Report, content: VideoClip) -> Updates:
         updates: Updates = {self.status: progress_bar(report) + line(time_left(report.seconds_left))}
@@ -52,30 +76,51 @@ class VideoPanel:
         return updates
 
     def finished(self, result: VideoStylization, content: VideoClip) -> Updates:
+        """All but the two clips side by side, which `connect_comparison` lets follow."""
+        settings, clip = result.settings, replace(content, poster=NO_POSTER)
+        original = clip.select(settings["rate"], settings["begin"], result.frames)
         return {
             **self._busy(False),
-            self.status: "".join(map(line, [summary(result), *result.notes])),
+            self.status: "".join(map(line, [summary(result), *notes([result])])),
             self.frame: gr.Image(None, visible=False),
-            self.video: comparison(result, content, self.video.GRADIO_CACHE),
+            self.video: None,
             self.plot: gr.LinePlot(differences(result), visible=result.frames > 1),
             self.download: gr.DownloadButton(value=str(result.path), interactive=True),
+            self.compared: Compared(original, result.path, result.image.size, result.rate),
         }
 
     def stopped(self, sentence: str) -> Updates:
         return {**self._busy(False), self.status: line(sentence)}
 
+    def connect_comparison(self, run: Any) -> None:
+        """After `run` both clips are encoded side by side, while others already use the engine."""
+
+        def compare(compared: Compared | None) -> Any:
+            try:
+                return comparison(compared, self.video.GRADIO_CACHE) if compared else gr.skip()
+            except StyleEngineError:  # the original has been deleted meanwhile
+                return str(compared.result) if compared else gr.skip()
+
+        run.then(
+            compare,
+            inputs=self.compared,
+            outputs=self.video,
+            api_visibility="private",
+            show_progress="hidden",
+            trigger_mode="multiple",
+            **COMPARING_QUEUE,
+        )
+
     def _busy(self, busy: bool) -> Updates:
         return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
 
 
-def comparison(result: VideoStylization, clip: VideoClip, folder: str) -> str:
+def comparison(compared: Compared, folder: str) -> str:
     """An MP4 with the original on the left and the result on the right: they cannot fall out of step."""
-    settings = result.settings
-    part = clip.select(settings["rate"], settings["begin"], result.frames)
-    before = (fit(frame, result.image.size) for frame in part.frames())
-    after = open_clip(result.path).select(0, 0, result.frames).frames()
+    before = (fit(frame, compared.size) for frame in compared.original.frames())
+    after = open_clip(compared.result).select(0, 0, compared.original.count).frames()
     pairs = zip(before, after, strict=False)
-    return str(write_clip(place(folder, "before-and-after.mp4"), beside(pairs), result.rate, sound=part))
+    return str(write_clip(place(folder, "before-and-after.mp4"), beside(pairs), compared.rate, sound=compared.original))
 
 
 def differences(result: VideoStylization) -> pd.DataFrame:

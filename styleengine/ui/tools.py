@@ -1,0 +1,84 @@
+"""The MCP server: Gradio's, with results whole and runs that end when their client goes."""
+
+import asyncio
+import base64
+import json
+import mimetypes
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from gradio.mcp import GradioMCPServer
+from gradio.utils import get_upload_folder
+from gradio_client import handle_file
+
+from styleengine.errors import StyleEngineError
+from styleengine.ui.result import place
+from styleengine.ui.uploads import FILE_ADDRESS, REFUSED
+
+GRADIO_FILE_WORDS = "Gradio File Input - a http or https url to a file"
+FILE_WORDS = f"The address of a file uploaded to this server (…{FILE_ADDRESS}…), or its content as a data: URL"
+
+
+class ToolServer(GradioMCPServer):
+    """Serves the documented endpoints as tools.
+
+    A call that brings no progress token gives all outputs, as others do. When the client goes, its
+    call is cancelled, and with it the job on the queue.
+    """
+
+    async def _execute_tool_without_progress(self, job: Any) -> list[Any]:
+        with _Ending(job):
+            result = await asyncio.wrap_future(job.future)
+        return list(result) if isinstance(result, tuple) else [result]
+
+    async def _execute_tool_with_progress(self, job: Any, progress_token: str | int) -> Any:
+        with _Ending(job):
+            return await super()._execute_tool_with_progress(job, progress_token)
+
+    def get_input_schema(self, tool_name: str, parameters: dict[str, str] | None = None) -> Any:
+        schema, positions = super().get_input_schema(tool_name, parameters)
+        return json.loads(json.dumps(schema).replace(json.dumps(GRADIO_FILE_WORDS), json.dumps(FILE_WORDS))), positions
+
+    def convert_strings_to_filedata(self, value: Any, filedata_positions: list[list[str | int]]) -> Any:
+        """Arguments with files as Gradio's endpoints take them; StyleEngineError for what names none."""
+        return {name: _file(given) if [name] in filedata_positions else given for name, given in value.items()}
+
+    def postprocess_output_data(self, data: Any, root_url: str) -> list[Any]:
+        """As Gradio's, with records as JSON."""
+        return super().postprocess_output_data([_as_json(output) for output in data], root_url)
+
+
+class _Ending:
+    """Cancels a job that is left unfinished. That is a request to this very server, so no one waits for it here."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        if not self.job.done():
+            asyncio.get_running_loop().run_in_executor(None, self.job.cancel)
+
+
+def _file(given: Any) -> Any:
+    if given is None:
+        return None
+    if isinstance(given, str) and given.startswith("data:"):
+        head, _, data = given.partition(",")
+        try:
+            content = base64.b64decode(data) if head.endswith(";base64") else unquote_to_bytes(data)
+        except ValueError as error:
+            raise StyleEngineError("The data: URL could not be decoded. Send the file as base64.") from error
+        path = place(get_upload_folder(), f"file{mimetypes.guess_extension(head[5:].partition(';')[0]) or ''}")
+        path.write_bytes(content)
+        return handle_file(path)
+    if isinstance(given, str) and given.startswith(("http://", "https://")) and FILE_ADDRESS in given:
+        return handle_file(given)
+    raise StyleEngineError(REFUSED)
+
+
+def _as_json(output: Any) -> Any:
+    record = isinstance(output, dict) and "path" not in output
+    return json.dumps(output, ensure_ascii=False) if record else output

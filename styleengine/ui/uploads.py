@@ -1,0 +1,98 @@
+"""The one door for what clients send: files that were uploaded here or ship as examples, and plain values."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import gradio as gr
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
+
+from styleengine.errors import StyleEngineError
+from styleengine.ui.examples import FOLDER
+
+# The same for all that is not opened, so that it tells nothing about the disk.
+REFUSED = "A file was named that was not uploaded here. Upload it first, then name it by the path that the upload gave."
+FILE_ADDRESS = "/gradio_api/file="  # in the address of a file that this server gives out
+FILE_COMPONENTS = (gr.Image, gr.Video, gr.File, gr.UploadButton)
+PAINTED = ("background", "composite")
+MOST_LAYERS = 8
+FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/“”\"']+/)+(?=[^\s/])")  # of an absolute path in a sentence
+MOST_CHARACTERS = 100_000  # of a value that is no file
+
+
+def path_of(upload: Any) -> str | None:
+    """The path of an input's file, which Gradio sends as a mapping with "path"; None for an empty input.
+
+    Raises StyleEngineError for anything but a file in Gradio's upload folder or among the examples;
+    symbolic links are followed first. Addresses count only where they name such a file on this server.
+    """
+    if upload is None:
+        return None
+    named = upload.get("path") if isinstance(upload, Mapping) else None
+    found = _resolved(named) if isinstance(named, str) else None
+    if found is None:
+        raise StyleEngineError(REFUSED)
+    folder = Path(get_upload_folder())
+    try:
+        if found.is_relative_to(folder.resolve()):
+            return str(folder / found.relative_to(folder.resolve()))
+        if found.is_relative_to(FOLDER.resolve()):
+            return save_file_to_cache(found, str(folder))
+    except OSError:
+        pass
+    raise StyleEngineError(REFUSED)
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, each file named without its folder."""
+    return FOLDERS.sub("", str(error))
+
+
+def admitted(components: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    """The values of an event's inputs with each file checked as in `path_of`.
+
+    Raises StyleEngineError for a file that is refused, for too few values and for overlong ones.
+    """
+    if len(values) < len(components):
+        raise StyleEngineError(f"{len(components)} values are needed; {len(values)} were sent.")
+    return [_admitted(component, value) for component, value in zip(components, values, strict=False)]
+
+
+def _admitted(component: Any, value: Any) -> Any:
+    if value is None or isinstance(component, gr.State):
+        return value
+    if isinstance(component, gr.ImageEditor):
+        return _painting(value)
+    if isinstance(component, FILE_COMPONENTS):
+        return _file(value)
+    if len(str(value)) > MOST_CHARACTERS:
+        raise StyleEngineError(f"A value has more than {MOST_CHARACTERS} characters. Send a shorter one.")
+    return value
+
+
+def _file(value: Any) -> dict[str, Any] | None:
+    """A file as Gradio's components take it, free of whatever else the client may have sent along."""
+    path = path_of(value)
+    return path and {"path": path, "orig_name": Path(path).name, "meta": {"_type": "gradio.FileData"}}  # type: ignore[return-value]
+
+
+def _painting(value: Any) -> dict[str, Any]:
+    layers = value.get("layers") or [] if isinstance(value, Mapping) else None
+    if not isinstance(layers, list) or len(layers) > MOST_LAYERS:
+        raise StyleEngineError(REFUSED)
+    return {"layers": [_file(layer) for layer in layers], **{name: _file(value.get(name)) for name in PAINTED}}
+
+
+def _resolved(named: str) -> Path | None:
+    """The absolute path of an existing file, symbolic links followed; None for anything else."""
+    if named.startswith(("http://", "https://")):
+        named = unquote(named.partition(FILE_ADDRESS)[2])
+    try:
+        path = Path(named)
+        found = path.resolve(strict=True) if path.is_absolute() else None
+        return found if found and found.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # unreadable, a null byte, a loop of links
+        return None
