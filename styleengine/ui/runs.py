@@ -53,7 +53,7 @@ class Job:
     model: str | None = None
 
     def run(self, engine: StyleEngine, on_step: OnStep) -> "Result":
-        method = getattr(engine.with_model(self.model, on_step), self.method)
+        method = getattr(engine.with_model(self.model, on_step=on_step), self.method)
         return method(self.content, **self.arguments, on_step=on_step)
 
 
