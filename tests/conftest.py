@@ -110,3 +110,17 @@ def counted_evaluations(backbone: Backbone) -> Iterator[list[int]]:
         yield batches
     finally:
         hook.remove()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Reports go to another process as UTF-8, which file names in a test's output need not be."""
+    report = yield
+    report.sections = [(name, _printable(text)) for name, text in report.sections]
+    if report.failed and _printable(report.longreprtext) != report.longreprtext:
+        report.longrepr = _printable(report.longreprtext)
+    return report
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
