@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image
 
 # The matrix by its number in ITU-T H.273; others are guessed, as where none is stated.
@@ -20,6 +20,8 @@ MATRICES = {
 }
 UNSTATED = {0, 2}
 HD_WIDTH, HD_HEIGHT = 1280, 720  # from either on, BT.709 where no matrix is stated; else BT.601
+
+EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 # Linear RGB of wide gamuts → linear RGB of BT.709, which has sRGB's primaries.
 FROM_BT2020 = np.array(
@@ -93,7 +95,7 @@ def _colored(frame: Any) -> Image.Image:
     curve = HDR.get(frame.color_trc)
     wide = WIDE.get(frame.color_primaries, FROM_BT2020 if curve else None)
     kind = ("rgba" if transparent else "rgb24") if wide is None else ("rgba64le" if transparent else "rgb48le")
-    pixels = frame.reformat(format=kind, **_encoding(frame)).to_ndarray()
+    pixels = frame.reformat(format=kind, interpolation=EXACT, **_encoding(frame)).to_ndarray()
     if wide is not None:
         pixels = _narrowed(pixels, wide, curve)
     image = Image.fromarray(pixels)

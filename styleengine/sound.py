@@ -106,7 +106,7 @@ class SoundTrack:
                 continue
             packet.pts -= shift
             packet.dts = packet.pts
-            moment = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            moment = _end(packet)
             packet.stream = self.target
             yield moment, packet
 
@@ -117,11 +117,9 @@ class SoundTrack:
                 samples = max(0, round((frame.time - self.begin) * self.target.rate))
             frame.pts, frame.time_base = samples, Fraction(1, self.target.rate)
             samples += frame.samples
-            for packet in self.target.encode(frame):
-                yield samples / self.target.rate, packet
+            yield from ((_end(packet), packet) for packet in self.target.encode(frame))
         if samples is not None:
-            for packet in self.target.encode():
-                yield samples / self.target.rate, packet
+            yield from ((_end(packet), packet) for packet in self.target.encode())
 
     def _resampled(self, stream: Any) -> Iterator[Any]:
         """Frames of the target's rate and layout, whatever the source's are and become; the first with its time."""
@@ -150,6 +148,11 @@ def mux_quietly(track: SoundTrack, seconds: float) -> None:
     """As `mux_until`; a fault, which the rehearsal should have met, ends the sound rather than the clip."""
     with contextlib.suppress(*REFUSALS):
         track.mux_until(seconds)
+
+
+def _end(packet: Any) -> float:
+    """The second at which the packet's sound ends."""
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 
 def _decodable(source: Any) -> Any:

@@ -32,6 +32,7 @@ READ_BYTES = 1 << 20  # of an open file at a time
 MOST_PACKETS = 2_000_000  # of pictures and sound: many hours of film
 FASTEST = 240  # frames per second that a result may take over from its clip
 SLOWEST = Fraction(1, 1000)
+LONGEST_NAME = 80  # characters of it in a sentence
 ENCODER = "libx264"
 ENCODER_OPTIONS = {"crf": "18", "preset": "medium"}
 RECORD_TAG = "comment"
@@ -162,12 +163,13 @@ def open_clip(source: ClipSource | None, what: str = "clip") -> VideoClip:
 def check_clip_output(path: str | os.PathLike[str], clip: VideoClip | None = None) -> Path:
     """The path, if an MP4 can be saved there; StyleEngineError where not, or where `clip` itself lies there."""
     path = check_output(path, ".mp4")
+    name = _printable(path.name)
     if path.exists() and not path.is_file():
-        raise StyleEngineError(f"{path.name} is there already and is no file: save under another name.")
+        raise StyleEngineError(f"{name} is there already and is no file: save under another name.")
     if clip and path.exists() and clip.path.exists() and path.samefile(clip.path):
-        raise StyleEngineError(f"{path.name} is the clip itself: save the result under another name.")
+        raise StyleEngineError(f"{name} is the clip itself: save the result under another name.")
     if not os.access(path.parent, os.W_OK):
-        raise StyleEngineError(f"{path.name} cannot be written into that folder: save elsewhere.")
+        raise StyleEngineError(f"{name} cannot be written into that folder: save elsewhere.")
     return path
 
 
@@ -230,6 +232,8 @@ def _from_content(source: Any, what: str) -> VideoClip:
         holder.write(source)
     else:
         try:
+            if hasattr(source, "seek"):
+                source.seek(0)  # as Pillow does with pictures
             while chunk := source.read(READ_BYTES):
                 holder.write(chunk)
                 if holder.tell() > MOST_BYTES:
@@ -340,7 +344,14 @@ def _picture(frame: Any, stream: Any, size: tuple[int, int] | None, what: str = 
 
 
 def _shown(name: str, what: str = "clip") -> str:
-    return f"The {what} {name}".rstrip()
+    """The beginning of a sentence about a clip."""
+    return f"The {what} {_printable(name)}".rstrip()
+
+
+def _printable(name: str) -> str:
+    """A file's name for a sentence, whatever it is called."""
+    text = name.encode("utf-8", "replace").decode()
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
 
 
 def _encode(container: Any, frames: Iterable[Image.Image], rate: Fraction, sound: Sound | None) -> None:
@@ -373,7 +384,9 @@ def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _unwritten(path: Path, error: Exception) -> StyleEngineError:
-    return StyleEngineError(f"{path.name} could not be written ({getattr(error, 'strerror', error)}): save elsewhere.")
+    return StyleEngineError(
+        f"{_printable(path.name)} could not be written ({getattr(error, 'strerror', error)}): save elsewhere."
+    )
 
 
 def _file_hash(path: Path) -> str:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -924,7 +924,8 @@ GIVEN = "gradio.FileData"
 
 def call(address: str, name: str, data: list[Any]) -> tuple[str, Any]:
     """The last event of a plain HTTP call and what it brings."""
-    joined = httpx.post(f"{address}gradio_api/call/{name}", content=json.dumps({"data": data}))
+    body, head = json.dumps({"data": data}), {"content-type": "application/json"}
+    joined = httpx.post(f"{address}gradio_api/call/{name}", content=body, headers=head)
     assert joined.status_code == 200, joined.text
     kind, value = "", None
     with httpx.stream("GET", f"{address}gradio_api/call/{name}/{joined.json()['event_id']}", timeout=60) as lines:
@@ -1035,6 +1036,12 @@ def test_a_painting_names_no_other_files_either(
 ERROR = {"duration": 10, "visible": True, "title": "Error"}
 
 
+def in_a_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Awaits it in a thread of its own: the browser's tests leave a loop running in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
 def test_uploads_are_taken_by_path_and_by_their_address_here(
     address: str, client: Client, uploaded: Callable[[str], dict[str, Any]]
 ) -> None:
@@ -1077,7 +1084,7 @@ def test_odd_values_of_any_parameter_get_a_short_sentence(
             data: list[Any] = [None] * len(endpoint.inputs)
             data[position] = odd
             with pytest.raises(gr.Error) as raised:
-                asyncio.run(demo.process_api(endpoint, data, request=gr.Request(session_hash="odd")))
+                in_a_loop(demo.process_api(endpoint, data, request=gr.Request(session_hash="odd")))
             assert 10 < len(raised.value.message) < 400, known["parameter_name"]
             assert "pydantic" not in raised.value.message
             assert "Traceback" not in raised.value.message
@@ -1357,7 +1364,7 @@ def tool_call(
     async def note(*_: Any) -> None:
         pass
 
-    return asyncio.run(ask())
+    return in_a_loop(ask())
 
 
 def data_url(file: Path) -> str:

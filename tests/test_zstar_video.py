@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,7 @@ from styleengine.methods.zstar_video import (
 from styleengine.metrics import frame_differences
 from styleengine.stylization import METADATA_KEY
 from styleengine.video import open_clip, read_comment
+from styleengine.workfolder import WorkFolder
 
 QUICK = ZStarVideoSettings(size=64, steps=2, rate=0, frames=5)
 MASK = Image.linear_gradient("L")
@@ -382,6 +384,61 @@ def test_progress_counts_up_to_its_total_and_shows_the_last_finished_frame(
     assert np.array_equal(np.asarray(during_third[-1]), frames_in(tmp_path / "work")[1])
 
 
+def test_no_more_than_two_frames_keys_and_values_are_alive_at_once(
+    run: Callable[..., VideoStylization], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 0
+
+    class Counted(FrameRecord):
+        pass
+
+    def count(event: StepEvent) -> None:
+        nonlocal most
+        most = max(most, sum(len(x.keys_values) for x in gc.get_objects() if isinstance(x, Counted)))
+
+    monkeypatch.setattr(zstar_video, "FrameRecord", Counted)
+    run(QUICK.replace(steps=4), on_step=count)
+    assert most == 2 * 4  # noise levels: each that is made takes the place of the previous frame's
+
+
+def test_without_a_work_folder_no_state_is_written(
+    run: Callable[..., VideoStylization], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[str] = []
+
+    def note(self: WorkFolder, name: str, *_: object) -> None:
+        saved.append(name)
+
+    monkeypatch.setattr(WorkFolder, "save_tensors", note)
+    run()
+    assert saved == []
+    run(work=tmp_path / "work")
+    assert saved
+
+
+def test_what_was_lost_of_the_sound_is_in_the_record(run: Callable[..., VideoStylization], clip: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("styleengine.sound.COPIED", set[str]())
+        patch.setattr("av.AudioResampler", lambda *_: None)
+        result = run(QUICK.replace(frames=1))
+    (note,) = [note for note in result.notes if "sound" in note]
+    assert note in json.loads(read_comment(result.path))[METADATA_KEY]["notes"]
+
+
+def test_a_name_that_is_not_utf8_works_to_the_end(
+    run: Callable[..., VideoStylization], tmp_path: Path, clip: Path
+) -> None:
+    named = Path(shutil.copy(clip, tmp_path / os.fsdecode(b"na\xffme.mp4")))
+    result = run(QUICK.replace(frames=1), clip=named, output=tmp_path / os.fsdecode(b"out\xff.mp4"))
+    (first, *_) = json.loads(read_comment(result.path))[METADATA_KEY]["inputs"]
+    assert first["name"] == named.name
+
+
+def test_a_clip_may_be_given_as_its_content(run: Callable[..., VideoStylization], clip: Path) -> None:
+    result = run(QUICK.replace(frames=1), clip=clip.read_bytes())
+    assert result.inputs[0].sha256 == open_clip(clip).sha256
+
+
 # Interruptions
 
 
@@ -465,6 +522,58 @@ def test_a_folder_with_other_things_or_damaged_work_is_refused(
     (work / "run.json").write_text("{")
     with pytest.raises(StyleEngineError, match="is damaged"):
         run(work=work)
+
+
+def test_going_on_loads_the_last_finished_frame_alone(
+    engine: StyleEngine, run: Callable[..., VideoStylization], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_batch_size", lambda pixels: 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(work=tmp_path / "work", on_step=Stopper("stylizing frame 5 of 5"))
+    loaded: list[int] = []
+    frame = WorkFolder.frame
+
+    def note(self: WorkFolder, kind: str, number: int) -> Image.Image:
+        loaded.append(number)
+        return frame(self, kind, number)
+
+    monkeypatch.setattr(WorkFolder, "frame", note)
+    with pytest.raises(KeyboardInterrupt):
+        run(work=tmp_path / "work", on_step=Stopper("stylizing frame 5 of 5"))
+    assert loaded == [3]
+
+
+def test_a_damaged_frame_in_the_work_folder_is_said_without_its_path(
+    run: Callable[..., VideoStylization], tmp_path: Path
+) -> None:
+    run(QUICK.replace(frames=1), work=tmp_path / "work")
+    frame = tmp_path / "work" / "frames" / "00000.png"
+    frame.write_bytes(frame.read_bytes()[:200])
+    with pytest.raises(StyleEngineError, match=r"00000\.png is damaged") as caught:
+        run(QUICK.replace(frames=1), work=tmp_path / "work")
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("link", [None, os.link, os.symlink])
+def test_the_clip_is_never_its_own_result(
+    engine: StyleEngine,
+    run: Callable[..., VideoStylization],
+    tmp_path: Path,
+    clip: Path,
+    link: Callable[..., None] | None,
+) -> None:
+    own = Path(shutil.copy(clip, tmp_path / "own.mp4"))
+    output = own
+    if link:
+        output = tmp_path / "link.mp4"
+        link(own, output)
+    with (
+        counted_evaluations(engine.backbone) as batches,
+        pytest.raises(StyleEngineError, match="is the clip itself"),
+    ):
+        run(clip=own, output=output)
+    assert batches == []
+    assert own.read_bytes() == clip.read_bytes()
 
 
 def test_cancel_gives_the_frames_done_where_that_is_asked_for(

@@ -212,8 +212,8 @@ class Client:
 
     def __init__(self) -> None:
         blocks, event_id = LocalContext.blocks.get(None), LocalContext.event_id.get(None)
-        self._queue = getattr(blocks, "_queue", None)
-        self._event = self._queue.event_ids_to_events.get(event_id) if self._queue and event_id else None
+        self._queue = blocks._queue if blocks else None
+        self._event = self._queue.event_ids_to_events.get(event_id or "") if self._queue is not None else None
         self._read = time.monotonic()
 
     def gone(self) -> bool:
