@@ -5,6 +5,7 @@ paper, bounds and a one-line description. Controls, command-line flags, API docs
 in result files are all derived from that declaration.
 """
 
+import difflib
 import reprlib
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args, get_origin
@@ -14,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from styleengine.errors import StyleEngineError
 
+MOST_NAMED = 8  # settings, where one that is none was given
 LONGEST_SHOWN = 60  # characters of a wrong value that are repeated to who gave it
 
 
@@ -139,7 +141,10 @@ def _sentence(settings: type[Settings], error: ValidationError) -> str:
 def _clause(settings: type[Settings], problem: Any) -> str:
     name = ".".join(shortened(part) if isinstance(part, str) else str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"there is no setting “{name}” (there are: {', '.join(settings.model_fields)})"
+        alike = difflib.get_close_matches(name, settings.model_fields, 1)
+        known = list(dict.fromkeys([*alike, *settings.model_fields]))
+        more = ", …" if len(known) > MOST_NAMED else ""
+        return f"there is no setting “{name}” (there are: {', '.join(known[:MOST_NAMED])}{more})"
     if problem["type"] == "missing":
         return f"{name} is missing"
     message: str = problem["msg"].removeprefix("Value error, ")

@@ -22,6 +22,7 @@ from PIL import Image
 from styleengine.containers import decoder_of, open_container, pictures_of
 from styleengine.errors import StyleEngineError
 from styleengine.frame_colors import color_note, square_size, to_image
+from styleengine.image_files import shown_name
 from styleengine.images import check_output, check_size
 from styleengine.sound import Sound, SoundTrack, choose_sound, mux_quietly
 
@@ -163,7 +164,7 @@ def open_clip(source: ClipSource | None, what: str = "clip") -> VideoClip:
 def check_clip_output(path: str | os.PathLike[str], clip: VideoClip | None = None) -> Path:
     """The path, if an MP4 can be saved there; StyleEngineError where not, or where `clip` itself lies there."""
     path = check_output(path, ".mp4")
-    name = _printable(path.name)
+    name = shown_name(path.name)
     if path.exists() and not path.is_file():
         raise StyleEngineError(f"{name} is there already and is no file: save under another name.")
     if clip and path.exists() and clip.path.exists() and path.samefile(clip.path):
@@ -345,13 +346,7 @@ def _picture(frame: Any, stream: Any, size: tuple[int, int] | None, what: str = 
 
 def _shown(name: str, what: str = "clip") -> str:
     """The beginning of a sentence about a clip."""
-    return f"The {what} {_printable(name)}".rstrip()
-
-
-def _printable(name: str) -> str:
-    """A file's name for a sentence, whatever it is called."""
-    text = name.encode("utf-8", "replace").decode()
-    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}…"
+    return f"The {what} {shown_name(name)}".rstrip()
 
 
 def _encode(container: Any, frames: Iterable[Image.Image], rate: Fraction, sound: Sound | None) -> None:
@@ -385,7 +380,7 @@ def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def _unwritten(path: Path, error: Exception) -> StyleEngineError:
     return StyleEngineError(
-        f"{_printable(path.name)} could not be written ({getattr(error, 'strerror', error)}): save elsewhere."
+        f"{shown_name(path.name)} could not be written ({getattr(error, 'strerror', error)}): save elsewhere."
     )
 
 
