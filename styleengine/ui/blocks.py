@@ -38,10 +38,8 @@ class AppBlocks(gr.Blocks):
             if options.get("iterator") is None and not options.get("explicit_call"):
                 inputs = await run_sync(admitted, function.inputs, inputs)
             return await super().process_api(function, inputs, **options)
-        except StyleEngineError as error:
+        except (StyleEngineError, gr.Error) as error:
             words = sentence(error)
-        except gr.Error as error:
-            words = error.message
         except Exception:  # noqa: BLE001 - whatever it is, its text may tell about the server's disk
             traceback.print_exc()
             words = UNEXPECTED

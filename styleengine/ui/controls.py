@@ -19,6 +19,7 @@ FLOAT_STEPS = (0.05, 0.01, 0.005, 0.001)
 FEWEST_STOPS, MOST_STOPS = 50, 250
 LARGEST_SLIDER = 10_000  # beyond it a number is typed
 MOST_CHARACTERS = 4000  # of a value
+MOST_DIGITS = 40  # of a number
 MOST_QUOTED = 80  # characters of a value in an error
 
 
@@ -118,7 +119,8 @@ def short(value: Any) -> str:
 def _check(knob: Knob, value: Any) -> None:
     """StyleEngineError for what pydantic would take for a number, or quote at full length."""
     if knob.type in (int, float):
-        kind, fits = "a number", isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        kind, fits = "a number", number and len(repr(value)) <= MOST_DIGITS
     else:
         kind, fits = "a single value", isinstance(value, (bool, int, float, str))
     if not fits:

@@ -19,6 +19,7 @@ FILE_ADDRESS = "/gradio_api/file="  # in the address of a file that this server 
 FILE_COMPONENTS = (gr.Image, gr.Video, gr.File, gr.UploadButton)
 PAINTED = ("background", "composite")
 MOST_LAYERS = 8
+MOST_SAID = 500  # characters of an error
 FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/“”\"']+/)+(?=[^\s/])")  # of an absolute path in a sentence
 MOST_CHARACTERS = 100_000  # of a value that is no file
 
@@ -47,14 +48,15 @@ def path_of(upload: Any) -> str | None:
 
 
 def sentence(error: Exception) -> str:
-    """What an error says, each file named without its folder."""
-    return FOLDERS.sub("", str(error))
+    """What an error says, each file named without its folder, and cut where it quotes something overlong."""
+    said = FOLDERS.sub("", error.message if isinstance(error, gr.Error) else str(error))
+    return said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
 
 
 def admitted(components: Sequence[Any], values: Sequence[Any]) -> list[Any]:
     """The values of an event's inputs with each file checked as in `path_of`.
 
-    Raises StyleEngineError for a file that is refused, for too few values and for overlong ones.
+    Raises StyleEngineError for a file that is refused, for too few values, and for lists and overlong ones.
     """
     if len(values) < len(components):
         raise StyleEngineError(f"{len(components)} values are needed; {len(values)} were sent.")
@@ -68,6 +70,8 @@ def _admitted(component: Any, value: Any) -> Any:
         return _painting(value)
     if isinstance(component, FILE_COMPONENTS):
         return _file(value)
+    if isinstance(value, (list, dict)) and not isinstance(component, gr.Dataset):
+        raise StyleEngineError("A list or an object was sent where a single value is needed.")
     if len(str(value)) > MOST_CHARACTERS:
         raise StyleEngineError(f"A value has more than {MOST_CHARACTERS} characters. Send a shorter one.")
     return value
