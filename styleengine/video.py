@@ -24,6 +24,7 @@ from styleengine.errors import StyleEngineError
 from styleengine.frame_colors import color_note, square_size, to_image
 from styleengine.image_files import shown_name
 from styleengine.images import check_output, check_size
+from styleengine.mp4_index import TooMany, check_promises
 from styleengine.sound import Sound, SoundTrack, choose_sound, mux_quietly
 
 ClipSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
@@ -33,7 +34,6 @@ READ_BYTES = 1 << 20  # of an open file at a time
 MOST_PACKETS = 2_000_000  # of pictures and sound: many hours of film
 FASTEST = 240  # frames per second that a result may take over from its clip
 SLOWEST = Fraction(1, 1000)
-LONGEST_NAME = 80  # characters of it in a sentence
 ENCODER = "libx264"
 ENCODER_OPTIONS = {"crf": "18", "preset": "medium"}
 RECORD_TAG = "comment"
@@ -259,12 +259,13 @@ def _from_file(path: Path, name: str, what: str) -> VideoClip:
     if size == 0:
         raise StyleEngineError(f"{shown} is empty (0 bytes). Choose a video file, such as an MP4.")
     try:
+        check_promises(path, MOST_PACKETS)
         with open_container(path) as container:
             stream = pictures_of(container, shown)
             context = stream.codec_context
             if context.width and context.height:  # before memory is taken
                 check_size(square_size((context.width, context.height), stream.sample_aspect_ratio or 1), what)
-            times, length = _times(container, stream, shown)
+            times, length = _times(container, stream)
         if not times:
             raise StyleEngineError(f"{shown} holds no frames. Choose another file.")
         clip = VideoClip(path, _file_hash(path), Image.new("RGB", (1, 1)), times, length, name)
@@ -274,6 +275,10 @@ def _from_file(path: Path, name: str, what: str) -> VideoClip:
         _, frame, stream = first
         note = color_note(frame)
         return replace(clip, poster=_picture(frame, stream, None, what), notes=(note,) if note else ())
+    except TooMany as error:
+        raise StyleEngineError(
+            f"{shown} has more than {MOST_PACKETS / 1e6:g} million packets. Cut it first."
+        ) from error
     except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, StyleEngineError):
             raise
@@ -282,13 +287,13 @@ def _from_file(path: Path, name: str, what: str) -> VideoClip:
         ) from error
 
 
-def _times(container: Any, stream: Any, shown: str) -> tuple[tuple[float, ...], float]:
+def _times(container: Any, stream: Any) -> tuple[tuple[float, ...], float]:
     """When the frames appear, from 0, and how long all last: from the packets, without decoding."""
     usual = 1 / float(stream.average_rate or stream.guessed_rate or 25)
     moments, last = list[float](), 0.0
     for number, packet in enumerate(container.demux()):  # of all streams, so that none is endless
         if number >= MOST_PACKETS:
-            raise StyleEngineError(f"{shown} has more than {MOST_PACKETS / 1e6:g} million packets. Cut it first.")
+            raise TooMany
         if packet.size and packet.stream.index == stream.index and not packet.is_discard:
             stamp = packet.pts if packet.pts is not None else packet.dts
             moments.append(float(stamp * packet.time_base) if stamp is not None else len(moments) * usual)

@@ -105,9 +105,9 @@ def test_full_range_is_not_stretched_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("curve", "level"), [(ColorTrc.ARIB_STD_B67, 0.75), (ColorTrc.SMPTE2084, 0.58)])
 def test_hdr_white_is_near_white_and_a_note_says_what_was_done(curve: int, level: float, tmp_path: Path) -> None:
     """Reference white: 75 % of HLG's signal, 58 % of PQ's (203 nits)."""
-    path = tmp_path / "clip.mp4"
+    path = tmp_path / "clip.mkv"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx265", rate=10, options={"x265-params": "log-level=none"})
+        stream = container.add_stream("ffv1", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p10le"
         context = stream.codec_context
         context.color_primaries, context.color_trc = ColorPrimaries.BT2020, curve

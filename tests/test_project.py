@@ -17,7 +17,7 @@ LARGEST_FILE = 10_000_000
 FLOORS = [
     {"errors", "image_files", "memory", "networks", "turns", "version"},
     {"images", "settings", "cache", "file_hashes"},
-    {"stylization", "workfolder", "containers", "frame_colors", "sound"},
+    {"stylization", "workfolder", "containers", "frame_colors", "mp4_index", "sound"},
     {"backbone", "metrics"},
     {"ddim", "attention", "perceptual", "video", "progress", "inversion"},
     {"learned_style"},

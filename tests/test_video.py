@@ -17,6 +17,7 @@ from PIL import Image
 
 from styleengine import StyleEngineError, video
 from styleengine.frame_colors import KNEE, PEAK, WHITE, turn_of
+from styleengine.mp4_index import TooMany, check_promises
 from styleengine.sound import choose_sound
 from styleengine.video import beside, open_clip, read_comment, write_clip
 
@@ -376,6 +377,41 @@ def test_more_packets_than_can_be_kept_are_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(video, "MOST_PACKETS", 10)  # fewer than there are of sound
     with pytest.raises(StyleEngineError, match="more than 1e-05 million packets"):
         open_clip(path)
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize("ticks", [1, 2])
+def test_a_header_that_promises_billions_of_packets_is_refused_before_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound: bool, ticks: int
+) -> None:
+    path = write_raw(tmp_path / "bomb.mov", greys(1), sound="pcm_s16le")
+    content, count = bytearray(path.read_bytes()), 3_000_000_000
+    promises = {b"stsz": (4, 1, count), b"stsc": (12, count), b"stts": (4, 1, count, ticks)}
+    for name, (offset, *values) in promises.items():
+        start = (content.rindex if sound else content.index)(name) + 4 + offset
+        content[start : start + 4 * len(values)] = b"".join(value.to_bytes(4, "big") for value in values)
+    path.write_bytes(content)
+    monkeypatch.setattr(video, "open_container", lambda *_: pytest.fail("opened"))
+    with pytest.raises(StyleEngineError, match="more than 2 million packets"):
+        open_clip(path)
+
+
+def test_a_fragment_that_promises_billions_of_packets_is_refused(tmp_path: Path) -> None:
+    def box(name: bytes, content: bytes) -> bytes:
+        return (len(content) + 8).to_bytes(4, "big") + name + content
+
+    run = box(b"trun", bytes(4) + (3_000_000_000).to_bytes(4, "big"))
+    path = write_raw(tmp_path / "bomb.mp4", greys(1))
+    path.write_bytes(path.read_bytes() + box(b"moof", box(b"traf", run)))
+    with pytest.raises(StyleEngineError, match="more than 2 million packets"):
+        open_clip(path)
+
+
+def test_hours_of_raw_sound_are_no_bomb(tmp_path: Path) -> None:
+    path = write_raw(tmp_path / "loud.mov", greys(10), sound="pcm_s16le")
+    check_promises(path, 200)  # packets, where there are 44100 samples
+    with pytest.raises(TooMany):
+        check_promises(path, 20)
 
 
 def test_a_clip_without_times_is_taken_at_its_usual_rate(tmp_path: Path) -> None:
