@@ -10,6 +10,7 @@ if anything is lost: no answer in time, a server error, or words that no person 
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -168,29 +169,48 @@ class App:
         self._log.close()
 
 
-class Poller(threading.Thread):
-    """Looks at the page all the time; `worst` is the longest that it did not answer since it was last set to 0."""
+class Poller:
+    """Looks at the page all the time, in a process of its own, so that the clients' work does not delay it."""
 
     def __init__(self, address: str) -> None:
-        super().__init__(daemon=True)
-        self.address, self.worst, self.looks, self.ended = address, 0.0, 0, False
-        self._asked = time.monotonic()
+        context = multiprocessing.get_context("spawn")
+        self._worst, self._looks, self._asked = context.Value("d", 0), context.Value("i", 0), context.Value("d", 0)
+        self._process = context.Process(
+            target=_look, args=(address, self._worst, self._looks, self._asked), daemon=True
+        )
 
-    def run(self) -> None:
-        with httpx.Client(timeout=SILENCE) as client:
-            while not self.ended:
-                for path in ("/", "/config"):
-                    self._asked = time.monotonic()
-                    with suppress(httpx.HTTPError):
-                        client.get(self.address + path)
-                    self.worst, self.looks = max(self.worst, time.monotonic() - self._asked), self.looks + 1
-                time.sleep(PAUSE)
-                self._asked = time.monotonic()
+    def start(self) -> None:
+        self._process.start()
+        while not self.looks:
+            time.sleep(PAUSE)
+
+    @property
+    def looks(self) -> int:
+        return self._looks.value
 
     def taken(self) -> float:
         """The longest silence until now, a present one included; the next count begins."""
-        worst, self.worst = max(self.worst, time.monotonic() - self._asked), 0.0
-        return worst
+        with self._worst.get_lock():
+            worst, self._worst.value = self._worst.value, 0.0
+        return max(worst, time.monotonic() - self._asked.value) if self.looks else worst
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def _look(address: str, worst: Any, looks: Any, asked: Any) -> None:
+    """Notes the longest time that the page did not answer, how often it was looked at, and when last."""
+    with httpx.Client(timeout=SILENCE) as client:
+        while True:
+            for path in ("/", "/config"):
+                asked.value = time.monotonic()
+                with suppress(httpx.HTTPError):
+                    client.get(address + path)
+                with worst.get_lock():
+                    worst.value = max(worst.value, time.monotonic() - asked.value)
+                looks.value += 1
+            time.sleep(PAUSE)
 
 
 class Site:
@@ -558,20 +578,25 @@ class Load:
         return outcome
 
     def _looker(self, number: int, look: dict[str, Any], ended: threading.Event) -> Outcome:
-        """A page that asks by its clock, while it holds its heartbeat."""
+        """A page that asks by its own clock, while it holds its heartbeat."""
+        every = self.site.components[look["targets"][0][0]]["props"]["value"]
         visitor = self.visitor(f"watches-{number}")
         data = self.site.on_page(look, [], {})
         data[0], outcome = "watched", Outcome("lost", "nothing was shown")
+        seen = look["outputs"].index(look["inputs"][1])
         beating = threading.Thread(target=self._beat, args=(visitor.session, PATIENCE), daemon=True)
         beating.start()
         try:
             last = False
+            time.sleep(self.chance(f"watcher {number}").uniform(0, every))  # no two people begin at the same moment
             while not last:
                 last = ended.is_set()
                 outcome = judged_response(visitor.call(look["id"], data))
                 if outcome.kind == "lost":
                     break
-                ended.wait(1.0)
+                shown = json.loads(outcome.data)["data"][seen]
+                data[1] = shown if isinstance(shown, str) else data[1]  # as the page carries it
+                time.sleep(every)
         except httpx.HTTPError as error:
             outcome = Outcome("lost", f"no answer ({type(error).__name__})")
         visitor.close()
@@ -850,8 +875,7 @@ def measured(app: App, arguments: argparse.Namespace, files: dict[str, bytes], m
         visitor = load.visitor("last")
         last.outcomes.append(visitor.ask(*load.run(visitor)))
         visitor.close()
-    poller.ended = True
-    poller.join(SILENCE)
+    poller.end()
     after = app.memory()
     left, log = left_behind(app, kept), app.log()
     worst = max(phase.silence for phase in [*phases, last])

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from styleengine.backbone import Backbone, named_backbones
+from styleengine.ui.page_cache import PageCache
 from styleengine.video import MOST_BYTES
 
 ACCENT = "#b4472e"
@@ -48,6 +50,7 @@ def launch_options() -> dict[str, Any]:
         "footer_links": ["api"],
         "max_file_size": MOST_BYTES,
         "state_session_capacity": MOST_SESSIONS,
+        "app_kwargs": {"middleware": [Middleware(PageCache)]},
     }
 
 

@@ -49,7 +49,7 @@ APPLY_DESCRIPTIONS = {
 LEARN_HINT = "Choose a painting. Learning goes on when this page is closed."
 APPLY_HINT = "Choose a style, and a content image or a prompt."
 LIBRARY_WORDS = "Everyone who can open this app sees the library."
-LOOK_EVERY = 1.0  # seconds between two looks of a page at what it is learning
+LOOK_EVERY = 2.0  # seconds between two looks of a page at what it is learning
 # Calls that wait for what they learn. Gradio runs 40 calls of all kinds at once, so these leave room for others, and
 # some beyond the paintings that may wait, so that one too many is refused and does not queue.
 LEARNING_CALLS = MOST_LEARNING + 4
