@@ -203,7 +203,7 @@ def _look(address: str, worst: Any, looks: Any, asked: Any) -> None:
     """Notes the longest time that the page did not answer, how often it was looked at, and when last."""
     with httpx.Client(timeout=SILENCE) as client:
         while True:
-            for path in ("/", "/config"):
+            for path in ("/", "/config", "/gradio_api/startup-events"):  # the page is kept; the last is made anew
                 asked.value = time.monotonic()
                 with suppress(httpx.HTTPError):
                     client.get(address + path)
