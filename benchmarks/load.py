@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ START = 180.0  # seconds for the app to start
 PATIENCE = 150.0  # seconds for an answer: one that takes longer is lost
 SILENCE = 60.0  # seconds after which a look at the page gives up
 PAUSE = 0.1  # between two looks at the page
+REHEARSAL = 0.02  # of everything, before it is measured
 QUIET = 4.0  # seconds in which nothing is asked, before memory is measured
 WATCHED, WATCHED_SMALL = 20.0, 4.0  # seconds for which a painting is learnt under all eyes
 AT_ONCE = 8  # hostile requests, and runs that are to be cancelled
@@ -342,6 +343,10 @@ class Load:
     def count(self, name: str) -> int:
         return max(3, round(FULL[name] * self.share))
 
+    @property
+    def watched(self) -> str:
+        return f"watched-{self.seed}"
+
     def chance(self, name: str) -> random.Random:
         return random.Random(f"{self.seed} {name}")
 
@@ -361,13 +366,15 @@ class Load:
         pictures = {name: visitor.upload(f"{name}.png", self.files[name]) for name in ("content", "style")}
         return self.site.number("zstar"), self.site.arguments("/zstar", {**pictures, **QUICK, **settings})
 
-    def warm_up(self) -> None:
-        """One run of each kind that follows: what is loaded only once is loaded then."""
+    def rehearse(self, names: Sequence[str]) -> None:
+        """A little of all that follows: what is loaded or kept only once is loaded then, and not counted as growth."""
         visitor = self.visitor("first")
-        for outcome in (visitor.ask(*self.run(visitor)), self._painting("first", LEARN)):
-            if outcome.kind != "finished":
-                raise SystemExit(f"A first run did not finish: {outcome}\n{self.app.log()[-3000:]}")
+        outcome = visitor.ask(*self.run(visitor))
+        if outcome.kind != "finished":
+            raise SystemExit(f"A first run did not finish: {outcome}\n{self.app.log()[-3000:]}")
         visitor.close()
+        for name in names:
+            getattr(self, name)()
 
     def clients(self) -> Phase:
         """gradio_client's clients, all at once."""
@@ -563,7 +570,7 @@ class Load:
                 looks = [threads.submit(self._looker, number, watch, ended) for number in range(count)]
             time.sleep(seconds)
             stopper = self.visitor("stops")
-            stopped = stopper.ask(self.site.number("inst_stop"), ["watched"])
+            stopped = stopper.ask(self.site.number("inst_stop"), [self.watched])
             phase.outcomes.append(learning.result())
             ended.set()
             phase.outcomes += [look.result() for look in looks] if watch else []
@@ -573,7 +580,7 @@ class Load:
 
     def _listener(self, number: int, watch: int) -> Outcome:
         visitor = self.visitor(f"watches-{number}")
-        outcome = visitor.ask(watch, ["watched"])
+        outcome = visitor.ask(watch, [self.watched])
         visitor.close()
         return outcome
 
@@ -582,7 +589,7 @@ class Load:
         every = self.site.components[look["targets"][0][0]]["props"]["value"]
         visitor = self.visitor(f"watches-{number}")
         data = self.site.on_page(look, [], {})
-        data[0], outcome = "watched", Outcome("lost", "nothing was shown")
+        data[0], outcome = self.watched, Outcome("lost", "nothing was shown")
         seen = look["outputs"].index(look["inputs"][1])
         beating = threading.Thread(target=self._beat, args=(visitor.session, PATIENCE), daemon=True)
         beating.start()
@@ -607,7 +614,7 @@ class Load:
         count = self.count("paintings")
 
         def one(number: int) -> Outcome:
-            outcome = self._painting(f"painting {number}", LEARN)
+            outcome = self._painting(f"painting {number}-{self.seed}", LEARN)
             if outcome.kind == "refused" and not LIMIT_WORDS.search(outcome.words):
                 return Outcome("lost", f"a painting was lost: {outcome.words}")
             return outcome
@@ -863,13 +870,15 @@ def measured(app: App, arguments: argparse.Namespace, files: dict[str, bytes], m
     app.wait()
     poller = Poller(app.address)
     load = Load(app, Site(app.address), poller, files, arguments.seed, 0.1 if arguments.small else 1.0)
-    load.warm_up()
-    kept, threads, memory = everything(app), app.watched.num_threads(), app.memory()
-    poller.start()
     names = ["clients", "cancelled", "pages", *(["browser"] if arguments.browser else [])]
     names = [
         name for name in [*names, "watchers", "paintings", "hostile"] if name in arguments.only or not arguments.only
     ]
+    print("Rehearsal:", file=sys.stderr)
+    replace(load, seed=arguments.seed + 1, share=REHEARSAL).rehearse(names)
+    kept, threads, memory = everything(app), app.watched.num_threads(), app.memory()
+    poller.start()
+    print("Measured:", file=sys.stderr)
     phases = [getattr(load, name)() for name in names]
     with load.phase("a run at the end") as last:
         visitor = load.visitor("last")

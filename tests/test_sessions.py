@@ -48,4 +48,5 @@ def test_outputs_that_are_not_named_stay_as_they_are() -> None:
     assert values == [gr.skip(), "new", gr.skip()]
     assert state[outputs[0]._id] is outputs[0]
     update = asyncio.run(demo.postprocess_data(function, {outputs[2]: gr.Textbox(label="d", render=False)}, state))
-    assert update[2]["label"] == "d" and update[:2] == [gr.skip(), gr.skip()]
+    assert update[2]["label"] == "d"
+    assert update[:2] == [gr.skip(), gr.skip()]
