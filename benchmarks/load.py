@@ -560,7 +560,7 @@ class Load:
         count, ended = self.count("watchers"), threading.Event()
         watch, seconds = self.site.find("watch", "look"), WATCHED if self.share == 1 else WATCHED_SMALL
         with self.phase(f"{count} watchers of one learning") as phase, ThreadPoolExecutor(count + 1) as threads:
-            learning = threads.submit(self._painting, "watched", {**LEARN, "steps": 10_000, "check_every": 5})
+            learning = threads.submit(self._painting, self.watched, {**LEARN, "steps": 10_000, "check_every": 5})
             time.sleep(1.5)
             if watch is None:
                 phase.outcomes.append(Outcome("lost", "nothing on the page watches what is learnt"))

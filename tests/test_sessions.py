@@ -26,7 +26,7 @@ def test_a_session_keeps_no_description_of_the_page() -> None:
         each = (tracemalloc.get_traced_memory()[0] - before) / len(sessions)
     finally:
         tracemalloc.stop()
-    assert each < 60 * 1024, f"{each / 1024:.0f} KiB a session"
+    assert each < 25 * 1024, f"{each / 1024:.0f} KiB a session"
 
 
 def test_sessions_do_not_share_what_changes() -> None:

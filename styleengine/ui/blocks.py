@@ -2,6 +2,7 @@
 
 import gc
 import traceback
+from collections import ChainMap
 from copy import copy
 from html import escape
 from typing import Any
@@ -38,7 +39,8 @@ class PageConfig(BlocksConfig):
 
     def __copy__(self) -> SessionConfig:
         session = SessionConfig(self.root_block)
-        session.blocks, session.fns, session.fn_id = self.blocks.copy(), self.fns, self.fn_id
+        session.blocks = ChainMap({}, self.blocks)  # type: ignore[assignment] - only what changes is the session's
+        session.fns, session.fn_id = self.fns, self.fn_id
         return session
 
 
