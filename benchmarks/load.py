@@ -46,7 +46,7 @@ START = 180.0  # seconds for the app to start
 PATIENCE = 150.0  # seconds for an answer: one that takes longer is lost
 SILENCE = 60.0  # seconds after which a look at the page gives up
 PAUSE = 0.1  # between two looks at the page
-REHEARSAL = 0.02  # of everything, before it is measured
+REHEARSAL = 0.2  # of everything, before it is measured
 QUIET = 4.0  # seconds in which nothing is asked, before memory is measured
 WATCHED, WATCHED_SMALL = 20.0, 4.0  # seconds for which a painting is learnt under all eyes
 AT_ONCE = 8  # hostile requests, and runs that are to be cancelled
@@ -822,6 +822,12 @@ def left_behind(app: App, before: set[Path]) -> list[str]:
     return left
 
 
+def tracebacks(log: str) -> str:
+    """How many there are, and what they end with."""
+    ends = Counter(re.findall(r"^Traceback .*\n(?:[ \n].*\n|\s*\n)*([\w.]+).*$", log, re.MULTILINE))
+    return f"{ends.total()}" + "".join(f"; {count} {name}" for name, count in ends.most_common())
+
+
 def everything(app: App) -> set[Path]:
     return {path for folder in (app.temporary, app.uploads) for path in folder.rglob("*")}
 
@@ -893,7 +899,7 @@ def measured(app: App, arguments: argparse.Namespace, files: dict[str, bytes], m
         ("resident memory before, after", f"{memory >> 20} MiB, {after >> 20} MiB"),
         ("threads before, after", f"{threads}, {app.watched.num_threads() if app.alive else 0}"),
         ("files left behind", f"{len(left)}" + (f" ({', '.join(left[:6])})" if left else "")),
-        ("tracebacks in the app's log", str(log.count("Traceback (most recent call last)"))),
+        ("tracebacks in the app's log", tracebacks(log)),
         ("the app still runs", "yes" if app.alive else "no"),
     ]
     report(load, [*phases, last], figures, model)
