@@ -27,7 +27,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -384,6 +384,7 @@ class Load:
             path.write_bytes(self.files[name])
 
         def one(number: int) -> Outcome:
+            client: Client | None = None
             try:
                 client = Client(self.site.address, verbose=False, download_files=str(folder / "downloads"))
                 uploads = {name: handle_file(path) for name, path in pictures.items()}
@@ -395,6 +396,9 @@ class Load:
                 return judged_words(str(error))
             except Exception as error:  # noqa: BLE001 - whatever a client meets is the measurement
                 return Outcome("lost", f"{type(error).__name__}: {str(error)[:200]}")
+            finally:
+                if client is not None:
+                    client.close()
 
         with self.phase(f"{count} clients at once") as phase, ThreadPoolExecutor(count) as threads:
             phase.outcomes = list(threads.map(one, range(count)))
@@ -497,11 +501,11 @@ class Load:
                 data = self.site.on_page(live, pictures, LONG)
                 data[0] = began.json()["data"][-1]  # the run's ticket, which the page carries
                 visitor.join(live["id"], data).raise_for_status()
-                beating = threading.Thread(target=self._beat, args=(visitor.session, seconds), daemon=True)
-                beating.start()
-                if listens:
-                    self._listen_until(visitor, time.monotonic() + seconds)
-                beating.join()
+                with self.heartbeat(visitor.session):
+                    until = time.monotonic() + seconds
+                    if listens:
+                        self._listen_until(visitor, until)
+                    time.sleep(max(0.0, until - time.monotonic()))
                 return Outcome("cancelled")
             except Exception as error:  # noqa: BLE001 - as above
                 return Outcome("lost", f"{type(error).__name__}: {str(error)[:200]}")
@@ -515,14 +519,25 @@ class Load:
             phase.notes.append(f"the next run was ready {time.monotonic() - began:.1f} s after the last page closed")
         return phase
 
-    def _beat(self, session: str, seconds: float) -> None:
+    @contextmanager
+    def heartbeat(self, session: str) -> Iterator[None]:
         """The connection that a page holds as long as it is open: when it ends the page is unloaded."""
-        until = time.monotonic() + seconds
-        address = f"{self.site.address}/gradio_api/heartbeat/{session}"
-        with suppress(httpx.HTTPError), httpx.stream("GET", address, timeout=max(0.5, seconds)) as response:
-            for _ in response.iter_raw():
-                if time.monotonic() > until:
-                    return
+        client, ended = httpx.Client(timeout=PATIENCE), threading.Event()
+
+        def hold() -> None:
+            with suppress(httpx.HTTPError, httpx.StreamError, RuntimeError, OSError, ValueError):
+                with client.stream("GET", f"{self.site.address}/gradio_api/heartbeat/{session}") as response:
+                    for _ in response.iter_raw():
+                        if ended.is_set():
+                            return
+
+        holding = threading.Thread(target=hold, daemon=True)
+        holding.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            client.close()
 
     def browser(self) -> Phase:
         """Chromium's pages: an example is clicked, and the page closed while it runs."""
@@ -591,8 +606,8 @@ class Load:
         data = self.site.on_page(look, [], {})
         data[0], outcome = self.watched, Outcome("lost", "nothing was shown")
         seen = look["outputs"].index(look["inputs"][1])
-        beating = threading.Thread(target=self._beat, args=(visitor.session, PATIENCE), daemon=True)
-        beating.start()
+        beating = ExitStack()
+        beating.enter_context(self.heartbeat(visitor.session))
         try:
             last = False
             time.sleep(self.chance(f"watcher {number}").uniform(0, every))  # no two people begin at the same moment
@@ -606,6 +621,7 @@ class Load:
                 time.sleep(every)
         except httpx.HTTPError as error:
             outcome = Outcome("lost", f"no answer ({type(error).__name__})")
+        beating.close()
         visitor.close()
         return outcome
 
