@@ -525,11 +525,12 @@ class Load:
         client, ended = httpx.Client(timeout=PATIENCE), threading.Event()
 
         def hold() -> None:
-            with suppress(httpx.HTTPError, httpx.StreamError, RuntimeError, OSError, ValueError):
-                with client.stream("GET", f"{self.site.address}/gradio_api/heartbeat/{session}") as response:
-                    for _ in response.iter_raw():
-                        if ended.is_set():
-                            return
+            gone = suppress(httpx.HTTPError, httpx.StreamError, RuntimeError, OSError, ValueError)
+            address = f"{self.site.address}/gradio_api/heartbeat/{session}"
+            with gone, client.stream("GET", address) as response:
+                for _ in response.iter_raw():
+                    if ended.is_set():
+                        return
 
         holding = threading.Thread(target=hold, daemon=True)
         holding.start()
