@@ -158,7 +158,7 @@ def described(value: Any) -> str:
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = LONGEST_SHOWN
     try:
-        return shortener.repr(value)
+        return shortened(shortener.repr(value))
     except ValueError:  # an integer of thousands of digits
         return "a number of thousands of digits"
 

@@ -139,3 +139,10 @@ def test_recommended_settings_that_are_no_json_are_named(model_folder: Path, tmp
     (tmp_path / "model" / "recommended.json").write_text("{zstar: ")
     with pytest.raises(StyleEngineError, match=r"recommended\.json of the model .* is not valid JSON"):
         StyleEngine(str(tmp_path / "model"))
+
+
+def test_values_of_any_depth_are_quoted_briefly() -> None:
+    deep = {"a" * 30: {"b" * 30: ["c" * 30] * 6}, "d" * 30: ["e" * 30] * 6}
+    with pytest.raises(StyleEngineError) as refused:
+        ZStarSettings(**dict.fromkeys(("size", "steps", "seed", "inversion_iterations", "style_scale"), deep))
+    assert len(str(refused.value)) < 600
