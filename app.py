@@ -4,8 +4,10 @@ import sys
 
 from styleengine import StyleEngine, StyleEngineError, ui
 from styleengine.console import silence_libraries
+from styleengine.memory import share_heaps
 
 silence_libraries()
+share_heaps()
 try:
     demo = ui.build(StyleEngine())
 except StyleEngineError as error:  # no such model, no network: the page says so

@@ -1,6 +1,7 @@
-"""Running out of memory: how it is recognised, and how it becomes a sentence."""
+"""Memory: how running out of it is recognised and becomes a sentence, and how little of it is held."""
 
 import contextlib
+import ctypes
 import errno
 import traceback
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import torch
 
 from styleengine.errors import StyleEngineError
 
+ARENA_MAX = -8  # glibc's M_ARENA_MAX
 # Where torch has no exception of its own: its CPU allocator (Linux, Windows), CUDA's libraries, Apple's GPUs.
 MESSAGES = (
     "can't allocate memory",
@@ -61,3 +63,13 @@ def _let_go(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
+
+
+def share_heaps() -> None:
+    """Lets all threads share two heaps, where the C library is glibc.
+
+    Otherwise it makes up to eight for each core. Every run has threads of its own, and what they leave
+    in so many heaps does not go back to the system: 60 MiB after a few hundred runs and requests.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another system, another C library
+        ctypes.CDLL("libc.so.6").mallopt(ARENA_MAX, 2)
