@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from benchmarks.machine import machine
 from styleengine import ddim
-from styleengine.backbone import MODELS, Backbone, load_backbone
+from styleengine.backbones import MODELS, Backbone, load_backbone
 from styleengine.images import to_images, to_tensor
 from styleengine.metrics import psnr
 from training.clip import quality

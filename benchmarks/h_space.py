@@ -23,7 +23,7 @@ from benchmarks.judge import OutsideJudge, mean_of, measure, table
 from benchmarks.machine import machine
 from benchmarks.pairs import content_image, pairs, style_image
 from styleengine import HSpaceSettings, StyleEngine
-from styleengine.backbone import Backbone, LatentBackbone, load_backbone
+from styleengine.backbones import Backbone, LatentBackbone, load_backbone
 from styleengine.engine import STRIP
 from styleengine.images import fit, open_image, to_tensor
 from styleengine.methods.h_space import injection

@@ -24,7 +24,7 @@ from benchmarks.machine import machine
 from benchmarks.pairs import CONTENTS, STYLES, content_image, style_image
 from benchmarks.sd15_shape import write_model
 from styleengine import InSTLearningSettings, InSTSettings, LearnedStyle, StyleEngine
-from styleengine.backbone import PLACEHOLDER, LatentBackbone, load_backbone, that_listens
+from styleengine.backbones import PLACEHOLDER, LatentBackbone, load_backbone, with_text_encoder
 from styleengine.cache import ByteCache
 from styleengine.images import fit
 from styleengine.methods.inst_training import Learner, Lesson, learn, prepare
@@ -41,7 +41,7 @@ def learnt(
     engine: StyleEngine, names: Sequence[str], settings: InSTLearningSettings
 ) -> tuple[dict[str, LearnedStyle], dict[str, dict[str, float]]]:
     """The styles, and for each the losses on its fixed (t, ε) set, and the pace."""
-    backbone, cache = that_listens(engine.backbone), ByteCache(1 << 30)
+    backbone, cache = with_text_encoder(engine.backbone), ByteCache(1 << 30)
     clip = Clip(backbone)
     styles, rows = dict[str, LearnedStyle](), dict[str, dict[str, float]]()
     for name in names:
@@ -97,7 +97,7 @@ def ablation(
     engine: StyleEngine, names: Sequence[str], settings: InSTLearningSettings
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """The mean loss on the fixed set after parts of the steps, by variant; and what each ends at."""
-    backbone, cache = that_listens(engine.backbone), ByteCache(1 << 30)
+    backbone, cache = with_text_encoder(engine.backbone), ByteCache(1 << 30)
     clip = Clip(backbone)
     quarter = max(1, settings.steps // 4)
     common = settings.replace(patience=0, check_every=quarter, steps=4 * quarter)
@@ -181,7 +181,7 @@ def true_shape(folder: Path, size: int, batch: int, dtype: str, repeats: int, sa
     """One step at SD 1.5's shape with random weights; CLIP's view of the painting is made up, in its true shape."""
     if not (folder / "model_index.json").exists():
         write_model(folder)
-    backbone = that_listens(load_backbone(str(folder), dtype=getattr(torch, dtype)))
+    backbone = with_text_encoder(load_backbone(str(folder), dtype=getattr(torch, dtype)))
     settings = InSTLearningSettings(size=size, batch=batch, save_memory=save_memory)
     patches, width, pooled = CLIP_L
     generator = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime  # pyright: ignore[reportMissingImports] - benchmarks/requirements.txt brings it
 from PIL import Image
 
-from styleengine.backbone import Backbone, LatentBackbone
+from styleengine.backbones import Backbone, LatentBackbone
 from styleengine.images import fit, to_tensor
 from styleengine.metrics import color_distance, content_loss, encoder_features, psnr, ssim, style_loss
 

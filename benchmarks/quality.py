@@ -12,7 +12,7 @@ from benchmarks.judge import OutsideJudge, mean_of, measure, table
 from benchmarks.machine import machine
 from benchmarks.pairs import CONTENTS, STYLES, content_image, pairs, style_image
 from styleengine import StyleEngine, ZStarSettings, ddim
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.images import fit, to_tensor
 from styleengine.metrics import psnr
 

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from benchmarks.machine import machine
 from benchmarks.pairs import content_image, style_image
 from styleengine import StyleEngine, ZStarSettings
-from styleengine.backbone import BACKBONES
+from styleengine.backbones import BACKBONES
 
 
 def write_model(folder: Path) -> None:

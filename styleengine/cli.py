@@ -35,7 +35,7 @@ from styleengine import (
     ZStarSettings,
     ZStarVideoSettings,
 )
-from styleengine.backbone import that_listens
+from styleengine.backbones import with_text_encoder
 from styleengine.console import lenient_console, silence_libraries
 from styleengine.images import check_output, open_image
 from styleengine.learned_style import SUFFIX
@@ -335,7 +335,7 @@ def _inst_apply(chosen: argparse.Namespace) -> None:
         result = engine.inst_apply(contents[0] if contents else None, styles, settings, on_step=on_step)
     _save(result, output)
     for style in styles:
-        if note := style.note_for(that_listens(engine.backbone)):
+        if note := style.note_for(with_text_encoder(engine.backbone)):
             print(f"  {note}")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from styleengine.backbone import Backbone, LatentBackbone, load_backbone, that_listens
+from styleengine.backbones import Backbone, LatentBackbone, load_backbone, with_text_encoder
 from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
@@ -331,7 +331,7 @@ class StyleEngine:
         another run; Cancelled if `on_step` raised it.
         """
         settings = self.settings_for(InSTLearningSettings, "inst_learn", settings)
-        backbone, image = that_listens(self.backbone), open_image(painting, "painting")
+        backbone, image = with_text_encoder(self.backbone), open_image(painting, "painting")
         content = open_image(preview_on, "preview's content image") if preview_on is not None else None
         path = check_output(partial, SUFFIX) if partial else None
         known = LearnedStyle.open(path, with_state=True) if path and path.exists() else None
@@ -379,7 +379,7 @@ class StyleEngine:
         `on_step` raised it.
         """
         settings = self.settings_for(InSTSettings, "inst", settings)
-        backbone = that_listens(self.backbone)
+        backbone = with_text_encoder(self.backbone)
         image = open_image(content, "content image") if content is not None else None
         opened = [_opened_learned(style) for style in _several(styles)]
         with self._turn(on_step, settings.size, image):

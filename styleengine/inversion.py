@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from styleengine import ddim
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.images import content_hash, fit, to_tensor
 from styleengine.progress import Progress

@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import AfterValidator, Field
 from safetensors.torch import load, save
 
-from styleengine.backbone import LatentBackbone
+from styleengine.backbones import LatentBackbone
 from styleengine.errors import StyleEngineError
 from styleengine.images import check_output, fit, write_whole
 from styleengine.settings import Settings

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from styleengine.backbone import Backbone, cut_note, load_clip
+from styleengine.backbones import Backbone, cut_note, load_clip
 
 
 class Clip:

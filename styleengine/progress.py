@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from styleengine import ddim
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.errors import StyleEngineError
 from styleengine.images import to_images
 from styleengine.stylization import OnStep, StepEvent

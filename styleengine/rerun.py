@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageOps
 
-from styleengine.backbone import default_model, named_backbones
+from styleengine.backbones import default_model, named_backbones
 from styleengine.engine import StyleEngine
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, open_image, open_mask

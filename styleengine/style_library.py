@@ -23,7 +23,7 @@ from typing import Any
 
 from PIL import Image
 
-from styleengine.backbone import LatentBackbone
+from styleengine.backbones import LatentBackbone
 from styleengine.errors import StyleEngineError
 from styleengine.images import open_image, write_whole
 from styleengine.learned_style import SUFFIX, LearnedStyle, fitting_name, quoted, shape_for

@@ -20,7 +20,7 @@ from skimage import data
 from transformers.utils import logging as transformers_logging
 
 from styleengine import StyleEngine, ZStarSettings, file_hashes
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers share two cores
     torch.set_num_threads(1)

@@ -50,9 +50,8 @@ from styleengine import (
     ZStarSettings,
     ui,
 )
-from styleengine import backbone as backbone_module
 from styleengine import engine as engine_module
-from styleengine.backbone import named_backbones
+from styleengine.backbones import named_backbones, origins, recommended_settings
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.settings import Settings
@@ -83,7 +82,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     models = tmp_path_factory.mktemp("models")
     write_random_pixel_model(models / "squares")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbone_module, "MODELS", models)
+        patch.setattr(origins, "MODELS", models)
         yield "squares"
 
 
@@ -1163,7 +1162,7 @@ def test_a_client_that_names_the_pages_value_gets_it_on_another_model(
     h_space: Callable[..., Job], shared_engine: StyleEngine, beside: str
 ) -> None:
     start = shared_engine.settings_for(HSpaceSettings, "h_space", None)
-    suits = backbone_module.recommended_settings(beside)["h_space"]
+    suits = recommended_settings(beside)["h_space"]
     assert "size" in suits
     _, record = h_space(model=beside, steps=start.steps, size=64, t_boost=start.t_boost).result()
     assert (record["settings"]["steps"], record["settings"]["t_boost"]) == (start.steps, start.t_boost)
@@ -1187,7 +1186,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_control_shows_exactly_the_value_that_is_used(name: str) -> None:
     settings = SETTINGS[name]
-    starts = [{}, *(backbone_module.recommended_settings(model).get(name, {}) for model in named_backbones())]
+    starts = [{}, *(recommended_settings(model).get(name, {}) for model in named_backbones())]
     for values in starts:
         start = settings(**values)
         with gr.Blocks():

@@ -20,7 +20,7 @@ from styleengine.attention import (
     self_attention_layers,
     tapped,
 )
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 
 BATCH, HEADS, TOKENS, STYLE_TOKENS, DIM = 2, 3, 30, 21, 40
 

@@ -25,15 +25,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from styleengine import StyleEngine, StyleEngineError, file_hashes
-from styleengine import backbone as backbone_module
-from styleengine.backbone import (
+from styleengine.backbones import (
     BACKBONES,
     Backbone,
     LatentBackbone,
     PixelBackbone,
     default_model,
+    hub,
     load_backbone,
+    loading,
     named_backbones,
+    origins,
     recommended_settings,
     reconstruct,
     working_device,
@@ -208,7 +210,7 @@ def test_a_ddpm_of_diffusers_first_days_keeps_its_parts_at_the_top(pixel_model_f
     [
         ({"in_channels": 4}, "it takes 4 channels and gives 3, not 3 and 3"),
         ({"out_channels": 6}, "it takes 3 channels and gives 6"),
-        ({"num_class_embeds": 10}, "must be told a class"),
+        ({"num_class_embeds": 10}, "is conditioned on classes"),
         ({"mid_block_type": None}, "no mid block"),
         ({"prediction_type": "sample"}, r"predicts “sample”; StyleEngine works with .* the noise"),
     ],
@@ -249,7 +251,7 @@ def test_a_folder_beside_the_embedded_model_has_a_name(
 ) -> None:
     shutil.copytree(pixel_model_folder, tmp_path / "squares")
     (tmp_path / "notes").mkdir()
-    monkeypatch.setattr(backbone_module, "MODELS", tmp_path)
+    monkeypatch.setattr(origins, "MODELS", tmp_path)
     assert list(named_backbones()) == [*BACKBONES, "squares"]
     loaded = load_backbone("squares", "cpu")
     assert (loaded.name, type(loaded)) == ("squares", PixelBackbone)
@@ -269,7 +271,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 @pytest.mark.parametrize("name", ["./gone/model", "/gone/model", "~/model", "a/b/c"])
 def test_a_missing_folder_is_not_taken_for_a_hub_id(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbone_module, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
     with pytest.raises(StyleEngineError, match="There is no model"):
         load_backbone(name)
 
@@ -375,7 +377,7 @@ def response(status: int) -> SimpleNamespace:
 def test_without_a_network_the_embedded_model_is_suggested(
     monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
 ) -> None:
-    monkeypatch.setattr(backbone_module, "snapshot_download", failing_download(error))
+    monkeypatch.setattr(hub, "snapshot_download", failing_download(error))
     with pytest.raises(
         StyleEngineError, match=f"“{name}” is not on this machine and the hub cannot be reached.*“mini”"
     ):
@@ -392,14 +394,14 @@ def test_offline_a_hub_id_fails_fast() -> None:
 
 def test_a_repository_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     error = RepositoryNotFoundError("404", response=response(404))  # type: ignore[arg-type]
-    monkeypatch.setattr(backbone_module, "snapshot_download", failing_download(error))
+    monkeypatch.setattr(hub, "snapshot_download", failing_download(error))
     with pytest.raises(StyleEngineError, match="The hub has no model “owner/name” that you may read"):
         load_backbone("owner/name@v1")
 
 
 def test_a_revision_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     error = RevisionNotFoundError("404", response=response(404))  # type: ignore[arg-type]
-    monkeypatch.setattr(backbone_module, "snapshot_download", failing_download(error))
+    monkeypatch.setattr(hub, "snapshot_download", failing_download(error))
     with pytest.raises(StyleEngineError, match="has no revision “v1”"):
         load_backbone("owner/name@v1")
 
@@ -420,7 +422,7 @@ def test_only_safetensors_are_downloaded_at_the_pinned_revision(
         asked.update(options, location=location)
         return str(commit)
 
-    monkeypatch.setattr(backbone_module, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     loaded = load_backbone("owner/name@v1.0")
     assert (asked["location"], asked["revision"]) == ("owner/name", "v1.0")
     assert asked["allow_patterns"] == ["*.json", "*.txt", "*.safetensors"]
@@ -449,7 +451,7 @@ def test_the_model_is_chosen_by_argument_then_variable_then_machine(
 
 
 def revision(folder: Path) -> str:
-    return backbone_module._folder_revision(folder)
+    return loading.folder_revision(folder)
 
 
 def test_the_revision_follows_the_weights_wherever_they_change(model_copy: Path) -> None:
@@ -592,7 +594,7 @@ def test_errors_say_nothing_of_where_a_model_lies(model_copy: Path) -> None:
     ],
 )
 def test_what_a_library_says_is_passed_on_without_folders(said: str, shown: str) -> None:
-    assert backbone_module._reason(ValueError(said), Path("/srv/a b/model")) == shown
+    assert loading.reason(ValueError(said), Path("/srv/a b/model")) == shown
 
 
 def test_the_title_of_a_local_model_is_its_folders_name(backbone: Backbone) -> None:

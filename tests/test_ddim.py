@@ -9,7 +9,7 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler
 from PIL import Image
 
 from styleengine import Cancelled, ddim
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.images import fit, to_tensor
 
 STABLE_DIFFUSION = {

@@ -32,7 +32,7 @@ from styleengine import (
     ZStarSettings,
     __version__,
 )
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.images import content_hash, open_image
 from styleengine.memory import is_out_of_memory
@@ -845,8 +845,8 @@ def test_too_little_memory_for_a_model_becomes_a_sentence(
     fresh._backbones = ByteCache(0)
     sentence = "There is not enough memory to load the model “random”. Choose a smaller model"
     with monkeypatch.context() as patch:
-        patch.setattr("styleengine.backbone.UNet2DConditionModel.from_pretrained", fail)
-        patch.setattr("styleengine.backbone.UNet2DModel.from_pretrained", fail)
+        patch.setattr("styleengine.backbones.loading.UNet2DConditionModel.from_pretrained", fail)
+        patch.setattr("styleengine.backbones.loading.UNet2DModel.from_pretrained", fail)
         for work in (lambda: StyleEngine(str(model_folder)), lambda: fresh.with_model(str(pixel_model_folder))):
             with pytest.raises(StyleEngineError, match=sentence):
                 work()
@@ -854,7 +854,7 @@ def test_too_little_memory_for_a_model_becomes_a_sentence(
         patch.setattr(torch.nn.Module, "to", fail)
         with pytest.raises(StyleEngineError, match=sentence):
             StyleEngine(str(model_folder))
-    monkeypatch.setattr("styleengine.backbone.CLIPModel.from_pretrained", fail)
+    monkeypatch.setattr("styleengine.backbones.clip.CLIPModel.from_pretrained", fail)
     with pytest.raises(StyleEngineError, match="not enough memory to load the model “CLIP of random”"):
         fresh.qs_attn(astronaut, "ink")
     assert not engine._turns._queue

@@ -9,7 +9,7 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from styleengine import HSpaceSettings, StyleEngine
-from styleengine.backbone import BACKBONES
+from styleengine.backbones import BACKBONES
 from styleengine.images import open_image, to_tensor
 from styleengine.methods.h_space import injection
 from styleengine.metrics import color_distance, ssim

@@ -13,7 +13,7 @@ from models import write_random_model
 from PIL import Image
 
 from styleengine import Cancelled, HSpaceSettings, StepEvent, StyleEngine, StyleEngineError, ddim
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
 from styleengine.methods import h_space
 from styleengine.methods.h_space import Walk, blend, calibrate, captured, injection, match_norm, slerp

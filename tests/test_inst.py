@@ -13,7 +13,7 @@ from models import write_random_model
 from PIL import Image, ImageOps
 
 from styleengine import Cancelled, LearningEvent, StyleEngine, StyleEngineError
-from styleengine.backbone import Backbone, LatentBackbone, load_backbone
+from styleengine.backbones import Backbone, LatentBackbone, load_backbone
 from styleengine.cache import ByteCache
 from styleengine.ddim import Schedule
 from styleengine.images import content_hash, fit, to_images, to_tensor
@@ -704,7 +704,7 @@ def test_a_preview_draws_on_the_content_that_was_given(
 
 def test_a_model_without_words_is_refused(pixel_engine: StyleEngine, cat: Image.Image, style: LearnedStyle) -> None:
     for work in (lambda: pixel_engine.inst_learn(cat), lambda: pixel_engine.inst_apply(cat, [style])):
-        with pytest.raises(StyleEngineError, match="listens to no words"):
+        with pytest.raises(StyleEngineError, match="has no text encoder"):
             work()
 
 

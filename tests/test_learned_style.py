@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load, save
 
 from styleengine import StyleEngineError
-from styleengine.backbone import LatentBackbone
+from styleengine.backbones import LatentBackbone
 from styleengine.learned_style import (
     METADATA_KEY,
     MOST_BYTES,

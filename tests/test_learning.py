@@ -421,7 +421,7 @@ def test_learning_that_cannot_be_gone_on_with_says_so(
     learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
     with pytest.raises(StyleEngineError, match="no unfinished style “gone”"):
         learning.go_on("gone")
-    with pytest.raises(StyleEngineError, match="listens to no words"):
+    with pytest.raises(StyleEngineError, match="has no text encoder"):
         Learning(Runner(shared_pixel_engine), StyleLibrary(tmp_path)).begin(cat, InSTLearningSettings(), "a", None)
     place = StyleLibrary(tmp_path).begin(
         cat, "cut", {"settings": InSTLearningSettings(**LEARN).model_dump(), "model": shared_engine.backbone.name}

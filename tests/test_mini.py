@@ -10,7 +10,7 @@ from PIL import Image
 
 from styleengine import StyleEngine, ZStarSettings
 from styleengine.attention import attend, self_attention_layers
-from styleengine.backbone import BACKBONES
+from styleengine.backbones import BACKBONES
 from styleengine.images import fit, open_image, to_tensor
 from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.methods.zstar import StyleInjection

@@ -9,8 +9,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from styleengine import StyleEngineError
-from styleengine import backbone as backbone_module
-from styleengine.backbone import Backbone, load_backbone
+from styleengine.backbones import Backbone, hub, load_backbone
 from styleengine.images import to_tensor
 from styleengine.perceptual import Clip
 
@@ -78,7 +77,7 @@ def test_the_clip_from_the_hub_is_pinned(backbone: Backbone, tmp_path: Path, mon
         asked.append((repository, options["revision"]))
         return str(write_random_clip(tmp_path / "clip", write_tiny_tokenizer()))
 
-    monkeypatch.setattr(backbone_module, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     folder = write_random_model(tmp_path / "model")
     (folder / "clip").rename(tmp_path / "elsewhere")
     Clip(load_backbone(str(folder), "cpu"))

@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "image_files", "memory", "networks", "turns", "version"},
     {"images", "settings", "cache", "file_hashes"},
     {"stylization", "workfolder", "containers", "frame_colors", "mp4_index", "sound"},
-    {"backbone", "metrics"},
+    {"backbones", "metrics"},
     {"ddim", "attention", "perceptual", "video", "progress", "inversion"},
     {"learned_style"},
     {"methods", "style_library"},
@@ -117,12 +117,12 @@ def test_only_the_user_interface_imports_gradio() -> None:
     assert with_gradio - {parts for parts in with_gradio if parts[0] == "tests"} <= allowed
 
 
-def test_only_attention_knows_the_kernels_and_only_backbone_the_hub() -> None:
+def test_only_attention_knows_the_kernels_and_only_backbones_the_hub() -> None:
     for file in package_files():
         if file.name != "attention.py":
             assert "xformers" not in roots(file), file
             assert "scaled_dot_product_attention" not in file.read_text(), file
-        if file.name != "backbone.py":
+        if file.parent.name != "backbones":
             assert "huggingface_hub" not in roots(file), file
             assert ".from_pretrained(" not in file.read_text(), file
 

@@ -13,7 +13,7 @@ from models import write_random_model
 from PIL import Image
 
 from styleengine import Cancelled, QSAttnSettings, StepEvent, StyleEngine, StyleEngineError, ddim
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.images import fit, to_tensor
 from styleengine.methods import qs_attn

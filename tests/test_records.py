@@ -28,7 +28,7 @@ from styleengine import (
     ZStarSettings,
     ZStarVideoSettings,
 )
-from styleengine.backbone import BACKBONES
+from styleengine.backbones import BACKBONES
 from styleengine.cli import main
 from styleengine.images import content_hash, open_image, open_mask, save_png
 from styleengine.learned_style import THUMBNAIL_KEY

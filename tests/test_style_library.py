@@ -13,7 +13,7 @@ from PIL import Image
 from test_learned_style import made_up
 
 from styleengine import LearnedStyle, StyleEngineError, style_library
-from styleengine.backbone import LatentBackbone
+from styleengine.backbones import LatentBackbone
 from styleengine.style_library import StyleLibrary, Unfinished
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from styleengine import StepEvent, Style, StyleEngine, StyleEngineError, ZStarSettings, ddim
 from styleengine.attention import attend, attend_with_styles, log_mask
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.images import fit, open_mask, to_images, to_tensor, working_size
 from styleengine.methods import zstar
 from styleengine.methods.zstar import StyleInjection, align_colors, region, sain_weight, vary, with_shared_mask

@@ -29,7 +29,7 @@ from styleengine import (
     ddim,
 )
 from styleengine.attention import attend, self_attention_layers
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.images import fit, to_tensor
 from styleengine.inversion import Trajectory
 from styleengine.methods import zstar_video

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from styleengine import ddim
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, lay_over, stretch_note, to_images, to_tensor, working_size

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from styleengine import ddim
-from styleengine.backbone import PLACEHOLDER, LatentBackbone
+from styleengine.backbones import PLACEHOLDER, LatentBackbone
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
 from styleengine.learned_style import LearnedStyle, mixed

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import nn
 
-from styleengine.backbone import PLACEHOLDER, LatentBackbone
+from styleengine.backbones import PLACEHOLDER, LatentBackbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, to_tensor

@@ -26,7 +26,7 @@ from styleengine.attention import (
     self_attention_layers,
     tapped,
 )
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import (

@@ -20,7 +20,7 @@ from PIL import Image
 
 from styleengine import ddim
 from styleengine.attention import attend, tapped
-from styleengine.backbone import Backbone
+from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled
 from styleengine.images import fit, to_images, to_tensor, working_size

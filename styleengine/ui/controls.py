@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import gradio as gr
 from gradio.components import Component
 
-from styleengine.backbone import named_backbones, recommended_settings
+from styleengine.backbones import named_backbones, recommended_settings
 from styleengine.errors import StyleEngineError
 from styleengine.settings import Knob, Settings
 

@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.components import Component
 from gradio.helpers import Examples
 
-from styleengine.backbone import recommended_settings
+from styleengine.backbones import recommended_settings
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}

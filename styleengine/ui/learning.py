@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from styleengine.backbone import that_listens
+from styleengine.backbones import with_text_encoder
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods.inst_training import InSTLearningSettings
@@ -96,7 +96,7 @@ class Learning:
         Raises StyleEngineError where it cannot be learnt on this model, or too many wait already.
         """
         engine = self.runner.engine
-        that_listens(engine.backbone)
+        with_text_encoder(engine.backbone)
         settings = engine.settings_for(InSTLearningSettings, "inst_learn", settings)
         run = {"settings": settings.model_dump(), "model": engine.backbone.name}
         return self._enter(lambda: self.library.begin(painting, name, run, content, self._in_use()))

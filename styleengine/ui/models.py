@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from styleengine.backbone import named_backbones
+from styleengine.backbones import named_backbones
 from styleengine.engine import StyleEngine
 from styleengine.errors import StyleEngineError
 from styleengine.stylization import model_name

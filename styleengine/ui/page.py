@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from styleengine.backbone import Backbone, named_backbones
+from styleengine.backbones import Backbone, named_backbones
 from styleengine.ui.page_cache import PageCache
 from styleengine.video import MOST_BYTES
 

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from styleengine.backbone import recommended_settings
+from styleengine.backbones import recommended_settings
 from styleengine.images import open_image, open_mask
 from styleengine.methods.h_space import HSpaceSettings
 from styleengine.stylization import model_name

@@ -12,7 +12,7 @@ import pandas as pd
 from gradio.components import Component
 from gradio.processing_utils import hash_bytes, save_file_to_cache
 
-from styleengine.backbone import LatentBackbone
+from styleengine.backbones import LatentBackbone
 from styleengine.errors import StyleEngineError
 from styleengine.images import open_image, write_whole
 from styleengine.learned_style import SUFFIX, LearnedStyle

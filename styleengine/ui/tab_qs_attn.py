@@ -7,7 +7,7 @@ import gradio as gr
 from gradio.components import Component
 from PIL import Image
 
-from styleengine.backbone import recommended_settings
+from styleengine.backbones import recommended_settings
 from styleengine.errors import StyleEngineError
 from styleengine.images import open_image
 from styleengine.methods.qs_attn import SUGGESTIONS, QSAttnSettings

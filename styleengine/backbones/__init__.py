@@ -1,0 +1,39 @@
+"""Diffusion models: finding, loading and evaluating them. Nothing else knows how weights are stored.
+
+A backbone encodes pictures to latents, decodes them, and predicts noise. Methods work with the class
+`Backbone`; latent models and models on pixels are its two kinds.
+"""
+
+from styleengine.backbones.base import Backbone, reconstruct
+from styleengine.backbones.clip import load_clip
+from styleengine.backbones.devices import devices, working_device, working_dtype
+from styleengine.backbones.latent import PLACEHOLDER, LatentBackbone, cut_note, with_text_encoder
+from styleengine.backbones.loading import load_backbone
+from styleengine.backbones.origins import (
+    BACKBONES,
+    MODELS,
+    default_model,
+    named_backbones,
+    recommended_settings,
+)
+from styleengine.backbones.pixel import PixelBackbone
+
+__all__ = [
+    "BACKBONES",
+    "MODELS",
+    "PLACEHOLDER",
+    "Backbone",
+    "LatentBackbone",
+    "PixelBackbone",
+    "cut_note",
+    "default_model",
+    "devices",
+    "load_backbone",
+    "load_clip",
+    "named_backbones",
+    "recommended_settings",
+    "reconstruct",
+    "with_text_encoder",
+    "working_device",
+    "working_dtype",
+]

@@ -1,0 +1,52 @@
+"""The CLIP that goes with a model."""
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from styleengine.backbones.base import Backbone
+from styleengine.backbones.hub import download
+from styleengine.backbones.loading import reason, too_large
+from styleengine.backbones.origins import Origin
+from styleengine.errors import StyleEngineError
+from styleengine.memory import is_out_of_memory, memory_in_words
+
+# For models that bring no CLIP of their own; its text encoder is that of Stable Diffusion 1.
+CLIP_ON_HUB = Origin("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41", title="CLIP ViT-L/14")
+CLIP_FOLDER = "clip"  # of a model's folder: a CLIPModel, its tokenizer and image processor
+
+
+def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorPil]:
+    """The CLIP that goes with a backbone, float32 on its device: in its folder, else OpenAI's ViT-L/14 from the hub.
+
+    The one from the hub is pinned to a revision, so that a version of StyleEngine always means the same CLIP.
+
+    Raises StyleEngineError where it cannot be had, or not for want of memory.
+    """
+    folder = backbone.folder / CLIP_FOLDER
+    if not folder.is_dir():
+        try:
+            folder, _ = download(CLIP_ON_HUB.location, CLIP_ON_HUB)
+        except StyleEngineError as error:
+            raise StyleEngineError(
+                f"The model “{backbone.title}” brings no CLIP to compare pictures and words with, and "
+                f"“{CLIP_ON_HUB.location}” is not on this machine and the hub cannot be reached. Connect to the "
+                f"network and try again, or choose a model with a CLIP in its folder “{CLIP_FOLDER}”."
+            ) from error
+    with memory_in_words(too_large(f"CLIP of {backbone.title}")):
+        try:
+            model: Any = CLIPModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            )
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise StyleEngineError(
+                f"The CLIP of the model “{backbone.title}” could not be loaded ({reason(error, folder)}). It must be "
+                "a CLIPModel with its tokenizer and image processor, with safetensors weights."
+            ) from error
+        return model.to(backbone.device).eval().requires_grad_(False), tokenizer, processor

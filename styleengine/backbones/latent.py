@@ -1,0 +1,171 @@
+"""Latent diffusion models: an autoencoder, a text encoder, and a U-Net that is conditioned on text."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from styleengine.backbones.base import Backbone
+from styleengine.errors import StyleEngineError
+
+PLACEHOLDER = "*"  # in a prompt, where a learnt word goes
+
+
+@dataclass
+class LatentBackbone(Backbone):
+    """A latent diffusion model of Stable Diffusion 1's topology.
+
+    Latents are pictures at 1 / `multiple` of their size, scaled to about unit variance.
+    """
+
+    vae: Any  # AutoencoderKL or AutoencoderTiny
+    tokenizer: Any
+    text_encoder: nn.Module
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        return self.unet, self.vae, self.text_encoder
+
+    @property
+    def multiple(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pictures → latents (the mean of the posterior, so without chance)."""
+        encoded = self.vae.encode(pixels.to(self.device, self.dtype))
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+        return self.finite(latents.float() * self.vae.config.scaling_factor, "the picture's latents")
+
+    def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
+        scaled = latents / self.vae.config.scaling_factor
+        return self.vae.decode(scaled.to(self.device, self.dtype)).sample.float()
+
+    @torch.no_grad()
+    def condition(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Text embeddings (batch, tokens, width) of the prompts; "" is the null condition."""
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        return self.text_encoder(tokens.input_ids.to(self.device))[0].to(self.dtype)
+
+    @property
+    def words(self) -> str:
+        """The text encoder's shape: token embeddings learnt on one work with any other of the same shape."""
+        config: Any = self.text_encoder.config
+        return f"{config.vocab_size} tokens, width {config.hidden_size}, {config.num_hidden_layers} layers"
+
+    @property
+    def word_width(self) -> int:
+        return self._token_embeddings.weight.shape[1]
+
+    @property
+    def word_size(self) -> float:
+        """The root mean square of the token embeddings."""
+        return float(self._token_embeddings.weight.float().square().mean().sqrt())
+
+    def condition_with_word(self, prompt: str, words: torch.Tensor) -> torch.Tensor:
+        """Text embeddings (batch, tokens, width) of the prompt, its “*” standing for each of `words` in turn.
+
+        `words` are token embeddings (batch, word_width); differentiable by them where gradients are
+        enabled. “*” may stand several times; the tokenizer need not know it.
+
+        Raises StyleEngineError for a prompt without “*”, or with so much before it that it is cut off.
+        """
+        ids, places, _ = self._tokens_around_word(prompt)
+        tokens = torch.tensor([ids], dtype=torch.long, device=self.device).expand(len(words), -1)
+        with _replaced(self._token_embeddings, torch.tensor(places, dtype=torch.bool, device=self.device), words):
+            return self.text_encoder(tokens)[0].to(self.dtype)
+
+    @property
+    def _token_embeddings(self) -> nn.Embedding:
+        encoder: Any = self.text_encoder
+        return encoder.get_input_embeddings()
+
+    def note_on(self, prompt: str) -> str:
+        """A sentence where `condition_with_word` reads only the beginning of the prompt, else nothing."""
+        *_, read = self._tokens_around_word(prompt)
+        return cut_note(prompt, read, self.tokenizer.model_max_length)
+
+    def _tokens_around_word(self, prompt: str) -> tuple[list[int], list[bool], str]:
+        """Token ids of full length, which of them the word replaces, and the part of the prompt that is read."""
+        before, *others = prompt.split(PLACEHOLDER)
+        if not others:
+            raise StyleEngineError(
+                f"The prompt “{prompt}” has no {PLACEHOLDER}, which stands for the learnt style: put one in, "
+                f"as in “a lighthouse in the style of {PLACEHOLDER}”."
+            )
+        tokenizer, room = self.tokenizer, self.tokenizer.model_max_length
+        ids, places, ends, end = [tokenizer.bos_token_id], [False], [0], 0
+
+        def read(text: str) -> None:
+            tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ids.extend(tokens.input_ids)
+            places.extend([False] * len(tokens.input_ids))
+            ends.extend(end + stop for _, stop in tokens.offset_mapping)
+
+        read(before)
+        if len(ids) > room - 2:
+            raise StyleEngineError(
+                f"The prompt “{prompt}” is too long: of {room} tokens, {len(ids)} come before the {PLACEHOLDER}. "
+                "Shorten what stands before it."
+            )
+        end = len(before)
+        for piece in others:
+            end += len(PLACEHOLDER)
+            ids.append(tokenizer.bos_token_id)
+            places.append(True)
+            ends.append(end)
+            read(piece)
+            end += len(piece)
+        text = prompt if len(ids) < room else prompt[: ends[room - 2]]
+        ids, places = [*ids[: room - 1], tokenizer.eos_token_id], [*places[: room - 1], False]
+        padding = room - len(ids)
+        return ids + [tokenizer.pad_token_id] * padding, places + [False] * padding, text
+
+    def predict_noise_with_gradient(
+        self, latents: torch.Tensor, timestep: int | torch.Tensor, condition: torch.Tensor
+    ) -> torch.Tensor:
+        expanded = condition.expand(len(latents), -1, -1)
+        output = self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=expanded).sample.float()
+        return self.noise_of(output, latents, timestep)
+
+
+def with_text_encoder(backbone: Backbone) -> LatentBackbone:
+    """The backbone, where it has a text encoder; StyleEngineError for one that has none."""
+    if not isinstance(backbone, LatentBackbone):
+        raise StyleEngineError(
+            f"The model “{backbone.title}” has no text encoder, which this method needs. Choose a latent model."
+        )
+    return backbone
+
+
+def cut_note(text: str, read: str, limit: int) -> str:
+    """A sentence where of a text for a text encoder of `limit` tokens only the beginning `read` is read."""
+    if len(read.strip()) >= len(text.strip()):
+        return ""
+    return (
+        f"Of the words “{text.strip()[:40].strip()}…” only those up to “…{read.strip()[-40:].strip()}” were read: "
+        f"the text encoder takes {limit} tokens. Put what matters first."
+    )
+
+
+@contextmanager
+def _replaced(embedding: nn.Embedding, places: torch.Tensor, words: torch.Tensor) -> Iterator[None]:
+    """Within the context the embedding layer gives row i of `words` for the tokens of row i at `places` (tokens,)."""
+
+    def put_in(layer: nn.Module, given: Any, embeddings: torch.Tensor) -> torch.Tensor:
+        return torch.where(places[None, :, None], words[:, None].to(embeddings.dtype), embeddings)
+
+    handle = embedding.register_forward_hook(put_in)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,165 @@
+"""Loading a model's folder: each part by its own loader, safetensors only."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from styleengine.backbones.base import PREDICTION_TYPES, Backbone
+from styleengine.backbones.devices import working_device, working_dtype
+from styleengine.backbones.hub import download
+from styleengine.backbones.latent import LatentBackbone
+from styleengine.backbones.origins import (
+    RECOMMENDED_FILE,
+    default_model,
+    origin_of,
+    recommended_by,
+    unet_folder,
+    works_on_pixels,
+)
+from styleengine.backbones.pixel import PixelBackbone
+from styleengine.errors import StyleEngineError
+from styleengine.file_hashes import file_sha256
+from styleengine.memory import is_out_of_memory, memory_in_words
+from styleengine.networks import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from styleengine.stylization import model_name
+
+FOLDERS = re.compile(
+    r"(?<![\w:./])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"“”]+[/\\])*(?=[^\s/\\'\"“”])"
+)  # before a file's name
+VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+
+
+def load_backbone(
+    model: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Backbone:
+    """Loads a backbone by name ("mini", "sd15", "ddpm-church-256", …), folder, or hub id ("owner/name[@revision]").
+
+    Weights are read as safetensors only. A hub id without a revision is pinned to the one that is
+    current when it is loaded, and results record it.
+
+    Raises StyleEngineError for an unknown model, a folder that is no such model, a hub that cannot be
+    reached, a device or a number type that cannot be used, or too little memory.
+    """
+    name = model or default_model()
+    origin = origin_of(name)
+    device = working_device(device)
+    dtype = working_dtype(dtype, device)
+    folder = Path(origin.location)
+    with memory_in_words(too_large(model_name(name))):
+        if not folder.is_dir():
+            folder, revision = download(name, origin)
+        else:
+            revision = folder_revision(folder)
+        parts = _read(name, folder, dtype)
+        common: dict[str, Any] = {
+            "name": name,
+            "revision": revision,
+            "alphas_cumprod": parts.pop("alphas_cumprod").float().to(device),
+            "device": device,
+            "dtype": dtype,
+            "recommended": recommended_by(origin, folder),
+            "folder": folder,
+        }
+        backbone = LatentBackbone(**common, **parts) if "vae" in parts else PixelBackbone(**common, **parts)
+        for network in backbone.networks:
+            network.to(device).eval().requires_grad_(False)
+    return backbone
+
+
+def too_large(model: str) -> str:
+    return f"There is not enough memory to load the model “{model}”. Choose a smaller model, or free some memory."
+
+
+def folder_revision(folder: Path) -> str:
+    """A short fingerprint of a local folder: its configurations' and weights' names and contents.
+
+    What it recommends is no part of it: results record the settings themselves. Whole files count: the
+    first 64 KiB of a large network's weights hold nothing but a header.
+    """
+    digest = hashlib.sha256()
+    patterns = ("*.json", "*/*.json", "*.safetensors", "*/*.safetensors")
+    files = {file for pattern in patterns for file in folder.glob(pattern)} - {folder / RECOMMENDED_FILE}
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
+        digest.update(file_sha256(file))
+    return digest.hexdigest()[:12]
+
+
+def _read(name: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts of a model as keyword arguments of its backbone, each by its own loader, safetensors only."""
+    if not (folder / "model_index.json").is_file():
+        raise StyleEngineError(
+            f"The folder “{model_name(str(folder))}” holds no diffusers model (model_index.json is missing). "
+            "Give a folder written by save_pretrained."
+        )
+    weights: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    try:
+        read = _read_pixel_model if works_on_pixels(folder) else _read_latent_model
+        parts, scheduler = read(folder, {**weights, "dtype": dtype})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise StyleEngineError(
+            f"The model “{model_name(name)}” could not be loaded ({reason(error, folder)}). It must be a Stable "
+            "Diffusion 1 model or an unconditional DDPM of RGB pixels, in diffusers' format with safetensors weights."
+        ) from error
+    predicted = scheduler.config.prediction_type
+    if predicted not in PREDICTION_TYPES:
+        raise StyleEngineError(
+            f"The model “{model_name(name)}” predicts “{predicted}”; StyleEngine works with models that "
+            "predict the noise (“epsilon”), such as Stable Diffusion 1.x, or the velocity (“v_prediction”)."
+        )
+    return {**parts, "alphas_cumprod": scheduler.alphas_cumprod, "prediction_type": predicted}
+
+
+def reason(error: Exception, folder: Path) -> str:
+    """The first line of what a library says of a model's folder, its paths without their folders."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return FOLDERS.sub("", lines[0].replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name))
+
+
+def _read_latent_model(folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The five parts of a Stable Diffusion 1 folder: four networks and the scheduler."""
+    if not any((folder / "tokenizer" / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        raise OSError("the tokenizer's vocabulary is missing")  # transformers would make up an empty one
+    vae_class = VAE_CLASSES[json.loads((folder / "model_index.json").read_text())["vae"][1]]
+    scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+    return {
+        "unet": UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options),
+        "vae": vae_class.from_pretrained(folder, subfolder="vae", **options),
+        "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
+        "text_encoder": CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **options),
+    }, scheduler
+
+
+def _read_pixel_model(folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """U-Net and scheduler of a DDPM's folder."""
+    scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler" if unet_folder(folder) else "")
+    unet: Any = UNet2DModel.from_pretrained(folder, subfolder=unet_folder(folder), **options)
+    if (unet.config.in_channels, unet.config.out_channels) != (3, 3):
+        raise ValueError(
+            f"it takes {unet.config.in_channels} channels and gives {unet.config.out_channels}, not 3 and 3"
+        )
+    if unet.class_embedding is not None:
+        raise ValueError("it is conditioned on classes; only unconditional models can be used")
+    if unet.mid_block is None:
+        raise ValueError("its U-Net has no mid block")
+    return {"unet": unet}, scheduler

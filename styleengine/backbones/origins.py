@@ -1,0 +1,120 @@
+"""Where models are: the named ones, and what each recommends per method."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from styleengine.errors import StyleEngineError
+from styleengine.stylization import model_name
+
+MODELS = Path(__file__).parents[1] / "models"
+RECOMMENDED_FILE = "recommended.json"
+MODEL_VARIABLE = "STYLEENGINE_MODEL"
+SIZED_AS_TRAINED = ("h_space", "qs_attn")  # methods that run on pixel models, which have one size that suits them
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a named backbone's weights are: a local folder, or a hub id pinned to a revision.
+
+    `recommended` are the values per method to start from; those in the model's folder win over them.
+    """
+
+    location: str
+    revision: str | None = None
+    title: str = ""
+    recommended: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+PIXELS_256 = {method: {"size": 256} for method in SIZED_AS_TRAINED}
+BACKBONES = {
+    "mini": Origin(str(MODELS / "mini"), title="Mini (embedded, runs anywhere)"),
+    "sd15": Origin(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+        title="Stable Diffusion 1.5 (for GPUs)",
+    ),
+    "figures": Origin(str(MODELS / "figures"), title="Painted figures, 64 pixels (embedded)"),
+    "ddpm-celebahq-256": Origin("google/ddpm-celebahq-256", title="Faces, 256 pixels", recommended=PIXELS_256),
+    "ddpm-church-256": Origin("google/ddpm-church-256", title="Churches, 256 pixels", recommended=PIXELS_256),
+    "ddpm-bedroom-256": Origin("google/ddpm-bedroom-256", title="Bedrooms, 256 pixels", recommended=PIXELS_256),
+}
+
+
+def named_backbones() -> dict[str, Origin]:
+    """All that can be named: those of BACKBONES, and the folders that lie beside the embedded model."""
+    folders = sorted(index.parent for index in MODELS.glob("*/model_index.json"))
+    beside = {folder.name: Origin(str(folder), title=folder.name.capitalize()) for folder in folders}
+    return {**BACKBONES, **{name: origin for name, origin in beside.items() if name not in BACKBONES}}
+
+
+def default_model() -> str:
+    """The model to use when none is named: $STYLEENGINE_MODEL, else sd15 with CUDA, else mini."""
+    return os.environ.get(MODEL_VARIABLE) or ("sd15" if torch.cuda.is_available() else "mini")
+
+
+def recommended_settings(model: str) -> Mapping[str, Mapping[str, Any]]:
+    """What a model recommends per method, as far as it can be told without loading or downloading it."""
+    origin = origin_of(model)
+    return recommended_by(origin, Path(origin.location))
+
+
+def origin_of(name: str) -> Origin:
+    named = named_backbones()
+    if name in named:
+        return named[name]
+    if Path(name).is_dir():
+        return Origin(name)
+    location, _, revision = name.partition("@")
+    if location.count("/") == 1 and not location.startswith((".", "/", "~")):
+        return Origin(location, revision or None)
+    known = ", ".join(f"“{known}”" for known in named)
+    raise StyleEngineError(
+        f"There is no model “{name}”. Name one of {known}, a local diffusers folder, or a hub id such as owner/name."
+    )
+
+
+def recommended_by(origin: Origin, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The size a pixel model was trained at, then what its origin says, then what its folder says."""
+    file = folder / RECOMMENDED_FILE
+    try:
+        stated: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise StyleEngineError(
+            f"The file {file.name} of the model “{model_name(str(folder))}” is not valid JSON ({error}): "
+            "fix or delete it."
+        ) from error
+    trained = {method: {"size": size} for method in SIZED_AS_TRAINED} if (size := _trained_size(folder)) else {}
+    layers = (trained, origin.recommended, stated)
+    methods = dict.fromkeys(method for layer in layers for method in layer)
+    return {
+        method: {name: value for layer in layers for name, value in layer.get(method, {}).items()} for method in methods
+    }
+
+
+def _trained_size(folder: Path) -> int | None:
+    """The shorter side in pixels that a pixel model in this folder was trained at; None for all other folders."""
+    try:
+        if not works_on_pixels(folder):
+            return None
+        config = json.loads((folder / unet_folder(folder) / "config.json").read_text())
+        size = config["sample_size"]
+        return min(size) if isinstance(size, list) else int(size)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def works_on_pixels(folder: Path) -> bool:
+    """Whether the folder's index names the parts of a DDPM: a U-Net and a scheduler, no autoencoder."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return "vae" not in index and index.get("unet", [None, None])[1] == "UNet2DModel"
+
+
+def unet_folder(folder: Path) -> str:
+    """DDPMs of diffusers' first days keep U-Net and scheduler at the top, later ones in folders of their own."""
+    return "unet" if (folder / "unet").is_dir() else ""
