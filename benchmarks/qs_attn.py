@@ -23,7 +23,10 @@ from benchmarks.pairs import CONTENTS, content_image
 from styleengine import QSAttnSettings, StyleEngine
 from styleengine.cache import ByteCache
 from styleengine.images import fit, to_tensor, working_size
-from styleengine.methods.qs_attn import Guide, cut, encoder_features, parse_prompts
+from styleengine.methods.qs_attn.clip_losses import cut
+from styleengine.methods.qs_attn.contrast import encoder_features
+from styleengine.methods.qs_attn.guide import Guide
+from styleengine.methods.qs_attn.prompts import parse_prompts
 from styleengine.metrics import ssim
 from styleengine.perceptual import Clip
 
@@ -134,7 +137,7 @@ def cost(engine: StyleEngine, clip: Clip, settings: QSAttnSettings, repeats: int
         "U-Net": (guided, forward_and_back(lambda v: backbone.predict_noise_with_gradient(v, 1, null), x)),
         "U-Net's encoder": (guided, forward_and_back(lambda v: encoder_features(backbone, v, null)[-1], x)),
         "decoder": (guided, forward_and_back(backbone.decode_with_gradient, x)),
-        "CLIP": (guided, forward_and_back(lambda v: clip.look(v)[0], seen)),
+        "CLIP": (guided, forward_and_back(lambda v: clip.embed(v)[0], seen)),
         "CLIP, no gradient": (len(guide.boxes), lambda: clip.image_embeddings(seen.detach())),
     }
     bare = {part: count * seconds(function, repeats) for part, (count, function) in passes.items()}

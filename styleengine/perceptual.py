@@ -45,18 +45,18 @@ class Clip:
         """The middle square of each picture at CLIP's size, normalised as its image processor does."""
         return (self.framed(pictures).clamp(-1, 1).add(1).div(2) - self.mean) / self.std
 
-    def look(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`image_embeddings` and `patch_tokens` of the pictures, seen once."""
-        seen = self.model.vision_model(pixel_values=self.prepare(pictures))
-        return F.normalize(self.model.visual_projection(seen.pooler_output), dim=-1), seen.last_hidden_state[:, 1:]
+    def embed(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`image_embeddings` and `patch_tokens` of the pictures, in one forward pass."""
+        output = self.model.vision_model(pixel_values=self.prepare(pictures))
+        return F.normalize(self.model.visual_projection(output.pooler_output), dim=-1), output.last_hidden_state[:, 1:]
 
     def image_embeddings(self, pictures: torch.Tensor) -> torch.Tensor:
         """Unit vectors (batch, width), in the space of `text_embeddings`."""
-        return self.look(pictures)[0]
+        return self.embed(pictures)[0]
 
     def patch_tokens(self, pictures: torch.Tensor) -> torch.Tensor:
         """The image encoder's last states without that of the class token: (batch, patches, width)."""
-        return self.look(pictures)[1]
+        return self.embed(pictures)[1]
 
     def reads(self, text: str) -> bool:
         """Whether the tokenizer finds anything in the text that it knows."""

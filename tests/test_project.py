@@ -105,9 +105,9 @@ def test_no_module_imports_from_a_floor_above() -> None:
 
 
 def test_methods_do_not_import_each_other() -> None:
-    methods = {file.stem for file in (PACKAGE / "methods").glob("*.py")} - {"__init__"}
-    for method in methods:
-        imported = {target[1] for target in own_imports(PACKAGE / "methods" / f"{method}.py") if target[0] == "methods"}
+    for file in (PACKAGE / "methods").rglob("*.py"):
+        method = file.relative_to(PACKAGE / "methods").with_suffix("").parts[0]
+        imported = {target[1] for target in own_imports(file) if target[0] == "methods"} - {method}
         assert imported <= BUILDS_ON.get(method, set()), f"{method} imports {imported}"
 
 

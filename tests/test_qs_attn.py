@@ -16,21 +16,12 @@ from styleengine import Cancelled, QSAttnSettings, StepEvent, StyleEngine, Style
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.images import fit, to_tensor
-from styleengine.methods import qs_attn
-from styleengine.methods.qs_attn import (
-    Guide,
-    Prompt,
-    contrastive_loss,
-    cut,
-    direction_distance,
-    encoder_features,
-    parse_prompts,
-    patch_sets,
-    select,
-    shift,
-    spherical_distance,
-    way,
-)
+from styleengine.methods.qs_attn import contrast, method
+from styleengine.methods.qs_attn.clip_losses import cut, direction_distance, patch_sets, spherical_distance
+from styleengine.methods.qs_attn.contrast import contrastive_loss, encoder_features, select
+from styleengine.methods.qs_attn.guide import Guide
+from styleengine.methods.qs_attn.method import descend, shift, way
+from styleengine.methods.qs_attn.prompts import Prompt, parse_prompts
 from styleengine.metrics import psnr
 from styleengine.perceptual import Clip
 
@@ -102,7 +93,7 @@ def numpy_entropy(attention: np.ndarray) -> np.ndarray:
     return np.array([-sum(a * math.log(a) for a in row if a > 0) for row in attention])
 
 
-def chosen(features: torch.Tensor, **settings: object) -> qs_attn.Anchors:
+def chosen(features: torch.Tensor, **settings: object) -> contrast.Anchors:
     return select(features, QSAttnSettings(**settings), torch.Generator().manual_seed(0))
 
 
@@ -169,9 +160,9 @@ def test_there_are_no_more_anchors_than_places() -> None:
 
 def test_entropy_in_pieces_is_entropy_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = features_of()[0].flatten(1).T.double()
-    at_once = qs_attn.global_entropy(flat)
-    monkeypatch.setattr(qs_attn, "ROWS_AT_ONCE", 7)
-    torch.testing.assert_close(qs_attn.global_entropy(flat), at_once)
+    at_once = contrast.global_entropy(flat)
+    monkeypatch.setattr(contrast, "ROWS_AT_ONCE", 7)
+    torch.testing.assert_close(contrast.global_entropy(flat), at_once)
 
 
 # The losses
@@ -399,7 +390,7 @@ def test_the_decoder_is_not_computed_for_features(backbone: Backbone) -> None:
 def test_large_maps_are_averaged_down(monkeypatch: pytest.MonkeyPatch, backbone: Backbone) -> None:
     x_0, null = backbone.encode(torch.zeros(1, 3, 64, 96)), backbone.condition([""])
     before = encoder_features(backbone, x_0, null)
-    monkeypatch.setattr(qs_attn, "FEATURE_SIDE", 12)
+    monkeypatch.setattr(contrast, "FEATURE_SIDE", 12)
     after = encoder_features(backbone, x_0, null)
     assert before[0].shape[2:] == (16, 24)
     assert after[0].shape[2:] == (8, 12)
@@ -479,7 +470,7 @@ def test_each_step_but_the_last_goes_against_the_gradient(backbone: Backbone, et
     schedule = way(backbone, settings)
     x_T, gradient = features_of(), features_of(seed=1)  # noqa: N806
     guide = ConstantGuide(gradient)
-    got = qs_attn.descend(x_T, schedule, guide, settings)  # type: ignore[arg-type]
+    got = descend(x_T, schedule, guide, settings)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(4)
     x_t = x_T
     for level in (3, 2, 1):
@@ -505,7 +496,7 @@ def test_without_any_loss_the_way_down_is_ddims(
     def predict_noise(x: torch.Tensor, timestep: int) -> torch.Tensor:
         return either.backbone.predict_noise(x, timestep, guide.null)
 
-    assert torch.equal(qs_attn.descend(x_t, schedule, guide, settings), ddim.sample(x_t, schedule, predict_noise))
+    assert torch.equal(descend(x_t, schedule, guide, settings), ddim.sample(x_t, schedule, predict_noise))
 
 
 class BrokenGuide(Guide):
@@ -530,9 +521,9 @@ def test_a_gradient_that_is_not_finite_counts_as_none_and_most_of_them_are_said(
     lost: int,
 ) -> None:
     monkeypatch.setattr(BrokenGuide, "broken", broken)
-    monkeypatch.setattr(qs_attn, "Guide", BrokenGuide)
+    monkeypatch.setattr(method, "Guide", BrokenGuide)
     shifted: list[torch.Tensor] = []
-    monkeypatch.setattr(qs_attn, "shift", lambda gradient, *given: shifted.append(gradient) or shift(gradient, *given))
+    monkeypatch.setattr(method, "shift", lambda gradient, *given: shifted.append(gradient) or shift(gradient, *given))
     result = engine.qs_attn(cat, settings=fast.replace(steps=6))
     assert len(shifted) == 5 - lost  # the last step asks for none
     assert all(gradient.isfinite().all() for gradient in shifted)

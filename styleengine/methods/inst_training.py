@@ -233,7 +233,7 @@ def prepare(
         squares = cut(painting, settings, backbone.multiple)
         pictures, eye = [to_tensor(square) for square in squares], clip()
         latents = torch.cat([backbone.encode(picture) for picture in pictures])
-        seen = [eye.look(picture.to(backbone.device)) for picture in pictures]
+        seen = [eye.embed(picture.to(backbone.device)) for picture in pictures]
         return Lesson(latents, *(torch.cat(part).float() for part in zip(*seen, strict=True)))
 
     key = ("lesson", content_hash(painting), backbone.identity, settings.size, settings.views, settings.seed)

@@ -1,0 +1,206 @@
+"""The losses of a run, and their gradient with respect to x_t."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.checkpoint import checkpoint
+
+from styleengine import ddim
+from styleengine.backbones import Backbone
+from styleengine.cache import ByteCache
+from styleengine.images import content_hash
+from styleengine.methods.qs_attn.clip_losses import PATCH_SETS, cut, direction_distance, patch_sets, spherical_distance
+from styleengine.methods.qs_attn.contrast import contrastive_loss, encoder_features, find_anchors
+from styleengine.methods.qs_attn.prompts import Prompt
+from styleengine.methods.qs_attn.settings import QSAttnSettings
+from styleengine.perceptual import Clip
+
+TRAINED_STEPS = 1000  # the limits below count timesteps from 0 to here, however long a model was trained for
+MSE_BELOW, PERCEPTUAL_BELOW = 700, 800  # timesteps above which these losses rest
+
+
+@dataclass(frozen=True)
+class SourceEmbeddings:
+    """CLIP's embeddings of the source: the whole (1, width), its patch tokens, each set of patches (P, width)."""
+
+    whole: torch.Tensor
+    tokens: torch.Tensor
+    patches: tuple[torch.Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in (self.whole, self.tokens, *self.patches))
+
+
+class Guide:
+    """The losses of a run, and their gradient with respect to x_t.
+
+    What depends on the source or the words alone is made once: anchors, CLIP's embeddings of the source
+    and its patches, the words' embeddings. A gradient with numbers that are not finite counts as none;
+    `steered` of `asked` gradients were sound.
+
+    On CUDA the gradient differs from run to run: the backward kernels of `grid_sample` and of the antialiased
+    resize add up in no fixed order, and have no deterministic form.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        clip: Clip,
+        content: Image.Image,
+        x_0: torch.Tensor,
+        prompts: Sequence[Prompt],
+        settings: QSAttnSettings,
+        cache: ByteCache,
+    ) -> None:
+        self.backbone, self.clip, self.settings = backbone, clip, settings
+        self.asked = self.steered = 0
+        self.null = backbone.condition([""])
+        texts = clip.text_embeddings([settings.source_text, *(prompt.text for prompt in prompts)])
+        self.targets = texts[1:]
+        self.changes = texts[1:] - texts[:1]
+        total = sum(prompt.weight for prompt in prompts)
+        shares = [prompt.weight / total for prompt in prompts]
+        self.shares = torch.tensor(shares, dtype=torch.float32, device=texts.device)
+        self.source = backbone.decode(x_0)
+        self.boxes = patch_sets(settings, content.size)
+        hashed = (content_hash(content), backbone.identity)
+        self.source_embeddings = cache.get_or_make(
+            ("source embeddings", *hashed, settings.seed, settings.patches), self._embed_source
+        )
+        self.layers = find_anchors(backbone, x_0, settings, cache, hashed).anchors if self._contrasts else ()
+
+    @property
+    def _contrasts(self) -> bool:
+        return self.settings.contrast * self.settings.content_share > 0
+
+    @torch.no_grad()
+    def _embed_source(self) -> SourceEmbeddings:
+        whole, tokens = self.clip.embed(self.source)
+        patches = tuple(self.clip.image_embeddings(cut(self.source, boxes, self.clip.side)) for boxes in self.boxes)
+        return SourceEmbeddings(whole, tokens, patches)
+
+    def steer(
+        self,
+        x_t: torch.Tensor,
+        timestep: int,
+        alpha: torch.Tensor,
+        step: int,
+        last: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """ε at x_t, and ∇L with respect to x_t; no gradient in the `last` step or where nothing is asked for.
+
+        Nor is there one where it is not finite. StyleEngineError where ε is not.
+        """
+        if last:
+            return self.backbone.predict_noise(x_t, timestep, self.null), None
+        with torch.enable_grad():
+            x_t = x_t.detach().requires_grad_()
+            noise = self._through(lambda x: self.backbone.predict_noise_with_gradient(x, timestep, self.null), x_t)
+            loss = sum(self.losses(x_t, noise, timestep, alpha, step).values())
+            gradient = torch.autograd.grad(loss, x_t)[0] if isinstance(loss, torch.Tensor) else None
+        return self.backbone.finite(noise.detach(), f"the noise at timestep {timestep}"), self._sound(gradient)
+
+    def _sound(self, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        """The gradient, if all of it is finite."""
+        if gradient is None:
+            return None
+        self.asked += 1
+        if not bool(gradient.isfinite().all()):
+            return None
+        self.steered += 1
+        return gradient
+
+    def note(self) -> str:
+        """A sentence where most gradients were not finite, else nothing."""
+        lost = self.asked - self.steered
+        if 2 * lost <= self.asked:
+            return ""
+        return (
+            f"In {lost} of {self.asked} steps the gradient was not finite (in {self.backbone.precision}), so that the "
+            "losses had no effect. Load the model in bfloat16 or float32, or choose smaller weights."
+        )
+
+    def losses(
+        self, x_t: torch.Tensor, noise: torch.Tensor, timestep: int, alpha: torch.Tensor, step: int
+    ) -> dict[str, torch.Tensor]:
+        """The weighted losses by the name of their setting; those of weight 0 are not computed.
+
+        They judge x_in = x̂0·√(1−ᾱ_t) + x_t·(1−√(1−ᾱ_t)): the pixel losses on its picture, the
+        contrast on what the U-Net's encoder makes of it at t = 0.
+        """
+        share = (1 - alpha).sqrt()
+        x_in = ddim.predict_x0(x_t, noise, alpha) * share + x_t * (1 - share)
+        weights = self.weights(timestep)
+        terms: dict[str, Callable[[], torch.Tensor]] = {}
+        if weights.keys() - {"contrast"}:
+            picture = self._through(self.backbone.decode_with_gradient, x_in)
+            terms["mse"] = lambda: F.mse_loss(picture, self.source)
+            terms["range_loss"] = lambda: (picture - picture.clamp(-1, 1)).square().mean()
+            terms |= self._clip_terms(picture, weights, step % PATCH_SETS)
+        terms["contrast"] = lambda: self._contrast(x_in)
+        return {name: weight * terms[name]() for name, weight in weights.items()}
+
+    def weights(self, timestep: int) -> dict[str, float]:
+        """What each loss counts at a timestep, without those that count nothing."""
+        settings, t = self.settings, timestep * TRAINED_STEPS / len(self.backbone.alphas_cumprod)
+        style, content = settings.style_share, settings.content_share
+        weights = {
+            "global_whole": style * settings.global_whole,
+            "direction_whole": style * settings.direction_whole,
+            "global_patches": style * settings.global_patches,
+            "direction_patches": style * settings.direction_patches,
+            "contrast": content * settings.contrast,
+            "mse": content * settings.mse * (t < MSE_BELOW),
+            "perceptual": content * settings.perceptual * (t < PERCEPTUAL_BELOW),
+            "range_loss": settings.range_loss,
+        }
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    def _clip_terms(
+        self, picture: torch.Tensor, weights: dict[str, float], turn: int
+    ) -> dict[str, Callable[[], torch.Tensor]]:
+        """CLIP's losses; whole picture and patches go through it in one batch, and only those asked for."""
+        side = self.clip.side
+        wanted = []
+        if whole := weights.keys() & {"global_whole", "direction_whole", "perceptual"}:
+            wanted.append(self.clip.framed(picture))
+        if patches := weights.keys() & {"global_patches", "direction_patches"}:
+            wanted.append(cut(picture, self.boxes[turn], side))
+        if not wanted:
+            return {}
+        embeddings, tokens = self._through(self.clip.embed, torch.cat(wanted))
+        terms: dict[str, Callable[[], torch.Tensor]] = {}
+        if whole:
+            terms["global_whole"] = lambda: self._global(embeddings[:1])
+            terms["direction_whole"] = lambda: self._direction(embeddings[:1] - self.source_embeddings.whole)
+            terms["perceptual"] = lambda: (
+                1 - F.cosine_similarity(tokens[:1], self.source_embeddings.tokens, dim=-1)
+            ).mean()
+        if patches:
+            of_patches = embeddings[-self.settings.patches :]
+            terms["global_patches"] = lambda: self._global(of_patches)
+            terms["direction_patches"] = lambda: self._direction(of_patches - self.source_embeddings.patches[turn])
+        return terms
+
+    def _global(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The mean spherical distance of pictures to the words, the words weighted."""
+        return (spherical_distance(embeddings[:, None], self.targets[None]).mean(0) * self.shares).sum()
+
+    def _direction(self, changes: torch.Tensor) -> torch.Tensor:
+        """The mean of 1 − cos(ΔI, ΔT), the words weighted."""
+        return (direction_distance(changes[:, None], self.changes[None]).mean(0) * self.shares).sum()
+
+    def _contrast(self, x_in: torch.Tensor) -> torch.Tensor:
+        def features(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(encoder_features(self.backbone, x, self.null))
+
+        return contrastive_loss(self._through(features, x_in), self.layers)
+
+    def _through(self, function: Callable[[torch.Tensor], Any], x: torch.Tensor) -> Any:
+        """function(x), its insides kept for the gradient or, to save memory, made again when that comes."""
+        return checkpoint(function, x, use_reentrant=False) if self.settings.save_memory else function(x)
