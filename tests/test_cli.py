@@ -298,7 +298,7 @@ def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style
         (["inst", "apply", "CONTENT", "gone.safetensors", "-o", "OUT"], "gone.safetensors does not exist"),
         (["inst", "apply", "CONTENT", "LEARNT", "-o", "out.jpg"], "saved as PNG"),
         (["inst", "apply", "CONTENT", "LEARNT", "-o", "OUT", "--model", "mini"], "cannot read it"),
-        (["inst", "apply", "CONTENT", "LEARNT", "-o", "OUT", "--prompt", "ink", "--model", "MODEL"], "put a * there"),
+        (["inst", "apply", "CONTENT", "LEARNT", "-o", "OUT", "--prompt", "ink", "--model", "MODEL"], "has no *"),
         (["qs-attn", "CONTENT", "ink", "-o", "OUT", "--balance", "2"], "must be at most 1"),
         (["qs-attn", "missing.jpg", "ink", "-o", "OUT"], "content image missing.jpg does not exist"),
         (["qs-attn", "CONTENT", "ink", "-o", "out.jpg"], "saved as PNG"),

@@ -99,7 +99,7 @@ class LatentBackbone(Backbone):
         before, *others = prompt.split(PLACEHOLDER)
         if not others:
             raise StyleEngineError(
-                f"The prompt “{prompt}” has no {PLACEHOLDER}, which stands for the learnt style: put one in, "
+                f"The prompt “{prompt}” has no {PLACEHOLDER}, which stands for the learnt style: write one, "
                 f"as in “a lighthouse in the style of {PLACEHOLDER}”."
             )
         tokenizer, room = self.tokenizer, self.tokenizer.model_max_length
