@@ -102,7 +102,7 @@ def test_what_follows_the_word_is_cut_off_as_in_any_prompt(backbone: LatentBackb
 
 @pytest.mark.parametrize(
     ("prompt", "sentence"),
-    [("a lighthouse", "has no \\*"), ("", "put a \\* there"), ("a " * 20 + "*", "too long")],
+    [("a lighthouse", "has no \\*"), ("", "has no \\*"), ("a " * 20 + "*", "too long")],
 )
 def test_a_prompt_in_which_the_word_cannot_stand_is_refused(
     backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image, prompt: str, sentence: str
