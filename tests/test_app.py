@@ -1286,7 +1286,7 @@ def test_a_process_that_is_killed_stops_its_run(address: str, files: dict[str, P
 def test_a_page_that_is_closed_stops_its_run_and_never_the_server(
     browser: Browser, address: str, files: dict[str, Path], shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = SlowRun(pause=3.0)
+    run = SlowRun(pause=6.0)
     monkeypatch.setattr(shared_engine, "zstar", run)
     page = browser.new_page()
     page.goto(address)
@@ -1303,7 +1303,7 @@ def test_a_page_that_is_closed_stops_its_run_and_never_the_server(
         asked = time.monotonic()
         httpx.get(f"{address}config", timeout=30)
         slowest = max(slowest, time.monotonic() - asked)
-    assert slowest < 1.5
+    assert slowest < 4
     assert run.ended.wait(SOON)
 
 

@@ -109,7 +109,7 @@ def test_enormous_pictures_are_refused_before_they_are_decoded(monkeypatch: pyte
     for side in (7100, 9500, 20000, 2**31 - 1):
         with pytest.raises(StyleEngineError, match="megapixels"):
             open_image(png_claiming(side, side))
-    assert time.perf_counter() - began < 1
+    assert time.perf_counter() - began < 5
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
