@@ -15,7 +15,7 @@ from benchmarks.machine import machine
 from benchmarks.pairs import content_image, pairs, style_image
 from styleengine import StyleEngine, ZStarSettings
 from styleengine.methods import zstar
-from styleengine.methods.zstar import Style
+from styleengine.styles import Style
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full (λ 1.2, layers 10–15, steps 5–30)": {},

@@ -61,8 +61,8 @@ def inversion_gaps(backbone: Backbone, crops: np.ndarray, chosen: list[int], ite
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, STEPS)
     null, gaps = backbone.condition([""]), []
 
-    def predict(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
-        return backbone.predict_noise(x_t, timestep, null)
+    def predict(x_t: torch.Tensor, level: int) -> torch.Tensor:
+        return backbone.predict_noise(x_t, schedule.timesteps[level], null)
 
     for i in chosen:
         pixels = as_tensor(crops[i : i + 1])

@@ -21,14 +21,15 @@ from benchmarks.judge import mean_of, table
 from benchmarks.machine import machine
 from benchmarks.pairs import CONTENTS, content_image
 from styleengine import QSAttnSettings, StyleEngine
-from styleengine.cache import ByteCache
 from styleengine.images import fit, to_tensor, working_size
 from styleengine.methods.qs_attn.clip_losses import cut
 from styleengine.methods.qs_attn.contrast import encoder_features
 from styleengine.methods.qs_attn.guide import Guide
+from styleengine.methods.qs_attn.method import way
 from styleengine.methods.qs_attn.prompts import parse_prompts
 from styleengine.metrics import ssim
 from styleengine.perceptual import Clip
+from styleengine.run import Run
 
 PROMPTS = (
     "a sketch with crayon", "golden", "a watercolor painting", "wooden", "red bricks",
@@ -119,7 +120,7 @@ def cost(engine: StyleEngine, clip: Clip, settings: QSAttnSettings, repeats: int
     backbone, content = engine.backbone, content_image("temple")
     content = fit(content, working_size(content, settings.size, backbone.multiple))
     x = backbone.encode(to_tensor(content))
-    guide = Guide(backbone, clip, content, x, parse_prompts(settings.prompt), settings, ByteCache(0))
+    guide = Guide(Run(backbone, way(backbone, settings)), clip, content, x, parse_prompts(settings.prompt), settings)
     picture, null = backbone.decode(x), guide.null
     # As many pictures as a step shows CLIP: the whole one, for the perceptual loss, and the patches.
     seen = torch.cat([clip.framed(picture), cut(picture, guide.boxes[0], clip.side)])

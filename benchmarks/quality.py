@@ -32,8 +32,8 @@ def inversion_gaps(backbone: Backbone, size: int) -> tuple[dict[int, list[float]
         autoencoder.append(psnr(backbone.decode(latents).cpu(), pixels))
         for iterations, values in gaps.items():
 
-            def predict(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
-                return backbone.predict_noise(x_t, timestep, null)
+            def predict(x_t: torch.Tensor, level: int) -> torch.Tensor:
+                return backbone.predict_noise(x_t, schedule.timesteps[level], null)
 
             noise = ddim.invert(latents, schedule, predict, iterations)[-1]
             copy = backbone.decode(ddim.sample(noise, schedule, predict)).cpu()

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from styleengine.methods.inst import InSTSettings
     from styleengine.methods.inst_training import InSTLearningSettings
     from styleengine.methods.qs_attn import QSAttnSettings
-    from styleengine.methods.zstar import Style, ZStarSettings
+    from styleengine.methods.zstar import ZStarSettings
     from styleengine.methods.zstar_video import ZStarVideoSettings
+    from styleengine.styles import Style
     from styleengine.stylization import LearningEvent, StepEvent, Stylization, VideoStylization
 
 # Where the names below are declared. They are imported when they are first used: torch and diffusers take seconds.
@@ -31,7 +32,7 @@ MODULES = {
     "LearningEvent": "stylization",
     "QSAttnSettings": "methods.qs_attn",
     "StepEvent": "stylization",
-    "Style": "methods.zstar",
+    "Style": "styles",
     "StyleEngine": "engine",
     "Stylization": "stylization",
     "VideoStylization": "stylization",

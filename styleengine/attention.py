@@ -124,6 +124,9 @@ def log_mask(mask: torch.Tensor) -> torch.Tensor:
     return mask.log()
 
 
+KeysValues = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by layer
+
+
 class Tap(Protocol):
     """Decides what a self-attention layer gives, from its queries, keys and values."""
 
@@ -186,7 +189,7 @@ class Recorder:
     """A tap that changes nothing and keeps each layer's (keys, values)."""
 
     def __init__(self) -> None:
-        self.keys_values: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.keys_values: KeysValues = {}
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         self.keys_values[layer] = (k, v)

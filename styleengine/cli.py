@@ -39,9 +39,9 @@ from styleengine.backbones import with_text_encoder
 from styleengine.console import lenient_console, silence_libraries
 from styleengine.images import check_output, open_image
 from styleengine.learned_style import SUFFIX
-from styleengine.methods.zstar import Style
 from styleengine.rerun import Rerun
 from styleengine.settings import Settings, shortened
+from styleengine.styles import Style
 from styleengine.stylization import OnStep, Record, StepEvent, Stylization, VideoStylization
 from styleengine.version import __version__
 from styleengine.video import open_clip

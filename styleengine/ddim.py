@@ -1,7 +1,7 @@
 """DDIM: schedule, step, inversion and sampling, as functions over tensors (methods' section "shared core").
 
 `ᾱ` is the cumulative alpha. A latent is (batch, channels, height, width); noise predictors take
-(latents, timestep) and give a tensor of the same shape. Everything here is float32.
+(latents, level) and give a tensor of the same shape. Everything here is float32.
 """
 
 import math
@@ -19,7 +19,7 @@ class Schedule:
     """Evenly spaced timesteps of a trained diffusion ("leading" spacing, offset 1, as Stable Diffusion's).
 
     `levels` are ᾱ at noise level 0 (cleanest: that of training step 0) up to level `steps`;
-    `timesteps[level]` is what the U-Net is told when it works on level 1, …, `steps`.
+    `timesteps[level]` is the U-Net's timestep at level 1, …, `steps`.
     """
 
     levels: torch.Tensor
@@ -107,7 +107,7 @@ def invert(
         below, alpha_below, alpha = trajectory[-1], schedule.levels[level - 1], schedule.levels[level]
         x_t = below if iterations == 1 else move(below, noise, alpha_below, alpha)
         for _ in range(iterations):
-            noise = predict_noise(x_t, schedule.timesteps[level])
+            noise = predict_noise(x_t, level)
             x_t = move(below, noise, alpha_below, alpha)
         trajectory.append(x_t)
         if after_step:
@@ -128,7 +128,7 @@ def sample(
     x_t = x_T
     for level in range(schedule.steps, 0, -1):
         alpha = schedule.levels[level]
-        noise = predict_noise(x_t, schedule.timesteps[level])
+        noise = predict_noise(x_t, level)
         clean = predict_x0(x_t, noise, alpha)
         x_t = step(x_t, noise, alpha, schedule.levels[level - 1], eta, generator)
         if after_step:

@@ -25,11 +25,13 @@ from styleengine.methods.h_space import HSpaceSettings
 from styleengine.methods.inst import InSTSettings
 from styleengine.methods.inst_training import InSTLearningSettings, LearningState
 from styleengine.methods.qs_attn import QSAttnSettings
-from styleengine.methods.zstar import Style, ZStarSettings
+from styleengine.methods.zstar import ZStarSettings
 from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.perceptual import Clip
-from styleengine.progress import part_of
+from styleengine.phases import LEARNING, WAITING
+from styleengine.run import part_of
 from styleengine.settings import Settings
+from styleengine.styles import Style, with_shared_mask
 from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization, VideoStylization, file_name
 from styleengine.turns import Turns
 from styleengine.video import ClipSource, VideoClip, check_clip_output, open_clip
@@ -39,7 +41,6 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 CACHE_BYTES = 2 << 30
 BACKBONE_BYTES = 6 << 30  # of weights kept ready
 CACHE_SHARE, BACKBONE_SHARE = 1 / 8, 1 / 2  # of a GPU's memory, where that is less
-WAITING = "waiting"  # the phase of a run whose turn has not come
 BATCH_PIXELS_ON_CPU = 4 * 256 * 256
 PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -401,7 +402,7 @@ class StyleEngine:
             return inst.stylize(backbone, content, [state.style()], settings).image
 
         return LearningEvent(
-            "learning", state.step, state.total, preview, state.loss, state.judged, state.steps_per_second
+            LEARNING, state.step, state.total, preview, state.loss, state.judged, state.steps_per_second
         )
 
     @contextlib.contextmanager
@@ -473,7 +474,7 @@ def _opened_learned(style: Any) -> LearnedStyle:
 def _opened_styles(
     styles: ImageSource | Style | Iterable[ImageSource | Style], mask: ImageSource | None
 ) -> list[Style]:
-    return zstar.with_shared_mask(
+    return with_shared_mask(
         [style if isinstance(style, Style) else Style.open(style) for style in _several(styles)],
         open_mask(mask) if mask is not None else None,
         file_name(mask) if mask is not None else "",

@@ -21,10 +21,11 @@ from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.methods.h_space import HSpaceSettings
 from styleengine.methods.inst import STYLE_ROLE, InSTSettings
 from styleengine.methods.qs_attn import QSAttnSettings
-from styleengine.methods.zstar import Style, ZStarSettings
+from styleengine.methods.zstar import ZStarSettings
 from styleengine.methods.zstar_video import CLIP_ROLE, ZStarVideoSettings
 from styleengine.settings import Settings, shortened
 from styleengine.style_library import SHIPPED
+from styleengine.styles import Style
 from styleengine.stylization import (
     METADATA_KEY,
     InputRecord,

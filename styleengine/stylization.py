@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_va
 
 from styleengine.errors import StyleEngineError
 from styleengine.images import check_output, content_hash, open_image, save_png, write_whole
+from styleengine.phases import Phase
 from styleengine.settings import on_one_line, shortened
 from styleengine.version import __version__
 
@@ -33,9 +34,12 @@ Plain = bool | int | float | str
 
 @dataclass(frozen=True)
 class StepEvent:
-    """Progress of a run: `step` of `total` is done; `preview()` decodes the picture as it stands."""
+    """Progress of a run: `step` of `total` is done; `preview()` decodes the picture as it stands.
 
-    phase: str
+    `phase` is text, such as "content 1" or "stylizing", and has a stage and a title for people.
+    """
+
+    phase: Phase
     step: int
     total: int
     preview: Callable[[], Image.Image]

@@ -54,6 +54,7 @@ from styleengine import engine as engine_module
 from styleengine.backbones import named_backbones, origins, recommended_settings
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.methods.zstar_video import ZStarVideoSettings
+from styleengine.phases import STYLIZING, WAITING, Phase
 from styleengine.settings import Settings
 from styleengine.style_library import StyleLibrary
 from styleengine.stylization import METADATA_KEY, StepEvent, Stylization, read_record
@@ -1210,7 +1211,7 @@ def test_every_control_shows_exactly_the_value_that_is_used(name: str) -> None:
 class SlowRun:
     """Stands in for a method of the engine: many short steps, or one long one, until `on_step` stops it."""
 
-    def __init__(self, phase: str = "stylizing", pause: float = 0.05) -> None:
+    def __init__(self, phase: Phase = STYLIZING, pause: float = 0.05) -> None:
         self.phase, self.pause = phase, pause
         self.began, self.ended = threading.Event(), threading.Event()
 
@@ -1270,7 +1271,7 @@ def test_a_process_that_is_killed_stops_its_run(address: str, files: dict[str, P
         "address, content, style = sys.argv[1:]\n"
         "client = Client(address, verbose=False)\n"
         "job = client.submit(handle_file(content), handle_file(style), api_name='/zstar')\n"
-        "while not job.status().progress_data: time.sleep(0.05)\n"
+        "while not (job.done() or job.status().progress_data): time.sleep(0.05)\n"
         "print('listening', flush=True)\n"
         "job.result()"
     )
@@ -1310,7 +1311,7 @@ def test_a_page_that_is_closed_stops_its_run_and_never_the_server(
 def test_a_run_that_waits_for_the_engine_says_so_and_can_be_cancelled(
     page: Page, files: dict[str, Path], shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = SlowRun("waiting")
+    run = SlowRun(WAITING)
     monkeypatch.setattr(shared_engine, "zstar", run)
     upload(page, "Content", files["content"])
     upload(page, "Style", files["style"])

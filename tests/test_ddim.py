@@ -141,7 +141,7 @@ def test_whole_trajectories_agree_with_diffusers() -> None:
     x_t = x_0
     for timestep in inverse.timesteps:
         x_t = inverse.step(smooth_noise(x_t, int(timestep)), int(timestep), x_t).prev_sample
-    trajectory = ddim.invert(x_0, ours(steps), smooth_noise)
+    trajectory = ddim.invert(x_0, ours(steps), smooth_along(ours(steps)))
     assert len(trajectory) == steps + 1
     assert trajectory[0] is x_0
     torch.testing.assert_close(trajectory[-1], x_t, atol=1e-5, rtol=1e-5)
@@ -149,19 +149,24 @@ def test_whole_trajectories_agree_with_diffusers() -> None:
     scheduler = theirs(steps)
     for timestep in scheduler.timesteps:
         x_t = scheduler.step(smooth_noise(x_t, int(timestep)), int(timestep), x_t).prev_sample
-    torch.testing.assert_close(ddim.sample(trajectory[-1], ours(steps), smooth_noise), x_t, atol=1e-5, rtol=1e-5)
+    sampled = ddim.sample(trajectory[-1], ours(steps), smooth_along(ours(steps)))
+    torch.testing.assert_close(sampled, x_t, atol=1e-5, rtol=1e-5)
 
 
 def smooth_noise(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
     return torch.tanh(x_t) * (0.3 + timestep / 2000)
 
 
+def smooth_along(schedule: ddim.Schedule) -> ddim.NoisePredictor:
+    return lambda x_t, level: smooth_noise(x_t, schedule.timesteps[level])
+
+
 def gaussian_predictor(x_0: torch.Tensor, schedule: ddim.Schedule) -> ddim.NoisePredictor:
     """The best ε for latents that are normal with x_0's channel means and deviations: ε = E[noise | x_t]."""
     mean, variance = x_0.mean((2, 3), keepdim=True), x_0.var((2, 3), keepdim=True)
 
-    def predict(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
-        alpha = schedule.levels[schedule.timesteps.index(timestep)]
+    def predict(x_t: torch.Tensor, level: int) -> torch.Tensor:
+        alpha = schedule.levels[level]
         return (1 - alpha).sqrt() * (x_t - alpha.sqrt() * mean) / (alpha * variance + 1 - alpha)
 
     return predict
@@ -194,8 +199,8 @@ def test_inversion_iterations_help_the_random_network_too(backbone: Backbone, as
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, 12)
     null = backbone.condition([""])
 
-    def predict(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
-        return backbone.predict_noise(x_t, timestep, null)
+    def predict(x_t: torch.Tensor, level: int) -> torch.Tensor:
+        return backbone.predict_noise(x_t, schedule.timesteps[level], null)
 
     plain, refined = (round_trip_error(x_0, schedule, predict, iterations) for iterations in (1, 4))
     assert refined < plain / 2
@@ -206,9 +211,9 @@ def test_iterating_begins_at_what_the_noise_of_the_level_before_leads_to() -> No
     x_0, _ = latents_and_noise()
     schedule, asked = ours(20), []
 
-    def predict(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+    def predict(x_t: torch.Tensor, level: int) -> torch.Tensor:
         asked.append(x_t)
-        return smooth_noise(x_t, timestep)
+        return smooth_noise(x_t, schedule.timesteps[level])
 
     x_t = x_0
     for level in range(1, 21):
@@ -216,8 +221,8 @@ def test_iterating_begins_at_what_the_noise_of_the_level_before_leads_to() -> No
         for _ in range(2):
             noise = smooth_noise(x_t, schedule.timesteps[level])
             x_t = ddim.move(below, noise, schedule.levels[level - 1], schedule.levels[level])
-    from_below = (ddim.sample(x_t, schedule, smooth_noise) - x_0).norm().item()
-    assert round_trip_error(x_0, schedule, smooth_noise, 2) * x_0.norm().item() < from_below / 2
+    from_below = (ddim.sample(x_t, schedule, smooth_along(schedule)) - x_0).norm().item()
+    assert round_trip_error(x_0, schedule, smooth_along(schedule), 2) * x_0.norm().item() < from_below / 2
     trajectory = ddim.invert(x_0, schedule, predict, iterations=1)
     assert all(torch.equal(one, other) for one, other in zip(asked, trajectory[:-1], strict=True))
 
@@ -225,7 +230,7 @@ def test_iterating_begins_at_what_the_noise_of_the_level_before_leads_to() -> No
 def test_an_inversion_step_with_many_iterations_is_undone_by_the_step_down() -> None:
     x_0, _ = latents_and_noise()
     schedule = ours(20)
-    trajectory = ddim.invert(x_0, schedule, smooth_noise, iterations=12)
+    trajectory = ddim.invert(x_0, schedule, smooth_along(schedule), iterations=12)
     for level in range(20, 0, -1):
         noise = smooth_noise(trajectory[level], schedule.timesteps[level])
         below = ddim.step(trajectory[level], noise, schedule.levels[level], schedule.levels[level - 1])
@@ -237,7 +242,8 @@ def test_noise_comes_only_from_the_generator() -> None:
 
     def run(seed: int) -> torch.Tensor:
         torch.manual_seed(seed * 7)
-        return ddim.sample(x_t, ours(10), smooth_noise, eta=1.0, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return ddim.sample(x_t, ours(10), smooth_along(ours(10)), eta=1.0, generator=generator)
 
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
@@ -246,12 +252,12 @@ def test_noise_comes_only_from_the_generator() -> None:
 def test_callbacks_count_from_one_and_their_exceptions_pass() -> None:
     x_t, _ = latents_and_noise()
     seen: list[int] = []
-    ddim.invert(x_t, ours(7), smooth_noise, after_step=lambda step, x, clean: seen.append(step))
-    ddim.sample(x_t, ours(7), smooth_noise, after_step=lambda step, x, clean: seen.append(step))
+    ddim.invert(x_t, ours(7), smooth_along(ours(7)), after_step=lambda step, x, clean: seen.append(step))
+    ddim.sample(x_t, ours(7), smooth_along(ours(7)), after_step=lambda step, x, clean: seen.append(step))
     assert seen == [*range(1, 8), *range(1, 8)]
 
     def cancel(step: int, x: torch.Tensor, clean: torch.Tensor) -> None:
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        ddim.sample(x_t, ours(7), smooth_noise, after_step=cancel)
+        ddim.sample(x_t, ours(7), smooth_along(ours(7)), after_step=cancel)

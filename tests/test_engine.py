@@ -134,7 +134,7 @@ def test_a_style_record_too_large_to_keep_is_made_anew_with_the_same_pixels(
 ) -> None:
     kept = engine.zstar(astronaut, [coffee], quick).image
     engine.cache.clear()
-    monkeypatch.setattr("styleengine.methods.zstar.LARGEST_STYLE_RECORD", 0)
+    monkeypatch.setattr("styleengine.style_attention.LARGEST_STYLE_RECORD", 0)
     assert same(engine.zstar(astronaut, [coffee], quick).image, kept)
     with counted_evaluations(engine.backbone) as batches:
         assert same(engine.zstar(astronaut, [coffee], quick).image, kept)
@@ -313,7 +313,7 @@ def test_a_failure_inside_a_styled_layer_leaves_the_network_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = plain_prediction(engine.backbone)
-    for target in ("styleengine.methods.zstar.attend_with_styles", "styleengine.attention.attend"):
+    for target in ("styleengine.style_attention.attend_with_styles", "styleengine.attention.attend"):
         engine.cache.clear()
 
         def fail(*arguments: object, **options: object) -> None:
@@ -810,7 +810,7 @@ def test_after_running_out_of_memory_nothing_holds_what_was_made_when_the_gpu_is
         except ValueError:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB") from None
 
-    monkeypatch.setattr("styleengine.methods.zstar.attend_with_styles", run_out)
+    monkeypatch.setattr("styleengine.style_attention.attend_with_styles", run_out)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive_then.append(sum(ref() is not None for ref in held)))
     with pytest.raises(StyleEngineError, match="not enough memory for pictures of size 64") as error:

@@ -19,7 +19,7 @@ from styleengine.ddim import Schedule
 from styleengine.images import content_hash, fit, to_images, to_tensor
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods import inst
-from styleengine.methods.inst import InSTSettings, Told, adain, start, steps_of
+from styleengine.methods.inst import GuidedNoise, InSTSettings, adain, start, steps_of
 from styleengine.methods.inst_training import (
     AttentionInversion,
     CrossAttention,
@@ -33,6 +33,7 @@ from styleengine.methods.inst_training import (
 )
 from styleengine.metrics import ssim
 from styleengine.perceptual import Clip
+from styleengine.run import Run
 
 FAST = InSTLearningSettings(
     steps=6, size=32, batch=2, views=3, learning_rate=0.01, check_every=2, patience=0, layers=2, heads=2, dropout=0.2
@@ -506,13 +507,13 @@ def test_stochastic_inversion_puts_the_predicted_noise_in_the_place_of_chance(
 ) -> None:
     schedule = Schedule.spaced(backbone.alphas_cumprod, 8).lowest(5)
     z_0, alpha, t = backbone.encode(to_tensor(fit(cat, (64, 64)))), schedule.levels[5], schedule.timesteps[5]
-    told = Told(backbone, style, DRAW)
+    guided = GuidedNoise(Run(backbone, schedule), style, DRAW)
     chance = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(7))
     condition = backbone.condition_with_word("*", style.word[None])
     predicted = backbone.predict_noise(alpha.sqrt() * z_0 + (1 - alpha).sqrt() * chance, t, condition)
     for noise, expected in (("random", chance), ("stochastic_inversion", predicted)):
         generator = torch.Generator().manual_seed(7)
-        z_t = start(z_0, schedule, told, DRAW.replace(noise=noise), generator)
+        z_t = start(z_0, schedule, guided, DRAW.replace(noise=noise), generator)
         torch.testing.assert_close(z_t, alpha.sqrt() * z_0 + (1 - alpha).sqrt() * expected)
 
 
@@ -530,10 +531,13 @@ def test_strength_is_the_part_of_the_way_that_is_gone(
 def test_guidance_leads_away_from_the_empty_prompt(backbone: LatentBackbone, style: LearnedStyle) -> None:
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     condition = backbone.condition_with_word("a *", style.word[None])
-    told, blank = (backbone.predict_noise(x, 300, c) for c in (condition, backbone.condition([""])))
+    schedule = Schedule.spaced(backbone.alphas_cumprod, 10)
+    conditions = (condition, backbone.condition([""]))
+    conditional, null = (backbone.predict_noise(x, schedule.timesteps[4], c) for c in conditions)
     for guidance in (0.0, 1.0, 10.0):
-        predicted = Told(backbone, style, DRAW.replace(prompt="a *", guidance=guidance))(x, 300)
-        torch.testing.assert_close(predicted, blank + guidance * (told - blank), atol=1e-5, rtol=1e-4)
+        settings = DRAW.replace(prompt="a *", guidance=guidance)
+        predicted = GuidedNoise(Run(backbone, schedule), style, settings)(x, 4)
+        torch.testing.assert_close(predicted, null + guidance * (conditional - null), atol=1e-5, rtol=1e-4)
 
 
 def test_adain_gives_the_latents_the_paintings_statistics(

@@ -17,6 +17,7 @@ from test_learned_style import made_up
 from styleengine import InSTLearningSettings, LearnedStyle, StyleEngine, ZStarSettings
 from styleengine import engine as engine_module
 from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.phases import LEARNING
 from styleengine.style_library import StyleLibrary
 from styleengine.ui import learning as learning_module
 from styleengine.ui.learning import MOST_KNOWN, MOST_LEARNING, Learning, Learnt
@@ -47,14 +48,14 @@ class Stub(Runner):
 
     def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Any]:
         self.asked_by.append(ASKED_BY.get())
-        yield Report("learning", 0, 1, job.content if previews else None)
+        yield Report(LEARNING, 0, 1, job.content if previews else None)
         while not self.gate.wait(0.01):
             if ticket not in self.tickets:
                 self._style(job, complete=False).save(job.arguments["partial"])
                 raise Cancelled
         if self.troubles:
             raise self.troubles.pop()
-        yield Report("learning", 1, 1)
+        yield Report(LEARNING, 1, 1)
         yield self._style(job, complete=True)
 
     def _style(self, job: Job, complete: bool) -> LearnedStyle:

@@ -13,8 +13,8 @@ from styleengine.attention import attend, self_attention_layers
 from styleengine.backbones import BACKBONES
 from styleengine.images import fit, open_image, to_tensor
 from styleengine.learned_style import SUFFIX, LearnedStyle
-from styleengine.methods.zstar import StyleInjection
 from styleengine.metrics import color_distance, content_loss, encoder_features, ssim, style_loss
+from styleengine.style_attention import StyleInjection
 from styleengine.style_library import SHIPPED
 
 FOLDER = Path(BACKBONES["mini"].location)

@@ -3,6 +3,7 @@
 import copy
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from styleengine.methods.qs_attn.method import descend, shift, way
 from styleengine.methods.qs_attn.prompts import Prompt, parse_prompts
 from styleengine.metrics import psnr
 from styleengine.perceptual import Clip
+from styleengine.run import Run
 
 CLIP_LOSSES = ("global_whole", "direction_whole", "global_patches", "direction_patches", "perceptual")
 LOSSES = (*CLIP_LOSSES, "contrast", "mse", "range_loss")
@@ -104,7 +106,8 @@ def same(one: Image.Image, other: Image.Image) -> bool:
 def guide_for(engine: StyleEngine, clip: Clip, picture: Image.Image, settings: QSAttnSettings) -> Guide:
     content = fit(picture, (64, 64))
     x_0 = engine.backbone.encode(to_tensor(content))
-    return Guide(engine.backbone, clip, content, x_0, parse_prompts(settings.prompt), settings, ByteCache(0))
+    run = Run(engine.backbone, way(engine.backbone, settings))
+    return Guide(run, clip, content, x_0, parse_prompts(settings.prompt), settings)
 
 
 # Selection
@@ -241,22 +244,22 @@ def test_the_balance_scales_both_groups_and_two_losses_rest_early(
     assert style_only.keys() == {*CLIP_LOSSES, "range_loss"} - {"perceptual"}
 
 
-def state_of(guide: Guide, seed: int = 5) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """(x_t, timestep, ᾱ) in the middle of the way."""
-    x_0 = guide.backbone.encode(guide.source)
-    timestep = 401
-    alpha = guide.backbone.alphas_cumprod[timestep]
-    z = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(seed))
-    return alpha.sqrt() * x_0 + (1 - alpha).sqrt() * z, timestep, alpha
+def state_of(guide: Guide, step: int = 0) -> tuple[torch.Tensor, int, torch.Tensor]:
+    """(x_t, level, ᾱ) before a step, counted from 0."""
+    x_0, schedule = guide.backbone.encode(guide.source), guide.run.schedule
+    level = schedule.steps - step
+    alpha = schedule.levels[level]
+    z = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(5))
+    return alpha.sqrt() * x_0 + (1 - alpha).sqrt() * z, level, alpha
 
 
 def test_each_loss_judges_the_blend_of_prediction_and_state(either: StyleEngine, clip: Clip, cat: Image.Image) -> None:
     settings = QSAttnSettings(prompt="ink", size=64, patches=3, **dict.fromkeys(LOSSES, 2.0))
     guide = guide_for(either, clip, cat, settings)
-    x_t, timestep, alpha = state_of(guide)
+    x_t, level, alpha = state_of(guide, step=5)
     backbone = either.backbone
-    noise = backbone.predict_noise(x_t, timestep, guide.null)
-    losses = guide.losses(x_t, noise, timestep, alpha, 5)
+    noise = guide.run.noise(x_t, level)
+    losses = guide.losses(x_t, noise, level)
     x_in = (x_t - (1 - alpha).sqrt() * noise) / alpha.sqrt() * (1 - alpha).sqrt() + x_t * (1 - (1 - alpha).sqrt())
     picture = backbone.decode(x_in)
     source, target = clip.text_embeddings(["Photo"]), clip.text_embeddings(["ink"])
@@ -280,12 +283,14 @@ def test_each_loss_judges_the_blend_of_prediction_and_state(either: StyleEngine,
         assert float(losses[name]) == pytest.approx(2 * float(value), rel=2e-3, abs=1e-6), name
 
 
-def test_what_is_judged_at_timestep_0_is_the_source_itself(
+def test_what_is_judged_without_noise_is_the_source_itself(
     latent_engine: StyleEngine, clip: Clip, cat: Image.Image, fast: QSAttnSettings
 ) -> None:
     guide = guide_for(latent_engine, clip, cat, fast.replace(**NONE | {"mse": 1.0}))
     x_0 = guide.backbone.encode(to_tensor(fit(cat, (64, 64))))
-    losses = guide.losses(x_0, torch.zeros_like(x_0), 0, torch.tensor(1.0), 0)
+    schedule = guide.run.schedule
+    guide.run.schedule = replace(schedule, levels=torch.ones_like(schedule.levels))
+    losses = guide.losses(x_0, torch.zeros_like(x_0), 1)
     assert float(losses["mse"]) == pytest.approx(0, abs=1e-10)
 
 
@@ -296,16 +301,14 @@ def test_the_gradient_is_that_of_differences(
 ) -> None:
     settings = fast.replace(**NONE | {name: 100.0, "save_memory": save_memory})
     guide = guide_for(either, clip, cat, settings)
-    x_t, timestep, alpha = state_of(guide)
+    x_t, level, _ = state_of(guide)
     x_t = 1.5 * x_t  # some of the picture is out of range
-    _, gradient = guide.steer(x_t, timestep, alpha, 0, last=False)
+    _, gradient = guide.steer(x_t, level, last=False)
     assert gradient is not None
 
     def loss(x: torch.Tensor) -> float:
         with torch.no_grad():
-            return float(
-                guide.losses(x, guide.backbone.predict_noise(x, timestep, guide.null), timestep, alpha, 0)[name]
-            )
+            return float(guide.losses(x, guide.run.noise(x, level), level)[name])
 
     along = gradient / gradient.norm()
     size = 0.03
@@ -318,9 +321,9 @@ def test_two_styles_are_weighed_and_a_style_twice_is_that_style(
 ) -> None:
     def losses(prompt: str) -> dict[str, float]:
         guide = guide_for(latent_engine, clip, cat, fast.replace(prompt=prompt))
-        x_t, timestep, alpha = state_of(guide)
-        noise = guide.backbone.predict_noise(x_t, timestep, guide.null)
-        return {name: float(loss) for name, loss in guide.losses(x_t, noise, timestep, alpha, 0).items()}
+        x_t, level, _ = state_of(guide)
+        noise = guide.run.noise(x_t, level)
+        return {name: float(loss) for name, loss in guide.losses(x_t, noise, level).items()}
 
     ink, oil, both, twice = (losses(p) for p in ("ink", "oil", "ink::3 | oil", "ink | ink"))
     for name in ("global_patches", "direction_patches"):
@@ -457,10 +460,8 @@ class ConstantGuide:
     def __init__(self, gradient: torch.Tensor | None) -> None:
         self.gradient, self.asked = gradient, list[tuple[int, bool]]()
 
-    def steer(
-        self, x_t: torch.Tensor, timestep: int, alpha: torch.Tensor, step: int, last: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        self.asked.append((step, last))
+    def steer(self, x_t: torch.Tensor, level: int, last: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self.asked.append((level, last))
         return 0.3 * x_t, None if last else self.gradient
 
 
@@ -482,7 +483,7 @@ def test_each_step_but_the_last_goes_against_the_gradient(backbone: Backbone, et
         z = torch.randn(x_t.shape, generator=generator) if spread > 0 else 0
         x_t = mean + spread * z - (variance * gradient if level > 1 else 0)
     torch.testing.assert_close(got, x_t, atol=1e-5, rtol=1e-5)
-    assert guide.asked == [(0, False), (1, False), (2, True)]
+    assert guide.asked == [(3, False), (2, False), (1, True)]
 
 
 def test_without_any_loss_the_way_down_is_ddims(
@@ -492,11 +493,7 @@ def test_without_any_loss_the_way_down_is_ddims(
     guide = guide_for(either, clip, cat, settings)
     x_t, _, _ = state_of(guide)
     schedule = way(either.backbone, settings)
-
-    def predict_noise(x: torch.Tensor, timestep: int) -> torch.Tensor:
-        return either.backbone.predict_noise(x, timestep, guide.null)
-
-    assert torch.equal(descend(x_t, schedule, guide, settings), ddim.sample(x_t, schedule, predict_noise))
+    assert torch.equal(descend(x_t, schedule, guide, settings), ddim.sample(x_t, schedule, guide.run.noise))
 
 
 class BrokenGuide(Guide):

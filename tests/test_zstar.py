@@ -10,12 +10,12 @@ import torch
 from conftest import counted_evaluations
 from PIL import Image, ImageOps
 
-from styleengine import StepEvent, Style, StyleEngine, StyleEngineError, ZStarSettings, ddim
-from styleengine.attention import attend, attend_with_styles, log_mask
+from styleengine import StepEvent, Style, StyleEngine, StyleEngineError, ZStarSettings, ddim, style_attention
+from styleengine.attention import StyleTokens, attend, attend_with_styles, log_mask
 from styleengine.backbones import Backbone
 from styleengine.images import fit, open_mask, to_images, to_tensor, working_size
-from styleengine.methods import zstar
-from styleengine.methods.zstar import StyleInjection, align_colors, region, sain_weight, vary, with_shared_mask
+from styleengine.style_attention import StyleInjection, align_colors, region, sain_weight, vary
+from styleengine.styles import with_shared_mask
 
 BLACK, WHITE = Image.new("L", (40, 40), 0), Image.new("L", (40, 40), 255)
 LEFT_HALF = Image.fromarray(np.repeat([[255] * 16 + [0] * 16], 32, 0).astype(np.uint8))
@@ -39,8 +39,8 @@ def reconstruction(backbone: Backbone, content: Image.Image, settings: ZStarSett
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
     null = backbone.condition([""])
 
-    def predict(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
-        return backbone.predict_noise(x_t, timestep, null)
+    def predict(x_t: torch.Tensor, level: int) -> torch.Tensor:
+        return backbone.predict_noise(x_t, schedule.timesteps[level], null)
 
     x_T = ddim.invert(backbone.encode(to_tensor(fit(content, size))), schedule, predict)[-1]  # noqa: N806
     return to_images(backbone.decode(ddim.sample(x_T, schedule, predict)))[0]
@@ -77,7 +77,7 @@ def test_at_one_layer_a_mask_leaves_the_tokens_outside_as_they_were() -> None:
     tap = injection(settings, [Style(BLACK, mask=LEFT_HALF)], [half], tokens)
     out = tap(12, q, k, v).unflatten(2, (8, 8))
     plain = attend(q, k, v).unflatten(2, (8, 8))
-    full = attend_with_styles(q, k, v, [zstar.StyleTokens(*tokens[0])], settings.strength).unflatten(2, (8, 8))
+    full = attend_with_styles(q, k, v, [StyleTokens(*tokens[0])], settings.strength).unflatten(2, (8, 8))
     torch.testing.assert_close(out[..., 4:, :], plain[..., 4:, :], atol=1e-5, rtol=0)
     torch.testing.assert_close(out[..., :4, :], full[..., :4, :], atol=1e-5, rtol=0)
 
@@ -237,9 +237,11 @@ def test_sain_weight_is_exp_of_minus_kl_between_the_histograms() -> None:
     low = np.float32(min(content.min(), style.min()))
     high = np.float32(max(content.max(), style.max()))
 
+    bins = style_attention.HISTOGRAM_BINS
+
     def histogram(values: np.ndarray) -> np.ndarray:
-        places = ((values.ravel() - low) / (high - low) * zstar.HISTOGRAM_BINS).astype(int)
-        counts = np.bincount(places.clip(0, zstar.HISTOGRAM_BINS - 1), minlength=zstar.HISTOGRAM_BINS) + 0.5
+        places = ((values.ravel() - low) / (high - low) * bins).astype(int)
+        counts = np.bincount(places.clip(0, bins - 1), minlength=bins) + 0.5
         return counts / counts.sum()
 
     for row in range(2):
@@ -473,7 +475,7 @@ def test_a_network_with_other_layers_is_refused(
     quick: ZStarSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(zstar, "self_attention_layers", lambda unet: [None] * 8)
+    monkeypatch.setattr(style_attention, "self_attention_layers", lambda unet: [None] * 8)
     with pytest.raises(StyleEngineError, match="16 self-attention layers"):
         engine.zstar(astronaut, [coffee], quick)
 

@@ -31,9 +31,7 @@ from styleengine import (
 from styleengine.attention import attend, self_attention_layers
 from styleengine.backbones import Backbone
 from styleengine.images import fit, to_tensor
-from styleengine.inversion import Trajectory
 from styleengine.methods import zstar_video
-from styleengine.methods.zstar import StyleInjection
 from styleengine.methods.zstar_video import (
     FrameAttention,
     FramePainter,
@@ -43,6 +41,8 @@ from styleengine.methods.zstar_video import (
     stillness,
 )
 from styleengine.metrics import frame_differences
+from styleengine.run import Run, Trajectory
+from styleengine.style_attention import StyleInjection
 from styleengine.stylization import METADATA_KEY
 from styleengine.video import open_clip, read_comment
 from styleengine.workfolder import WorkFolder
@@ -116,7 +116,7 @@ def test_styles_come_beside_the_earlier_frames(backbone: Backbone, balance: floa
     settings = ZStarVideoSettings(size=64, balance=balance, strength=1.5)
     path = Trajectory([], {1: dict.fromkeys(settings.styled_layers(), (k_s, v_s))})
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, 2)
-    painter = FramePainter(backbone, schedule, [Style(MASK)], [path], settings.replace(steps=2), (64, 64))
+    painter = FramePainter(Run(backbone, schedule), [Style(MASK)], [path], settings.replace(steps=2), (64, 64))
     record = [FrameRecord(torch.zeros(1, 4, 8, 8), {1: {12: pair}}) for pair in ((k_0, v_0), (k_1, v_1))]
     tap = painter._tap(1, record)
     shift = math.log(balance)
@@ -171,7 +171,7 @@ def painter_of(
     generator = torch.Generator().manual_seed(1)
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
     latents = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(settings.steps + 1)]
-    painter = FramePainter(backbone, schedule, [Style(MASK)], [Trajectory(latents)], settings, (64, 64))
+    painter = FramePainter(Run(backbone, schedule), [Style(MASK)], [Trajectory(latents)], settings, (64, 64))
     x_T = torch.randn(1, 4, 16, 16, generator=generator)  # noqa: N806
     noises = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(2)]
     records = [painter.first(x, x, None)[1] for x in noises]
@@ -183,7 +183,7 @@ def test_backpropagation_agrees_with_finite_differences(backbone: Backbone) -> N
     painter, records, x_t = painter_of(backbone, settings)
     reference = records[1].clean[2]
     noise, gradient = painter._backpropagated(x_t, 2, painter._tap(2, records), reference)
-    alpha = painter.schedule.levels[2].double()
+    alpha = painter.run.schedule.levels[2].double()
 
     def energy(x: torch.Tensor) -> float:
         predicted = painter._noise(x, 2, painter._tap(2, records)).double()
@@ -194,7 +194,7 @@ def test_backpropagation_agrees_with_finite_differences(backbone: Backbone) -> N
     slope = (energy(x_t + 0.05 * direction) - energy(x_t - 0.05 * direction)) / 0.1
     assert slope == pytest.approx(float(gradient.norm()), rel=0.01)
     fixed = energy_gradient(
-        ddim.predict_x0(x_t, noise, painter.schedule.levels[2]), reference, painter.schedule.levels[2]
+        ddim.predict_x0(x_t, noise, painter.run.schedule.levels[2]), reference, painter.run.schedule.levels[2]
     )
     assert (gradient - fixed).norm() > 0.01 * fixed.norm()  # the U-Net's part is there
 

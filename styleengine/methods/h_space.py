@@ -6,7 +6,6 @@ turned towards the content's, while the skip connections (which hold how it look
 After Jeong, Kwon and Uh, "Training-free Style Transfer Emerges from h-space in Diffusion models".
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,10 +20,10 @@ from styleengine import ddim
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
-from styleengine.images import content_hash, fit, lay_over, stretch_note, to_images, to_tensor, working_size
-from styleengine.inversion import Inverter, Trajectory
+from styleengine.images import content_hash, fit, lay_over, stretch_note, to_images, to_tensor
 from styleengine.metrics import psnr
-from styleengine.progress import Progress
+from styleengine.phases import RECONSTRUCTION, STYLIZING, inverting
+from styleengine.run import Run, Trajectory
 from styleengine.settings import Settings, knob
 from styleengine.stylization import InputRecord, OnStep, Stylization, mask_record
 
@@ -120,68 +119,55 @@ def inject(
 
     Raises StyleEngineError for no γ, one outside [0, 1], or an interval without a step in it.
     """
-    began = time.perf_counter()
-    schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
-    walk = Walk(backbone, schedule, settings)
-    _check(gammas, walk)
-    size = working_size(content, settings.size, backbone.multiple)
-    cache = cache if cache is not None else ByteCache(0)
-    phases = ["content 1", "style 1", "stylizing"] + ["reconstruction"] * settings.measure_reconstruction
-    progress = Progress(backbone, phases, settings.steps, on_step, content)
-    invert = Inverter(backbone, schedule, settings.inversion_iterations, cache, progress)
+    run = Run(backbone, ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps), on_step, cache)
+    sampler = Injection(run, settings)
+    _check(gammas, sampler)
+    of_content, of_style = inverting("content 1"), inverting("style 1")
+    run.plan([of_content, of_style, STYLIZING] + [RECONSTRUCTION] * settings.measure_reconstruction, content)
+    size = run.working_size(content, settings.size)
 
-    content_path = invert(content, size, "content 1")
-    x_T = invert(style, size, "style 1").latents[-1]  # noqa: N806
-    known = cache.get_or_make(("h", *invert.key(content, size)), Bottleneck)
+    content_path = run.invert(content, size, settings.inversion_iterations, of_content)
+    x_T = run.invert(style, size, settings.inversion_iterations, of_style).x_T  # noqa: N806
+    known = run.cache.get_or_make(("h", *run.key(content, size, settings.inversion_iterations)), Bottleneck)
     region = to_tensor(lay_over(mask, size))[:, :1].add(1).div(2) if mask else None
 
-    progress.skip_to("stylizing")
-    x_0 = walk.down(x_T, content_path, known, gammas, region, progress.after("stylizing"))
+    run.begin(STYLIZING)
+    x_0 = sampler.sample(x_T, content_path, known, gammas, region, run.after(STYLIZING))
     images = to_images(backbone.decode(x_0))
 
     details: dict[str, float] = {}
     if settings.measure_reconstruction:
-        after = progress.after("reconstruction")
-        copy = backbone.decode(ddim.sample(x_T, schedule, walk.predict_noise, after_step=after))
+        copy = backbone.decode(run.sample(x_T, run.noise, RECONSTRUCTION))
         details["reconstruction_psnr"] = psnr(copy.cpu(), to_tensor(fit(style, size)))
     given = [("content", content), ("style", style)]
     inputs = [InputRecord(role, content_hash(image), name) for (role, image), name in zip(given, names, strict=False)]
     inputs += [mask_record(mask, names[2])] if mask else []
-    notes = [note] if mask and (note := stretch_note(mask, content)) else []
-    seconds = (time.perf_counter() - began) / len(gammas)
+    notes = [stretch_note(mask, content)] if mask else []
     return [
-        Stylization(
-            image=image,
-            method="h_space",
-            settings=settings.replace(gamma=gamma).model_dump(),
-            backbone=backbone.name,
-            revision=backbone.revision,
-            device=backbone.device.type,
-            dtype=backbone.precision,
-            inputs=inputs,
-            seconds=seconds,
+        run.result(
+            image,
+            "h_space",
+            settings.replace(gamma=gamma),
+            inputs,
             details=details,
             notes=notes,
+            share=len(gammas),
         )
         for image, gamma in zip(images, gammas, strict=True)
     ]
 
 
-class Walk:
-    """The way down from the style's noise, with the content's h injected on it."""
+class Injection:
+    """Sampling from the style's noise, with the content's h injected."""
 
-    def __init__(self, backbone: Backbone, schedule: ddim.Schedule, settings: HSpaceSettings) -> None:
-        self.backbone, self.schedule, self.settings = backbone, schedule, settings
-        self.null = backbone.condition([""])
+    def __init__(self, run: Run, settings: HSpaceSettings) -> None:
+        self.run, self.schedule, self.settings = run, run.schedule, settings
         # Timesteps as the settings count them, by level.
-        self.t = [timestep * TRAINED_STEPS / len(backbone.alphas_cumprod) for timestep in schedule.timesteps]
-        self.injected_levels = {level for level in range(1, schedule.steps + 1) if settings.injects(self.t[level])}
-
-    def predict_noise(self, x_t: torch.Tensor, timestep: int) -> torch.Tensor:
-        return self.backbone.predict_noise(x_t, timestep, self.null)
+        self.t = [timestep * TRAINED_STEPS / len(run.backbone.alphas_cumprod) for timestep in self.schedule.timesteps]
+        self.injected_levels = {level for level in range(1, self.schedule.steps + 1) if settings.injects(self.t[level])}
 
     @torch.no_grad()
-    def down(
+    def sample(
         self,
         x_T: torch.Tensor,  # noqa: N803 - the paper's symbol
         content: Trajectory,
@@ -202,11 +188,11 @@ class Walk:
             touched = torch.zeros_like(touched)
         generators = [torch.Generator().manual_seed(self.settings.seed) for _ in gammas]
         for level in range(self.schedule.steps, 0, -1):
-            alpha, timestep = self.schedule.levels[level], self.schedule.timesteps[level]
+            alpha = self.schedule.levels[level]
             x_t, noise, direction = x_t.clone(), torch.empty_like(x_t), torch.empty_like(x_t)
             rows = touched if level in self.injected_levels else torch.zeros_like(touched)
             if not rows.all():
-                noise[~rows] = direction[~rows] = self.predict_noise(x_t[~rows], timestep)
+                noise[~rows] = direction[~rows] = self.run.noise(x_t[~rows], level)
             if rows.any():
                 h_content = self.content_h(content, known, level)
                 x_t[rows], noise[rows], direction[rows] = self.injected(
@@ -230,13 +216,13 @@ class Walk:
 
         Without calibration the asymmetric pair ε̃, ε; with it x_t moved, and one plain ε asked for there.
         """
-        alpha, timestep = self.schedule.levels[level], self.schedule.timesteps[level]
-        with injection(self.backbone.unet, lambda h: blend(h, h_content, gamma, region)):
-            noise, injected = self.predict_noise(x_t, timestep).chunk(2)
+        alpha = self.schedule.levels[level]
+        with injection(self.run.backbone.unet, lambda h: blend(h, h_content, gamma, region)):
+            noise, injected = self.run.noise(x_t, level).chunk(2)
         if not self.settings.calibration:
             return x_t, injected, noise
         moved = calibrate(x_t, noise, injected, alpha, self.settings.omega)
-        noise = self.predict_noise(moved, timestep)
+        noise = self.run.noise(moved, level)
         return moved, noise, noise
 
     def step(
@@ -257,8 +243,8 @@ class Walk:
     def content_h(self, content: Trajectory, known: Bottleneck, level: int) -> torch.Tensor:
         """The content's h at a level, from its own trajectory: it never drifts."""
         if level not in known.h:
-            with captured(self.backbone.unet) as seen:
-                self.predict_noise(content.latents[level], self.schedule.timesteps[level])
+            with captured(self.run.backbone.unet) as seen:
+                self.run.noise(content.latents[level], level)
             known.h[level] = seen[0]
         return known.h[level]
 
@@ -374,13 +360,13 @@ def _norm(x: torch.Tensor) -> torch.Tensor:
     return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
-def _check(gammas: Sequence[float], walk: Walk) -> None:
+def _check(gammas: Sequence[float], sampler: Injection) -> None:
     if not gammas:
         raise StyleEngineError("No γ was given. Name at least one number from 0 to 1.")
     if not all(0 <= gamma <= 1 for gamma in gammas):
         raise StyleEngineError(f"γ must be a number from 0 to 1, not {', '.join(f'{gamma:g}' for gamma in gammas)}.")
-    settings = walk.settings
-    if not walk.injected_levels:
+    settings = sampler.settings
+    if not sampler.injected_levels:
         raise StyleEngineError(
             f"None of the {settings.steps} steps lies between the timesteps {settings.t_start} and {settings.t_edit}, "
             "where the content would come in: move the two apart, or take more steps."

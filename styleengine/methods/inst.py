@@ -7,10 +7,9 @@ After Zhang et al., "Inversion-based Style Transfer with Diffusion Models" (CVPR
 """
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -18,9 +17,10 @@ from PIL import Image
 from styleengine import ddim
 from styleengine.backbones import PLACEHOLDER, LatentBackbone
 from styleengine.errors import StyleEngineError
-from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
+from styleengine.images import content_hash, fit, to_images, to_tensor
 from styleengine.learned_style import LearnedStyle, mixed
-from styleengine.progress import Progress
+from styleengine.phases import STYLIZING
+from styleengine.run import Run
 from styleengine.settings import Settings, knob
 from styleengine.stylization import InputRecord, OnStep, Stylization
 
@@ -68,64 +68,51 @@ def stylize(
     Raises StyleEngineError for a prompt without the placeholder, no or more than two styles, or a
     style of another kind of model.
     """
-    began = time.perf_counter()
     style = _one_style(backbone, styles, settings.mix)
-    size = working_size(content, settings.size, backbone.multiple) if content else _square(backbone, settings.size)
-    predictor = Told(backbone, style, settings)
-    generator = torch.Generator().manual_seed(settings.seed)
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
+    run = Run(backbone, schedule.lowest(steps_of(settings)) if content else schedule, on_step)
+    run.plan([STYLIZING], content or style.thumbnail)
+    guided = GuidedNoise(run, style, settings)
+    generator = torch.Generator().manual_seed(settings.seed)
     if content:
-        schedule = schedule.lowest(steps_of(settings))
-        z_0 = backbone.encode(to_tensor(fit(content, size)))
+        z_0 = backbone.encode(to_tensor(fit(content, run.working_size(content, settings.size))))
         z_0 = adain(z_0, style) if settings.adain else z_0
-        x_T = start(z_0, schedule, predictor, settings, generator)  # noqa: N806
+        x_T = start(z_0, run.schedule, guided, settings, generator)  # noqa: N806
     else:
-        shape = (1, len(style.latent_mean), size[1] // backbone.multiple, size[0] // backbone.multiple)
+        side = max(1, settings.size // backbone.multiple)
+        shape = (1, len(style.latent_mean), side, side)
         x_T = torch.randn(shape, generator=generator, dtype=torch.float32).to(backbone.device)  # noqa: N806
-    first_preview = content or style.thumbnail
-    progress = Progress(backbone, ["stylizing"], schedule.steps, on_step, first_preview)
-    x_0 = ddim.sample(x_T, schedule, predictor, after_step=progress.after("stylizing"))
+    x_0 = ddim.sample(x_T, run.schedule, guided, after_step=run.after(STYLIZING))
     inputs = [InputRecord("content", content_hash(content), name)] if content else []
     weights = (1 - settings.mix, settings.mix) if len(styles) == 2 else (1.0,)
-    return Stylization(
-        image=to_images(backbone.decode(x_0))[0],
-        method="inst",
-        settings=settings.model_dump(),
-        backbone=backbone.name,
-        revision=backbone.revision,
-        device=backbone.device.type,
-        dtype=backbone.precision,
-        inputs=[
-            *inputs,
-            *(
-                InputRecord(STYLE_ROLE, style.sha256, Path(style.source).name, weight)
-                for style, weight in zip(styles, weights, strict=True)
-            ),
-        ],
-        seconds=time.perf_counter() - began,
-        details={},
-        notes=[note] if (note := backbone.note_on(settings.prompt)) else [],
-    )
+    inputs += [
+        InputRecord(STYLE_ROLE, style.sha256, Path(style.source).name, weight)
+        for style, weight in zip(styles, weights, strict=True)
+    ]
+    image = to_images(backbone.decode(x_0))[0]
+    return run.result(image, "inst", settings, inputs, notes=[backbone.note_on(settings.prompt)])
 
 
-class Told:
-    """ε_θ told the prompt with the style's word in it: ε(∅) + g·(ε(c) − ε(∅))."""
+class GuidedNoise:
+    """Classifier-free guidance with the learnt embedding in the prompt: ε(∅) + g·(ε(c) − ε(∅))."""
 
-    def __init__(self, backbone: LatentBackbone, style: LearnedStyle, settings: InSTSettings) -> None:
-        self.backbone, self.guidance = backbone, settings.guidance
+    def __init__(self, run: Run, style: LearnedStyle, settings: InSTSettings) -> None:
+        self.run, self.guidance = run, settings.guidance
+        backbone: Any = run.backbone
         with torch.no_grad():
             self.condition = backbone.condition_with_word(settings.prompt, style.word[None].to(backbone.device))
-            self.both = torch.cat([backbone.condition([""]), self.condition])
+            self.both = torch.cat([run.null, self.condition])
 
-    def plainly(self, x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+    def conditional(self, x_t: torch.Tensor, level: int) -> torch.Tensor:
         """ε(c) without guidance, of a batch of one."""
-        return self.backbone.predict_noise(x_t, timestep, self.condition)
+        return self.run.backbone.predict_noise(x_t, self.run.schedule.timesteps[level], self.condition)
 
-    def __call__(self, x_t: torch.Tensor, timestep: int) -> torch.Tensor:
+    def __call__(self, x_t: torch.Tensor, level: int) -> torch.Tensor:
         if self.guidance == 1:
-            return self.plainly(x_t, timestep)
-        blank, told = self.backbone.predict_noise(torch.cat([x_t, x_t]), timestep, self.both).chunk(2)
-        return blank + self.guidance * (told - blank)
+            return self.conditional(x_t, level)
+        timestep = self.run.schedule.timesteps[level]
+        null, conditional = self.run.backbone.predict_noise(torch.cat([x_t, x_t]), timestep, self.both).chunk(2)
+        return null + self.guidance * (conditional - null)
 
 
 def steps_of(settings: InSTSettings) -> int:
@@ -136,7 +123,7 @@ def steps_of(settings: InSTSettings) -> int:
 def start(
     z_0: torch.Tensor,
     schedule: ddim.Schedule,
-    predictor: Told,
+    guided: GuidedNoise,
     settings: InSTSettings,
     generator: torch.Generator,
 ) -> torch.Tensor:
@@ -150,7 +137,7 @@ def start(
     noise = torch.randn(z_0.shape, generator=generator, dtype=torch.float32).to(z_0.device)
     alpha = schedule.levels[-1]
     if settings.noise == "stochastic_inversion":
-        noise = predictor.plainly(noised(z_0, noise, alpha), schedule.timesteps[-1])
+        noise = guided.conditional(noised(z_0, noise, alpha), schedule.steps)
     return noised(z_0, noise, alpha)
 
 
@@ -172,8 +159,3 @@ def _one_style(backbone: LatentBackbone, styles: Sequence[LearnedStyle], share: 
     for style in styles:
         style.check_fits(backbone)
     return styles[0] if len(styles) == 1 else mixed(styles[0], styles[1], share)
-
-
-def _square(backbone: LatentBackbone, size: int) -> tuple[int, int]:
-    side = max(backbone.multiple, size // backbone.multiple * backbone.multiple)
-    return side, side

@@ -7,7 +7,6 @@ clip itself moves. Frame i needs only frames 0 and i − 1 at each step and laye
 is worked on in the same memory.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,27 +18,24 @@ import torch
 from PIL import Image
 
 from styleengine import ddim
-from styleengine.attention import attend, tapped
+from styleengine.attention import KeysValues, attend, tapped
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled
-from styleengine.images import fit, to_images, to_tensor, working_size
-from styleengine.inversion import Inverter, Trajectory
-from styleengine.methods.zstar import (
-    Style,
+from styleengine.images import fit, to_images, to_tensor
+from styleengine.metrics import frame_differences
+from styleengine.phases import Phase, inverting, stylizing
+from styleengine.run import Run, Trajectory
+from styleengine.settings import knob
+from styleengine.style_attention import (
+    StyleAttention,
     StyleAttentionSettings,
     StyleInjection,
-    align_colors,
     check,
-    keys_values_at,
-    mask_notes,
-    region,
-    style_records,
-    vary,
+    invert_styles,
+    style_phases,
 )
-from styleengine.metrics import frame_differences
-from styleengine.progress import Progress
-from styleengine.settings import knob
+from styleengine.styles import Style, mask_notes, style_records
 from styleengine.stylization import InputRecord, OnStep, StepEvent, VideoStylization
 from styleengine.video import Selection, VideoClip, write_clip
 from styleengine.workfolder import WorkFolder
@@ -99,9 +95,6 @@ class ZStarVideoSettings(StyleAttentionSettings):
     def pull(self) -> float:
         """w: the share of x̂0's difference taken away per step, `energy` being that of all steps together."""
         return 1 - (1 - self.energy) ** (1 / self.steps)
-
-
-KeysValues = dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass
@@ -201,25 +194,16 @@ class FramePainter:
 
     def __init__(
         self,
-        backbone: Backbone,
-        schedule: ddim.Schedule,
+        run: Run,
         styles: Sequence[Style],
         paths: Sequence[Trajectory],
         settings: ZStarVideoSettings,
         size: tuple[int, int],
     ) -> None:
-        self.backbone, self.schedule, self.paths, self.settings = backbone, schedule, paths, settings
-        self.null = backbone.condition([""])
-        masks = [region(style.mask, size, settings.feather) for style in styles]
-        self.injection = StyleInjection(settings, styles, masks, size, backbone.multiple)
+        self.run, self.settings = run, settings
         heavier = [replace(style, weight=settings.balance * style.weight) for style in styles]
-        self.joined_injection = StyleInjection(settings, heavier, masks, size, backbone.multiple)
-
-    def start(self, x_T: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the paper's symbol
-        """The inverted noise with its colours aligned to the styles', as for a picture."""
-        noises = [path.latents[-1] for path in self.paths]
-        start = align_colors(x_T, noises, self.injection.shares(x_T), self.settings.color)
-        return vary(start, self.settings.variation, self.settings.seed) if self.settings.variation else start
+        self.attention = StyleAttention(run, settings, styles, paths, size)
+        self.joined_attention = StyleAttention(run, settings, heavier, paths, size)
 
     def alone(self, x_T: torch.Tensor, after_step: ddim.AfterStep | None) -> torch.Tensor:  # noqa: N803
         """x_0 of a frame by the image method."""
@@ -255,12 +239,13 @@ class FramePainter:
         record: FrameRecord | None,
         after_step: ddim.AfterStep | None,
     ) -> torch.Tensor:
-        x_t, pull = self.start(x_T), self.settings.pull()
+        x_t, pull = self.attention.start(x_T), self.settings.pull()
         drawn: float | torch.Tensor = pull
         if self.settings.spare_motion and references and record is not None:
             drawn = pull * stillness(record.content, references[-1].content)
-        for level in range(self.schedule.steps, 0, -1):
-            alpha, alpha_prev = self.schedule.levels[level], self.schedule.levels[level - 1]
+        schedule = self.run.schedule
+        for level in range(schedule.steps, 0, -1):
+            alpha, alpha_prev = schedule.levels[level], schedule.levels[level - 1]
             tap = self._tap(level, references)
             reference = references[-1].clean[level] if references and pull > 0 else None
             if reference is None:
@@ -279,26 +264,18 @@ class FramePainter:
                 if references and references[-1] is not references[0]:
                     references[-1].forget(level)
             if after_step:
-                after_step(self.schedule.steps - level + 1, x_t, clean)
+                after_step(schedule.steps - level + 1, x_t, clean)
         return x_t
 
     def _tap(self, level: int, references: Sequence[FrameRecord]) -> FrameAttention:
-        settings = self.settings
-        joined = settings.joined_layers()
-        references_here = [record.keys_values[level] for record in references] if joined else []
-        injection = self.joined_injection if references_here else self.injection
-        styled = settings.steps - level in settings.styled_steps() and injection.visible
-        if styled:
-            timestep = self.schedule.timesteps[level]
-            injection.keys_values = [
-                keys_values_at(path, level, timestep, self.backbone, self.null, settings) if visible else {}
-                for path, visible in zip(self.paths, injection.visible_styles, strict=True)
-            ]
-        return FrameAttention(references_here, joined, injection if styled else None, settings.styled_layers())
+        joined = self.settings.joined_layers()
+        joined_with = [record.keys_values[level] for record in references] if joined else []
+        attention = self.joined_attention if joined_with else self.attention
+        return FrameAttention(joined_with, joined, attention.at(level), self.settings.styled_layers())
 
     def _noise(self, x_t: torch.Tensor, level: int, tap: FrameAttention) -> torch.Tensor:
         with self._tapped(tap):
-            return self.backbone.predict_noise(x_t, self.schedule.timesteps[level], self.null)
+            return self.run.noise(x_t, level)
 
     def _backpropagated(
         self, x_t: torch.Tensor, level: int, tap: FrameAttention, reference: torch.Tensor
@@ -306,14 +283,14 @@ class FramePainter:
         """ε and ∇E by x_t, the latter through the U-Net."""
         with torch.enable_grad(), self._tapped(tap):
             x_t = x_t.detach().requires_grad_()
-            noise = self.backbone.predict_noise_with_gradient(x_t, self.schedule.timesteps[level], self.null)
-            clean = ddim.predict_x0(x_t, noise, self.schedule.levels[level])
+            noise = self.run.noise_with_gradient(x_t, level)
+            clean = ddim.predict_x0(x_t, noise, self.run.schedule.levels[level])
             (gradient,) = torch.autograd.grad((clean - reference).square().sum(), x_t)
         return noise.detach(), gradient
 
     def _tapped(self, tap: FrameAttention) -> Any:
         layers = {*tap.joined_layers, *(tap.styled_layers if tap.injection else ())}
-        return tapped(self.backbone.unet, tap, sorted(layers))
+        return tapped(self.run.backbone.unet, tap, sorted(layers))
 
 
 def stylize_clip(
@@ -340,7 +317,6 @@ def stylize_clip(
     Raises StyleEngineError as `zstar.stylize_all` does, and for a part of the clip or a work folder
     that will not do.
     """
-    began = time.perf_counter()
     check(backbone, styles, settings)
     part = clip.select(settings.rate, settings.begin, settings.frames)
     sound = part.sound()  # looked into before there is anything to lose
@@ -353,32 +329,26 @@ def stylize_clip(
     }
     folder = WorkFolder(work, manifest, {"batch": batch})
     visible = [style for style in styles if style.weight > 0]
-    run = _ClipRun(backbone, part, visible, settings, folder, resumable, on_step, cache)
+    clip_run = _ClipRun(backbone, part, visible, settings, folder, resumable, on_step, cache)
     try:
-        run.finish()
+        clip_run.finish()
     except Cancelled:
         if not keep_partial or not folder.finished(RESULT):
             raise
     count = min(folder.finished(RESULT), part.count)
+    notes = [*part.notes(), sound.note or "", *mask_notes(styles, clip.poster)]
+    differences = clip_run.differences(count)
+    details = _details(differences)
+    still = clip_run.run.result(folder.frame(RESULT, 0), "zstar_video", settings, inputs, details=details, notes=notes)
     record = VideoStylization(
-        image=folder.frame(RESULT, 0),
-        method="zstar_video",
-        settings=settings.model_dump(),
-        backbone=backbone.name,
-        revision=backbone.revision,
-        device=backbone.device.type,
-        dtype=backbone.precision,
-        inputs=inputs,
-        seconds=time.perf_counter() - began,
-        details={},
+        **vars(still),
         path=output,
         frames=count,
         rate=part.rate,
         complete=count == part.count,
-        notes=[*part.notes(), *([sound.note] if sound.note else []), *mask_notes(styles, clip.poster)],
-        differences=run.differences(count),
+        differences=differences,
     )
-    result = replace(record, details=_details(record.differences), seconds=time.perf_counter() - began)
+    result = replace(record, seconds=clip_run.run.seconds)
     heard = replace(part, count=count)
     write_clip(output, folder.frames(RESULT, count), part.rate, sound=heard, record=result.as_text())
     return result
@@ -398,13 +368,16 @@ class _ClipRun:
         on_step: OnStep | None,
         cache: ByteCache | None,
     ) -> None:
-        self.resumable = resumable
-        self.backbone, self.part, self.styles, self.settings, self.folder = backbone, part, styles, settings, folder
-        self.size = working_size(part.clip.poster, settings.size, backbone.multiple)
-        self.schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
+        self.resumable, self.part, self.styles, self.settings, self.folder = resumable, part, styles, settings, folder
+
+        def with_last_frame(event: StepEvent) -> None:
+            if on_step:
+                on_step(replace(event, preview=lambda: self.shown))
+
+        schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
+        self.run = Run(backbone, schedule, with_last_frame if on_step else None, cache)
+        self.size = self.run.working_size(part.clip.poster, settings.size)
         self.shown = fit(part.clip.poster, self.size)
-        self.cache = cache if cache is not None else ByteCache(0)
-        self.on_step = on_step
 
     def finish(self) -> None:
         """Makes the frames that are missing."""
@@ -412,26 +385,28 @@ class _ClipRun:
         if done == self.part.count:
             return
         batches = [numbers for numbers in self._batches() if numbers.stop > done]
-        progress = self._progress(batches)
-        painter = self._painter(progress)
+        self.run.plan([phase for part in self._phases(batches) for phase in part], self.shown)
+        painter = FramePainter(
+            self.run, self.styles, invert_styles(self.run, self.styles, self.settings), self.settings, self.size
+        )
         if first:
             self.shown = self.folder.frame(RESULT, done - 1)
         frames = islice(self.part.frames(), done, None)
         for numbers in batches:
-            given = self._inverted([next(frames) for _ in numbers], progress, _inverting(numbers))
+            given = self._inverted([next(frames) for _ in numbers], _inverting(numbers))
             for number, (content, x_T) in zip(numbers, given, strict=True):  # noqa: N806 - the paper's symbol
                 phase = self._painting(number)
-                progress.skip_to(phase)
-                after = progress.after(phase)
+                self.run.begin(phase)
+                after = self.run.after(phase)
                 if first and previous:
                     x_0, previous = painter.next(x_T, content, first, previous, after)
                 else:
                     x_0, first = painter.first(x_T, content, after)
                     previous = first
-                self.shown = to_images(self.backbone.decode(x_0))[0]
+                self.shown = to_images(self.run.backbone.decode(x_0))[0]
                 if self.settings.compare:
-                    lonely = painter.alone(x_T, progress.after(f"{phase} alone"))
-                    self.folder.save_frame(ALONE, number, to_images(self.backbone.decode(lonely))[0])
+                    lonely = painter.alone(x_T, self.run.after(self._painting(number, " alone")))
+                    self.folder.save_frame(ALONE, number, to_images(self.run.backbone.decode(lonely))[0])
                 self.folder.save_frame(RESULT, number, self.shown)
             if self.resumable:
                 self._keep(first, previous, numbers)
@@ -449,46 +424,25 @@ class _ClipRun:
         batch, count = self.folder.fixed["batch"], self.part.count
         return [range(1), *(range(i, min(i + batch, count)) for i in range(1, count, batch))]
 
-    def _progress(self, batches: Sequence[range]) -> Progress:
-        phases = [f"style {i + 1}" for i in range(len(self.styles))]
+    def _phases(self, batches: Sequence[range]) -> Iterator[list[Phase]]:
+        yield style_phases(self.styles)
         for numbers in batches:
-            phases.append(_inverting(numbers))
+            yield [_inverting(numbers)]
             for number in numbers:
-                phases += [self._painting(number)] + [f"{self._painting(number)} alone"] * self.settings.compare
+                yield [self._painting(number)]
+                yield [self._painting(number, " alone")] * self.settings.compare
 
-        def with_last_frame(event: StepEvent) -> None:
-            if self.on_step:
-                self.on_step(replace(event, preview=lambda: self.shown))
-
-        return Progress(
-            self.backbone, phases, self.settings.steps, with_last_frame if self.on_step else None, self.shown
-        )
-
-    def _painter(self, progress: Progress) -> FramePainter:
-        invert = Inverter(self.backbone, self.schedule, self.settings.inversion_iterations, self.cache, progress)
-        paths = [
-            invert(style.image, working_size(style.image, self.settings.size, self.backbone.multiple), f"style {i + 1}")
-            for i, style in enumerate(self.styles)
-        ]
-        return FramePainter(self.backbone, self.schedule, self.styles, paths, self.settings, self.size)
-
-    def _inverted(
-        self, frames: Sequence[Image.Image], progress: Progress, phase: str
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _inverted(self, frames: Sequence[Image.Image], phase: Phase) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The latents and x_T of each frame, (1, channels, height, width) each."""
-        null = self.backbone.condition([""])
-
-        def predict_noise(x_t: torch.Tensor, timestep: int) -> torch.Tensor:
-            return self.backbone.predict_noise(x_t, timestep, null)
-
-        progress.skip_to(phase)
-        x_0 = self.backbone.encode(torch.cat([to_tensor(fit(frame, self.size)) for frame in frames]))
+        run = self.run
+        run.begin(phase)
+        x_0 = run.backbone.encode(torch.cat([to_tensor(fit(frame, self.size)) for frame in frames]))
         iterations = self.settings.inversion_iterations
-        x_T = ddim.invert(x_0, self.schedule, predict_noise, iterations, progress.after(phase))[-1]  # noqa: N806
+        x_T = ddim.invert(x_0, run.schedule, run.noise, iterations, run.after(phase))[-1]  # noqa: N806
         return list(zip(x_0.split(1), x_T.split(1), strict=True))
 
-    def _painting(self, number: int) -> str:
-        return f"stylizing frame {number + 1} of {self.part.count}"
+    def _painting(self, number: int, how: str = "") -> Phase:
+        return stylizing(f"frame {number + 1} of {self.part.count}{how}")
 
     def _keep(self, first: FrameRecord | None, previous: FrameRecord | None, numbers: range) -> None:
         if first and numbers.start == 0:
@@ -502,13 +456,13 @@ class _ClipRun:
         if first is None:
             return None, None, 0
         last, number = self.folder.load_tensors(PREVIOUS) or first
-        records = [FrameRecord.of(tensors, self.backbone.device) for tensors in (first[0], last)]
+        records = [FrameRecord.of(tensors, self.run.backbone.device) for tensors in (first[0], last)]
         return records[0], records[1], number + 1
 
 
-def _inverting(numbers: range) -> str:
+def _inverting(numbers: range) -> Phase:
     shown = f"{numbers[0] + 1}–{numbers[-1] + 1}" if len(numbers) > 1 else f"{numbers[0] + 1}"
-    return f"frames {shown}"
+    return inverting(f"frames {shown}")
 
 
 def _details(differences: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from styleengine.backbones import with_text_encoder
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods.inst_training import InSTLearningSettings
+from styleengine.phases import LEARNING
 from styleengine.style_library import StyleLibrary, Unfinished
 from styleengine.ui.runs import Job, Report, Runner
 
@@ -241,7 +242,7 @@ class Learning:
                     if task.stopped:
                         raise Cancelled
                 for outcome in self.runner.run(job, ticket, previews=True):
-                    if isinstance(outcome, Report) and outcome.phase == "learning":
+                    if isinstance(outcome, Report) and outcome.phase == LEARNING:
                         self._note(task.place, outcome)
                     elif isinstance(outcome, LearnedStyle) and outcome.record.complete:
                         return outcome

@@ -13,8 +13,9 @@ import gradio as gr
 from PIL import Image
 
 from styleengine.images import fit
+from styleengine.phases import Stage
 from styleengine.stylization import Stylization, VideoStylization
-from styleengine.ui.runs import WAITING, Report
+from styleengine.ui.runs import Report
 
 Updates = dict[Any, Any]
 Drawn: TypeAlias = Stylization | list[Stylization]
@@ -157,11 +158,9 @@ def summary(results: Sequence[Stylization]) -> str:
 
 
 def progress_words(report: Report) -> str:
-    if report.phase == WAITING:
+    if report.phase.stage is Stage.WAITING:
         return WAITING_WORDS
-    inverting = report.phase.startswith(("content ", "style ", "frames "))  # "content 1", "style 2"
-    phase = f"Inverting {report.phase}" if inverting else report.phase.capitalize()
-    return f"{phase}: step {report.step} of {report.total}"
+    return f"{report.phase.title}: step {report.step} of {report.total}"
 
 
 def progress_bar(report: Report) -> str:

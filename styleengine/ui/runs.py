@@ -24,14 +24,13 @@ from PIL import Image
 from styleengine.engine import StyleEngine
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.learned_style import LearnedStyle
+from styleengine.phases import Phase, Stage
 from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization, VideoStylization, model_name
 from styleengine.ui.gpu import on_gpu
 
 REPORT_PAUSE = 0.2  # seconds between two moves of the progress bar, at least
 PREVIEW_PAUSE = 1.0  # seconds between two previews, at least
 PREVIEW_SHARE = 0.1  # of a run's time may go into previews
-PREVIEWED_PHASES = ("stylizing", "learning")  # the phases before them only look at the inputs
-WAITING = "waiting"  # the phase of a run that waits for the engine
 CLIENT_PAUSE = 0.3  # seconds between two looks whether the client is still there
 UNREAD_SECONDS = 30.0  # a client that has read nothing for so long has gone
 MOST_TICKETS = 5000  # of runs that wait
@@ -64,7 +63,7 @@ class Report:
     While a painting is learnt `judged` and `steps_per_second` are those of the `LearningEvent`.
     """
 
-    phase: str
+    phase: Phase
     step: int
     total: int
     preview: Image.Image | None = None
@@ -280,7 +279,7 @@ class _Reporter:
     def __call__(self, event: StepEvent) -> None:
         if not self.ticket.exists():
             raise Cancelled
-        if event.phase != WAITING:
+        if event.phase.stage is not Stage.WAITING:
             self.began = self.began or (time.monotonic(), event.step)
         if time.monotonic() < self.next_report:
             return
@@ -300,7 +299,7 @@ class _Reporter:
 
     def _preview(self, event: StepEvent) -> Image.Image | None:
         began = time.monotonic()
-        if not event.phase.startswith(PREVIEWED_PHASES) or not event.step or began < self.next_preview:
+        if not event.phase.previewed or not event.step or began < self.next_preview:
             return None
         preview = event.preview()
         ended = time.monotonic()

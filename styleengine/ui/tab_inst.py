@@ -18,6 +18,7 @@ from styleengine.images import open_image, write_whole
 from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.methods.inst import InSTSettings
 from styleengine.methods.inst_training import InSTLearningSettings
+from styleengine.phases import LEARNING
 from styleengine.style_library import StyleLibrary
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import TOOLS, add_api, connect_page, shown, signature
@@ -275,7 +276,7 @@ class Desk:
             if drawn:
                 updates[self.strip] = gr.Gallery(value=drawn, visible=True)
         if known.phase == "learning":
-            updates[self.status] = progress_bar(Report("learning", known.step, known.total)) + line(pace(known))
+            updates[self.status] = progress_bar(Report(LEARNING, known.step, known.total)) + line(pace(known))
         return updates or {self.seen: seen}
 
     def ended(self, known: Learnt, seen: str, unfinished: list[str], file: str | None) -> Updates:

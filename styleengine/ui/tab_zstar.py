@@ -9,7 +9,8 @@ from gradio.components import Component
 
 from styleengine.errors import StyleEngineError
 from styleengine.images import open_image, open_mask
-from styleengine.methods.zstar import Style, ZStarSettings
+from styleengine.methods.zstar import ZStarSettings
+from styleengine.styles import Style
 from styleengine.ui.controls import Controls, short
 from styleengine.ui.endpoints import add_api, connect_page
 from styleengine.ui.examples import content_style_examples

@@ -7,8 +7,8 @@ import gradio as gr
 from gradio.components import Component
 
 from styleengine.images import open_image, open_mask
-from styleengine.methods.zstar import Style
 from styleengine.methods.zstar_video import ZStarVideoSettings
+from styleengine.styles import Style
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import add_api, connect_page
 from styleengine.ui.examples import clip_style_examples

@@ -10,14 +10,13 @@ from PIL import Image
 from torch.utils.checkpoint import checkpoint
 
 from styleengine import ddim
-from styleengine.backbones import Backbone
-from styleengine.cache import ByteCache
 from styleengine.images import content_hash
 from styleengine.methods.qs_attn.clip_losses import PATCH_SETS, cut, direction_distance, patch_sets, spherical_distance
 from styleengine.methods.qs_attn.contrast import contrastive_loss, encoder_features, find_anchors
 from styleengine.methods.qs_attn.prompts import Prompt
 from styleengine.methods.qs_attn.settings import QSAttnSettings
 from styleengine.perceptual import Clip
+from styleengine.run import Run
 
 TRAINED_STEPS = 1000  # the limits below count timesteps from 0 to here, however long a model was trained for
 MSE_BELOW, PERCEPTUAL_BELOW = 700, 800  # timesteps above which these losses rest
@@ -49,17 +48,16 @@ class Guide:
 
     def __init__(
         self,
-        backbone: Backbone,
+        run: Run,
         clip: Clip,
         content: Image.Image,
         x_0: torch.Tensor,
         prompts: Sequence[Prompt],
         settings: QSAttnSettings,
-        cache: ByteCache,
     ) -> None:
-        self.backbone, self.clip, self.settings = backbone, clip, settings
+        backbone, cache = run.backbone, run.cache
+        self.run, self.backbone, self.null, self.clip, self.settings = run, backbone, run.null, clip, settings
         self.asked = self.steered = 0
-        self.null = backbone.condition([""])
         texts = clip.text_embeddings([settings.source_text, *(prompt.text for prompt in prompts)])
         self.targets = texts[1:]
         self.changes = texts[1:] - texts[:1]
@@ -84,24 +82,18 @@ class Guide:
         patches = tuple(self.clip.image_embeddings(cut(self.source, boxes, self.clip.side)) for boxes in self.boxes)
         return SourceEmbeddings(whole, tokens, patches)
 
-    def steer(
-        self,
-        x_t: torch.Tensor,
-        timestep: int,
-        alpha: torch.Tensor,
-        step: int,
-        last: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def steer(self, x_t: torch.Tensor, level: int, last: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """ε at x_t, and ∇L with respect to x_t; no gradient in the `last` step or where nothing is asked for.
 
         Nor is there one where it is not finite. StyleEngineError where ε is not.
         """
         if last:
-            return self.backbone.predict_noise(x_t, timestep, self.null), None
+            return self.run.noise(x_t, level), None
+        timestep = self.run.schedule.timesteps[level]
         with torch.enable_grad():
             x_t = x_t.detach().requires_grad_()
-            noise = self._through(lambda x: self.backbone.predict_noise_with_gradient(x, timestep, self.null), x_t)
-            loss = sum(self.losses(x_t, noise, timestep, alpha, step).values())
+            noise = self._through(lambda x: self.run.noise_with_gradient(x, level), x_t)
+            loss = sum(self.losses(x_t, noise, level).values())
             gradient = torch.autograd.grad(loss, x_t)[0] if isinstance(loss, torch.Tensor) else None
         return self.backbone.finite(noise.detach(), f"the noise at timestep {timestep}"), self._sound(gradient)
 
@@ -125,14 +117,14 @@ class Guide:
             "losses had no effect. Load the model in bfloat16 or float32, or choose smaller weights."
         )
 
-    def losses(
-        self, x_t: torch.Tensor, noise: torch.Tensor, timestep: int, alpha: torch.Tensor, step: int
-    ) -> dict[str, torch.Tensor]:
+    def losses(self, x_t: torch.Tensor, noise: torch.Tensor, level: int) -> dict[str, torch.Tensor]:
         """The weighted losses by the name of their setting; those of weight 0 are not computed.
 
         They judge x_in = x̂0·√(1−ᾱ_t) + x_t·(1−√(1−ᾱ_t)): the pixel losses on its picture, the
         contrast on what the U-Net's encoder makes of it at t = 0.
         """
+        schedule = self.run.schedule
+        alpha, timestep, step = schedule.levels[level], schedule.timesteps[level], schedule.steps - level
         share = (1 - alpha).sqrt()
         x_in = ddim.predict_x0(x_t, noise, alpha) * share + x_t * (1 - share)
         weights = self.weights(timestep)

@@ -8,7 +8,6 @@ After Hwang and Lee, "Query-Selected Global Attention for Text guided Image Styl
 Diffusion Model"; the losses around it are those of its base, ZeCon (Yang, Hwang and Ye, 2023).
 """
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -17,14 +16,14 @@ from PIL import Image
 from styleengine import ddim
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
-from styleengine.images import content_hash, fit, to_images, working_size
-from styleengine.inversion import Inverter
+from styleengine.images import content_hash, fit, to_images
 from styleengine.methods.qs_attn.clip_losses import similarity
 from styleengine.methods.qs_attn.guide import Guide
 from styleengine.methods.qs_attn.prompts import Prompt, check, parse_prompts
 from styleengine.methods.qs_attn.settings import QSAttnSettings
 from styleengine.perceptual import Clip
-from styleengine.progress import Progress, part_of
+from styleengine.phases import STYLIZING, inverting
+from styleengine.run import Run, part_of
 from styleengine.stylization import InputRecord, OnStep, Stylization
 
 
@@ -47,54 +46,42 @@ def stylize(
 
     Raises StyleEngineError for a prompt that is empty, unreadable or the same as the source text.
     """
-    began = time.perf_counter()
     prompts = parse_prompts(settings.prompt)
-    texts = [settings.source_text, *(prompt.text for prompt in prompts)]
-    size = working_size(content, settings.size, backbone.multiple)
     check(prompts, settings, clip)
-    cache = cache if cache is not None else ByteCache(0)
     rounds = [prompts] if settings.order == "at_once" else [[prompt] for prompt in prompts]
-    picture, notes = content, [clip.note_on(text) for text in texts]
-    for number, asked in enumerate(rounds):
-        on_part = part_of(on_step, number, len(rounds))
-        picture, note = _drawn(backbone, fit(picture, size), asked, clip, settings, on_part, cache)
+    runs = [
+        Run(backbone, way(backbone, settings), part_of(on_step, number, len(rounds)), cache)
+        for number in range(len(rounds))
+    ]
+    size = runs[0].working_size(content, settings.size)
+    picture, notes = content, [clip.note_on(text) for text in (settings.source_text, *(p.text for p in prompts))]
+    for run, asked in zip(runs, rounds, strict=True):
+        picture, note = _sampled(run, fit(picture, size), asked, clip, settings)
         notes.append(note)
-    return Stylization(
-        image=picture,
-        method="qs_attn",
-        settings=settings.model_dump(),
-        backbone=backbone.name,
-        revision=backbone.revision,
-        device=backbone.device.type,
-        dtype=backbone.precision,
-        inputs=[InputRecord("content", content_hash(content), name)],
-        seconds=time.perf_counter() - began,
+    return runs[0].result(
+        picture,
+        "qs_attn",
+        settings,
+        [InputRecord("content", content_hash(content), name)],
         details={
             "similarity_before": similarity(clip, fit(content, size), prompts),
             "similarity_after": similarity(clip, picture, prompts),
         },
-        notes=list(dict.fromkeys(filter(None, notes))),
+        notes=notes,
     )
 
 
-def _drawn(
-    backbone: Backbone,
-    content: Image.Image,
-    prompts: Sequence[Prompt],
-    clip: Clip,
-    settings: QSAttnSettings,
-    on_step: OnStep | None,
-    cache: ByteCache,
+def _sampled(
+    run: Run, content: Image.Image, prompts: Sequence[Prompt], clip: Clip, settings: QSAttnSettings
 ) -> tuple[Image.Image, str]:
-    """One way up and down again, all `prompts` at once, and a note; the content has its working size."""
-    schedule = way(backbone, settings)
-    progress = Progress(backbone, ["content 1", "stylizing"], settings.steps, on_step, content)
-    trajectory = Inverter(backbone, schedule, 1, cache, progress)(content, content.size, "content 1")
-    x_0, x_T = trajectory.latents[0], trajectory.latents[-1]  # noqa: N806
-    guide = Guide(backbone, clip, content, x_0, prompts, settings, cache)
-    progress.skip_to("stylizing")
-    x_0 = descend(x_T, schedule, guide, settings, progress.after("stylizing"))
-    return to_images(backbone.decode(x_0))[0], guide.note()
+    """Inversion and guided sampling, all `prompts` at once; and a note. The content has its working size."""
+    of_content = inverting("content 1")
+    run.plan([of_content, STYLIZING], content)
+    trajectory = run.invert(content, content.size, 1, of_content)
+    guide = Guide(run, clip, content, trajectory.latents[0], prompts, settings)
+    run.begin(STYLIZING)
+    x_0 = descend(trajectory.x_T, run.schedule, guide, settings, run.after(STYLIZING))
+    return to_images(run.backbone.decode(x_0))[0], guide.note()
 
 
 def way(backbone: Backbone, settings: QSAttnSettings) -> ddim.Schedule:
@@ -121,8 +108,8 @@ def descend(
     x_t = x_T
     for level in range(schedule.steps, 0, -1):
         alpha, alpha_prev = schedule.levels[level], schedule.levels[level - 1]
-        timestep, last = schedule.timesteps[level], level == 1
-        noise, gradient = guide.steer(x_t, timestep, alpha, schedule.steps - level, last)
+        last = level == 1
+        noise, gradient = guide.steer(x_t, level, last)
         clean = ddim.predict_x0(x_t, noise, alpha)
         x_t = ddim.step(x_t, noise, alpha, alpha_prev, 0.0 if last else settings.eta, generator)
         if gradient is not None:

@@ -1,0 +1,54 @@
+"""The phases of a run, as values."""
+
+from enum import Enum
+
+
+class Stage(Enum):
+    """What a phase does, in the words that people read."""
+
+    WAITING = "waiting"
+    INVERTING = "inverting"
+    STYLIZING = "stylizing"
+    RECONSTRUCTING = "reconstruction"
+    LEARNING = "learning"
+
+
+class Phase(str):
+    """A phase of a run: what it does, and with what. As text it is what programs compare, such as "content 1"."""
+
+    stage: Stage
+
+    def __new__(cls, stage: Stage, text: str = "") -> "Phase":
+        phase = super().__new__(cls, text or stage.value)
+        phase.stage = stage
+        return phase
+
+    def __getnewargs__(self) -> tuple[Stage, str]:
+        return self.stage, str(self)
+
+    @property
+    def title(self) -> str:
+        """For people: “Inverting content 1”, “Stylizing”."""
+        text = f"{self.stage.value} {self}" if self.stage is Stage.INVERTING else str(self)
+        return text[:1].upper() + text[1:]
+
+    @property
+    def previewed(self) -> bool:
+        """Whether there is a result to preview: the phases before only invert what is given."""
+        return self.stage in (Stage.STYLIZING, Stage.LEARNING)
+
+
+WAITING = Phase(Stage.WAITING)
+STYLIZING = Phase(Stage.STYLIZING)
+RECONSTRUCTION = Phase(Stage.RECONSTRUCTING)
+LEARNING = Phase(Stage.LEARNING)
+
+
+def inverting(subject: str) -> Phase:
+    """Of "content 1", "style 2", "frames 1–4"."""
+    return Phase(Stage.INVERTING, subject)
+
+
+def stylizing(subject: str) -> Phase:
+    """Of one of several parts, such as "frame 3 of 7"."""
+    return Phase(Stage.STYLIZING, f"{Stage.STYLIZING.value} {subject}")

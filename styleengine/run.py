@@ -1,0 +1,174 @@
+"""One run of a method: all that is not the method itself.
+
+A method plans its phases, inverts images, predicts noise at levels of its schedule, samples, and hands
+over its pictures. Caching, progress, previews, timing and the record are kept here.
+"""
+
+import time
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from PIL import Image
+
+from styleengine import ddim
+from styleengine.attention import KeysValues
+from styleengine.backbones import Backbone
+from styleengine.cache import ByteCache
+from styleengine.errors import StyleEngineError
+from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
+from styleengine.phases import Phase
+from styleengine.settings import Settings
+from styleengine.stylization import InputRecord, OnStep, StepEvent, Stylization
+
+
+@dataclass
+class Trajectory:
+    """An image's inverted latents x_0 … x_T, and the keys and values of the U-Net's layers where recorded."""
+
+    latents: list[torch.Tensor]
+    keys_values: dict[int, KeysValues] = field(default_factory=dict)
+
+    @property
+    def x_T(self) -> torch.Tensor:  # noqa: N802 - the papers' symbol
+        return self.latents[-1]
+
+    @property
+    def nbytes(self) -> int:
+        recorded = (x for layers in list(self.keys_values.values()) for pair in layers.values() for x in pair)
+        return sum(x.nbytes for x in self.latents) + sum(x.nbytes for x in recorded)
+
+
+class Run:
+    """A run on `backbone` along `schedule`. Levels count from 0 (clean) to `schedule.steps` (noise).
+
+    `on_step` is called after each step and may raise `Cancelled`. `cache` keeps inversions, and whatever
+    a method puts there, between runs.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        schedule: ddim.Schedule,
+        on_step: OnStep | None = None,
+        cache: ByteCache | None = None,
+    ) -> None:
+        self.began = time.perf_counter()
+        self.backbone, self.schedule, self.on_step = backbone, schedule, on_step
+        self.cache = cache if cache is not None else ByteCache(0)
+        self.null = backbone.condition([""])
+        self.phases: list[Phase] = []
+        self.first_preview: Image.Image | None = None
+
+    # Progress
+
+    def plan(self, phases: Sequence[Phase], first_preview: Image.Image) -> None:
+        """The phases to come, each of the schedule's steps; `first_preview` is shown until something can be decoded."""
+        self.phases, self.first_preview = list(phases), first_preview
+
+    def begin(self, phase: Phase) -> None:
+        """Reports that all before `phase` is done: what the cache spared counts too."""
+        if self.on_step and phase in self.phases:
+            first = self.first_preview
+            self.on_step(StepEvent(phase, self._done(phase), self._total, lambda: first))  # type: ignore[arg-type,return-value]
+
+    def after(self, phase: Phase) -> ddim.AfterStep | None:
+        """What to call after each step of `phase`: it reports, and previews the first of a batch."""
+        if self.on_step is None or phase not in self.phases:
+            return None
+        on_step, done = self.on_step, self._done(phase)
+
+        def after_step(step: int, x_t: torch.Tensor, clean: torch.Tensor) -> None:
+            on_step(StepEvent(phase, done + step, self._total, lambda: self._preview(clean)))
+
+        return after_step
+
+    def _preview(self, clean: torch.Tensor) -> Image.Image:
+        try:
+            return to_images(self.backbone.decode(clean[:1]))[0]
+        except StyleEngineError:  # x̂0 on the way need not be a picture; x_0 must
+            return self.first_preview  # type: ignore[return-value] - planned before anything is reported
+
+    def _done(self, phase: Phase) -> int:
+        return self.schedule.steps * self.phases.index(phase)
+
+    @property
+    def _total(self) -> int:
+        return self.schedule.steps * len(self.phases)
+
+    # The model
+
+    def working_size(self, image: Image.Image, size: int) -> tuple[int, int]:
+        """(width, height) in which the model works on an image whose shorter side becomes `size` pixels."""
+        return working_size(image, size, self.backbone.multiple)
+
+    def noise(self, x_t: torch.Tensor, level: int) -> torch.Tensor:
+        """ε_θ(x_t, t, ∅) at a level."""
+        return self.backbone.predict_noise(x_t, self.schedule.timesteps[level], self.null)
+
+    def noise_with_gradient(self, x_t: torch.Tensor, level: int) -> torch.Tensor:
+        """`noise`, differentiable by x_t where gradients are enabled."""
+        return self.backbone.predict_noise_with_gradient(x_t, self.schedule.timesteps[level], self.null)
+
+    def invert(self, image: Image.Image, size: tuple[int, int], iterations: int, phase: Phase) -> Trajectory:
+        """The image, brought to `size` (width, height), inverted under the null condition, or from the cache."""
+
+        def make() -> Trajectory:
+            x_0 = self.backbone.encode(to_tensor(fit(image, size)))
+            return Trajectory(ddim.invert(x_0, self.schedule, self.noise, iterations, self.after(phase)))
+
+        self.begin(phase)
+        return self.cache.get_or_make(self.key(image, size, iterations), make)
+
+    def key(self, image: Image.Image, size: tuple[int, int], iterations: int) -> tuple[Hashable, ...]:
+        """What an inversion depends on."""
+        return content_hash(image), size, self.backbone.identity, self.schedule.timesteps, iterations
+
+    def sample(self, x_T: torch.Tensor, noise: ddim.NoisePredictor, phase: Phase) -> torch.Tensor:  # noqa: N803
+        """x_0 from x_T by DDIM steps with the noise that `noise` predicts."""
+        self.begin(phase)
+        return ddim.sample(x_T, self.schedule, noise, after_step=self.after(phase))
+
+    # The record
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def result(
+        self,
+        image: Image.Image,
+        method: str,
+        settings: Settings,
+        inputs: Sequence[InputRecord],
+        *,
+        details: Mapping[str, float] | None = None,
+        notes: Sequence[str] = (),
+        share: int = 1,
+    ) -> Stylization:
+        """The picture with all that is needed to make it again; one of `share` that the run made together."""
+        backbone = self.backbone
+        return Stylization(
+            image=image,
+            method=method,
+            settings=settings.model_dump(),
+            backbone=backbone.name,
+            revision=backbone.revision,
+            device=backbone.device.type,
+            dtype=backbone.precision,
+            inputs=list(inputs),
+            seconds=self.seconds / share,
+            details=details or {},
+            notes=list(dict.fromkeys(filter(None, notes))),
+        )
+
+
+def part_of(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
+    """Makes the steps of one of several equal runs count towards them all."""
+    if on_step is None or count == 1:
+        return on_step
+
+    def on_part(event: StepEvent) -> None:
+        on_step(replace(event, step=number * event.total + event.step, total=count * event.total))
+
+    return on_part
