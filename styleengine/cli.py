@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,29 +25,25 @@ import torch
 from tqdm import tqdm
 
 from styleengine import (
-    HSpaceSettings,
     InSTLearningSettings,
-    InSTSettings,
-    LearnedStyle,
     LearningEvent,
-    QSAttnSettings,
     StyleEngine,
     StyleEngineError,
-    ZStarSettings,
-    ZStarVideoSettings,
 )
-from styleengine.backbones import with_text_encoder
+from styleengine.arguments import add_method, add_output, add_settings, files_of, inputs_of, settings_of
 from styleengine.console import lenient_console, silence_libraries
+from styleengine.found_inputs import FLAGS
 from styleengine.images import check_output, open_image
 from styleengine.learned_style import SUFFIX
+from styleengine.method import Inputs, Method
+from styleengine.methods import METHODS
 from styleengine.rerun import Rerun
-from styleengine.settings import Settings, shortened
-from styleengine.styles import Style
+from styleengine.settings import shortened
 from styleengine.stylization import OnStep, Record, StepEvent, Stylization, VideoStylization
 from styleengine.version import __version__
-from styleengine.video import open_clip
 
 LONGEST_ERROR = 500  # characters of what argparse says, which repeats whatever it was given
+GROUPS = {"inst": "Learns a painting as a new word, and draws with it (InST)"}
 SERIES = {"result": "of the result", "alone": "each redrawn on its own", "clip": "of the clip itself"}
 
 
@@ -82,44 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"styleengine {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    zstar = _command(commands, "zstar", _zstar, "redraw a picture in the style of one or more others (Z-STAR+)")
-    zstar.add_argument("content", metavar="CONTENT", help="the picture to redraw")
-    _add_styles(zstar)
-    _add_output(zstar, "where to write the PNG")
-    _add_settings(zstar, ZStarSettings)
+    groups: dict[str, Any] = {}
+    for method in METHODS.values():
+        *group, name = method.command
+        text = f"{method.summary.removesuffix('.')} ({method.title})"
+        add_method(_command(_below(commands, groups, *group), name, partial(_run, method), text), method)
+    _add_inst_learn(_below(commands, groups, "inst"))
 
-    h_space = _command(
-        commands, "h-space", _h_space, "draw a picture's content as another is drawn (h-space injection)"
-    )
-    h_space.add_argument("content", metavar="CONTENT", help="the picture that says what is shown")
-    h_space.add_argument(
-        "style", metavar="STYLE", help="the picture that says how it looks; it is cut to CONTENT's shape"
-    )
-    h_space.add_argument("--mask", help="where on CONTENT it comes in (white); STYLE stays elsewhere")
-    _add_output(h_space, "where to write the PNG")
-    _add_settings(h_space, HSpaceSettings)
-
-    video = _command(commands, "zstar-video", _zstar_video, "redraw a clip in the style of pictures, without flicker")
-    video.add_argument("clip", metavar="CLIP", help="the video to redraw")
-    _add_styles(video)
-    _add_output(video, "where to write the MP4", kind="MP4")
-    video.add_argument(
-        "--work",
-        metavar="FOLDER",
-        help="where finished frames are kept, so that the same command goes on after an interruption "
-        "(default: OUT.mp4.work, deleted at the end)",
-    )
-    _add_settings(video, ZStarVideoSettings)
-
-    qs_attn = _command(commands, "qs-attn", _qs_attn, "redraw a picture in a style said in words (QS-Attn)")
-    qs_attn.add_argument("content", metavar="CONTENT", help="the picture to redraw")
-    qs_attn.add_argument("prompt", metavar="STYLE", help=QSAttnSettings.model_fields["prompt"].description)
-    _add_output(qs_attn, "where to write the PNG")
-    _add_settings(qs_attn, QSAttnSettings, without="prompt")
-
-    _add_inst(commands)
-
-    rerun = _command(commands, "rerun", _rerun, "make a saved result again from the record inside it")
+    rerun = _command(commands, "rerun", _rerun, "Makes a saved result again from the record inside it")
     rerun.add_argument("result", metavar="RESULT", help="a PNG or MP4 that styleengine has saved")
     rerun.add_argument(
         "--inputs",
@@ -128,84 +95,40 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="where to look for the inputs, beside RESULT's folder and the current one; they may have other names now",
     )
-    for flag, what in {"content": "the content image or clip", "style": "a style", "mask": "a mask"}.items():
-        rerun.add_argument(
-            f"--{flag}", metavar="FILE", action="append", default=[], help=f"{what}, if it is not found without"
-        )
-    _add_output(rerun, "where to write the new one (default: RESULT-again beside it)", required=False, kind="FILE")
+    for flag in _input_flags():
+        rerun.add_argument(f"--{flag}", metavar="FILE", action="append", default=[], help="if it is not found without")
+    add_output(rerun, "where to write the new one (default: RESULT-again beside it)", required=False, kind="FILE")
     return parser
 
 
-def _add_inst(commands: Any) -> None:
-    about = "learn a painting as a new word, and draw with it (InST)"
-    parts = commands.add_parser("inst", help=about, description=f"{about[0].upper()}{about[1:]}.")
-    commands = parts.add_subparsers(required=True, metavar="learn|apply")
+def _input_flags() -> list[str]:
+    """By which `rerun` takes inputs that it does not find."""
+    roles = (role.recorded for method in METHODS.values() for role in method.roles)
+    return list(dict.fromkeys(FLAGS.get(role, role) for role in roles))
 
-    learn = _command(commands, "learn", _inst_learn, "learn a painting as a word")
+
+def _below(commands: Any, groups: dict[str, Any], name: str = "") -> Any:
+    """The commands below `name`, which is made when it is first asked for."""
+    if not name:
+        return commands
+    if name not in groups:
+        parts = commands.add_parser(name, help=GROUPS[name], description=f"{GROUPS[name]}.")
+        groups[name] = parts.add_subparsers(required=True, metavar="COMMAND")
+    return groups[name]
+
+
+def _add_inst_learn(commands: Any) -> None:
+    learn = _command(commands, "learn", _inst_learn, "Learns a painting as a new word (InST)")
     learn.add_argument("painting", metavar="PAINTING", help="the painting whose style is learnt")
     learn.add_argument("--name", default="", help="what to call the style (default: the painting's file name)")
-    _add_output(learn, "where to write the style", kind=f"STYLE{SUFFIX}")
-    _add_settings(learn, InSTLearningSettings)
-
-    apply = _command(commands, "apply", _inst_apply, "redraw a picture, or draw a prompt, in a learnt style")
-    apply.add_argument(
-        "inputs",
-        metavar="INPUT",
-        nargs="+",
-        help=f"the picture to redraw, if any, and one learnt style (STYLE{SUFFIX}) or two to mix",
-    )
-    _add_output(apply, "where to write the PNG")
-    _add_settings(apply, InSTSettings)
+    add_output(learn, "where to write the style", kind=f"STYLE{SUFFIX}")
+    add_settings(learn, InSTLearningSettings)
 
 
 def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(run=run)
     return command
-
-
-def _add_styles(command: argparse.ArgumentParser) -> None:
-    command.add_argument("styles", metavar="STYLE", nargs="+", help="the pictures whose style it takes")
-    command.add_argument(
-        "--mask",
-        action="append",
-        default=[],
-        help="where the style applies (white); with two styles white = second, black = first; or once per style",
-    )
-    command.add_argument("--weight", action="append", default=[], type=float, help="once per style; 1 is usual")
-
-
-def _add_output(command: argparse.ArgumentParser, text: str, required: bool = True, kind: str = "PNG") -> None:
-    command.add_argument("-o", "--output", metavar=kind, required=required, help=text)
-    command.add_argument("--overwrite", action="store_true", help="also where OUTPUT is one of the inputs")
-    command.add_argument("--model", help="mini, sd15, a local diffusers folder or a hub id (default: what fits)")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
-
-
-def _add_settings(command: argparse.ArgumentParser, settings: type[Settings], without: str = "") -> None:
-    """A flag for each setting but the one that the command takes by its place."""
-    group = command.add_argument_group("settings")
-    for knob in settings.knobs():
-        if knob.name == without:
-            continue
-        flag = f"--{knob.name.replace('_', '-')}"
-        bounds = f", {knob.low:g} to {knob.high:g}" if knob.low is not None and knob.high is not None else ""
-        shown = f"{knob.default:.3g}" if isinstance(knob.default, float) else knob.default
-        text = f"{knob.description} (default {shown}{bounds})".replace("%", "%%")
-        options: dict[str, Any] = {"dest": knob.name, "default": None, "help": text}
-        if knob.type is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif knob.choices:
-            options["choices"] = knob.choices
-        else:
-            options |= {"type": knob.type, "metavar": knob.type.__name__.upper()}
-        group.add_argument(flag, **options)
-
-
-def _given(chosen: argparse.Namespace, settings: type[Settings]) -> dict[str, Any]:
-    """The settings named on the command line; all others are left to the backbone and the defaults."""
-    values = {name: getattr(chosen, name) for name in settings.model_fields}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _output(chosen: argparse.Namespace, inputs: Sequence[str | os.PathLike[str]], suffix: str = ".png") -> Path:
@@ -231,75 +154,28 @@ def _same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bo
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
-def _zstar(chosen: argparse.Namespace) -> None:
-    settings = ZStarSettings(**_given(chosen, ZStarSettings))
-    styles, shared_mask = _styles(chosen)
-    open_image(chosen.content, "content image")
-    output = _output(chosen, [chosen.content, *chosen.styles, *chosen.mask])
-    engine = StyleEngine(chosen.model, chosen.device)
-    with _progress_bar() as on_step:
-        result = engine.zstar(chosen.content, styles, settings, mask=shared_mask, on_step=on_step)
-    _save(result, output)
-
-
-def _zstar_video(chosen: argparse.Namespace) -> None:
-    settings = ZStarVideoSettings(**_given(chosen, ZStarVideoSettings))
-    styles, shared_mask = _styles(chosen)
-    open_clip(chosen.clip)
-    output = _output(chosen, [chosen.clip, *chosen.styles, *chosen.mask], ".mp4")
-    work = Path(chosen.work or f"{output}.work")
+def _run(method: Method, chosen: argparse.Namespace) -> None:
+    """Runs a method. What was named is opened, and the output tried, before a model is loaded."""
+    settings = settings_of(chosen, method.settings)
+    inputs = Inputs.open(method.roles, inputs_of(chosen, method))
+    output = _output(chosen, files_of(chosen, method), method.suffix)
+    clip = method.suffix == ".mp4"
+    work = Path(chosen.work or f"{output}.work") if clip else None
     engine = StyleEngine(chosen.model, chosen.device)
     try:
         with _progress_bar() as on_step:
-            result = engine.zstar_video(
-                chosen.clip, styles, settings, output=output, mask=shared_mask, work=work, on_step=on_step
-            )
+            result = engine.run(method, inputs, settings, output=output if clip else None, work=work, on_step=on_step)
     except KeyboardInterrupt:
-        print(f"\nThe same command goes on from what is finished, in {work}.", file=sys.stderr)
+        if work:
+            print(f"\nThe same command goes on from what is finished, in {work}.", file=sys.stderr)
         raise
-    if not chosen.work:
+    if work and not chosen.work:
         shutil.rmtree(work, ignore_errors=True)
-    _tell(result)
-
-
-def _styles(chosen: argparse.Namespace) -> tuple[list[Style], str | None]:
-    """The styles with their weights and masks, and the one mask given for all, if any."""
-    shared_mask, masks = None, chosen.mask
-    if len(masks) == 1:
-        shared_mask, masks = masks[0], []
-    for flag, values in (("--mask", masks), ("--weight", chosen.weight)):
-        if values and len(values) != len(chosen.styles):
-            raise StyleEngineError(f"{flag} was given {len(values)} times for {len(chosen.styles)} styles.")
-    styles = [
-        Style.open(style, chosen.weight[i] if chosen.weight else 1.0, masks[i] if masks else None)
-        for i, style in enumerate(chosen.styles)
-    ]
-    return styles, shared_mask
-
-
-def _h_space(chosen: argparse.Namespace) -> None:
-    settings = HSpaceSettings(**_given(chosen, HSpaceSettings))
-    for path, what in ((chosen.content, "content image"), (chosen.style, "style image")):
-        open_image(path, what)
-    output = _output(chosen, [chosen.content, chosen.style, chosen.mask or ""])
-    engine = StyleEngine(chosen.model, chosen.device)
-    with _progress_bar() as on_step:
-        result = engine.h_space(chosen.content, chosen.style, settings, mask=chosen.mask, on_step=on_step)
-    _save(result, output)
-
-
-def _qs_attn(chosen: argparse.Namespace) -> None:
-    settings = QSAttnSettings(**_given(chosen, QSAttnSettings))
-    open_image(chosen.content, "content image")
-    output = _output(chosen, [chosen.content])
-    engine = StyleEngine(chosen.model, chosen.device)
-    with _progress_bar() as on_step:
-        result = engine.qs_attn(chosen.content, settings=settings, on_step=on_step)
     _save(result, output)
 
 
 def _inst_learn(chosen: argparse.Namespace) -> None:
-    settings = InSTLearningSettings(**_given(chosen, InSTLearningSettings))
+    settings: Any = settings_of(chosen, InSTLearningSettings)
     open_image(chosen.painting, "painting")
     output = _output(chosen, [chosen.painting], SUFFIX)
     partial = output.with_name(f"{output.stem}.partial{SUFFIX}")
@@ -318,29 +194,8 @@ def _inst_learn(chosen: argparse.Namespace) -> None:
     print(f"{output}: “{record.name}”, {record.step} steps on {record.backbone} (loss {begun:.4f} to {best:.4f})")
 
 
-def _inst_apply(chosen: argparse.Namespace) -> None:
-    settings = InSTSettings(**_given(chosen, InSTSettings))
-    paths = [path for path in chosen.inputs if path.endswith(SUFFIX)]
-    contents = [path for path in chosen.inputs if not path.endswith(SUFFIX)]
-    if len(contents) > 1:
-        raise StyleEngineError(
-            f"{contents[1]} is a second picture: name one at most; learnt styles are files that end in {SUFFIX}."
-        )
-    styles = [LearnedStyle.open(path) for path in paths]
-    for path in contents:
-        open_image(path, "content image")
-    output = _output(chosen, chosen.inputs)
-    engine = StyleEngine(chosen.model, chosen.device)
-    with _progress_bar() as on_step:
-        result = engine.inst_apply(contents[0] if contents else None, styles, settings, on_step=on_step)
-    _save(result, output)
-    for style in styles:
-        if note := style.note_for(with_text_encoder(engine.backbone)):
-            print(f"  {note}")
-
-
 def _rerun(chosen: argparse.Namespace) -> None:
-    files = {"content": chosen.content, "style": chosen.style, "mask": chosen.mask}
+    files = {flag: getattr(chosen, flag) for flag in _input_flags()}
     again = Rerun.opened(chosen.result, files, chosen.inputs)
     chosen.output = chosen.output or again.beside
     output = _output(chosen, [again.path, *(given.path for given in again.inputs if given.path)], again.suffix)
@@ -354,10 +209,7 @@ def _rerun(chosen: argparse.Namespace) -> None:
             again = replace(again, path=Path(shutil.copy(again.path, folder)))
         with _progress_bar() as on_step:
             result = again.run(engine, output, on_step)
-        if isinstance(result, VideoStylization):
-            _tell(result)
-        else:
-            _save(result, output)
+        _save(result, output)
         same = again.same_as(output)
     different = "; ".join(again.differences(result))
     if same:
@@ -381,6 +233,9 @@ def _as_recorded(record: Record, device: str | None) -> tuple[str | None, torch.
 
 
 def _save(result: Stylization, path: Path) -> None:
+    """Saves a picture; a clip is there already. Tells what came of it."""
+    if isinstance(result, VideoStylization):
+        return _tell(result)
     result.save(path)
     details = ", ".join(
         f"{name.replace('_', ' ')} {f'{value:.1f} dB' if name.endswith('psnr') else f'{value:.3f}'}"

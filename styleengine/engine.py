@@ -3,14 +3,12 @@
 import contextlib
 import copy
 import os
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -20,7 +18,20 @@ from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
 from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.memory import memory_in_words
-from styleengine.methods import h_space, inst, inst_training, qs_attn, zstar, zstar_video
+from styleengine.method import Call, Inputs, Kind, Method, opened_styles, several
+from styleengine.methods import (
+    H_SPACE,
+    INST,
+    METHODS,
+    QS_ATTN,
+    ZSTAR,
+    ZSTAR_VIDEO,
+    h_space,
+    inst,
+    inst_training,
+    qs_attn,
+    zstar,
+)
 from styleengine.methods.h_space import HSpaceSettings
 from styleengine.methods.inst import InSTSettings
 from styleengine.methods.inst_training import InSTLearningSettings, LearningState
@@ -31,10 +42,10 @@ from styleengine.perceptual import Clip
 from styleengine.phases import LEARNING, WAITING
 from styleengine.run import part_of
 from styleengine.settings import Settings
-from styleengine.styles import Style, with_shared_mask
+from styleengine.styles import Style
 from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization, VideoStylization, file_name
 from styleengine.turns import Turns
-from styleengine.video import ClipSource, VideoClip, check_clip_output, open_clip
+from styleengine.video import ClipSource, VideoClip, check_clip_output
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -46,8 +57,6 @@ PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 KEEP_PAUSE = 10.0  # seconds between two times that unfinished learning is written down
 PREVIEW_STEPS, PREVIEW_SIZE = 10, 256  # of pictures drawn while a painting is being learnt
-MOST_FRAMES_AT_ONCE = 8  # a clip's state is kept after each batch of frames
-BUILT_ON = {"zstar_video": "zstar"}  # methods that take over another's recommended settings
 
 
 class StyleEngine:
@@ -105,9 +114,50 @@ class StyleEngine:
     def settings_for(self, settings_class: type[AnySettings], method: str, given: AnySettings | None) -> AnySettings:
         """The given values, over those the backbone recommends, over the method's defaults."""
         explicit: dict[str, Any] = given.model_dump(exclude_unset=True) if given else {}
-        inherited = self.backbone.settings_for(BUILT_ON.get(method, method))
+        known = METHODS.get(method)
+        inherited = self.backbone.settings_for(known.inherits) if known and known.inherits else {}
         shared = {name: value for name, value in inherited.items() if name in settings_class.model_fields}
         return settings_class(**{**shared, **self.backbone.settings_for(method), **explicit})
+
+    def run(
+        self,
+        method: Method | str,
+        inputs: Mapping[str, Any] | Inputs,
+        settings: Settings | None = None,
+        *,
+        output: str | os.PathLike[str] | None = None,
+        work: str | os.PathLike[str] | None = None,
+        keep_partial: bool = False,
+        on_step: OnStep | None = None,
+    ) -> Stylization:
+        """Runs any method: `inputs` by the names of its roles, as its own function of this class takes them.
+
+        A method whose results are clips writes one to `output`; `work` and `keep_partial` are as for `zstar_video`.
+
+        Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
+        """
+        method = METHODS[method] if isinstance(method, str) else method
+        settings = self.settings_for(method.settings, method.name, settings)
+        method.requires(self.backbone)
+        opened = inputs if isinstance(inputs, Inputs) else Inputs.open(method.roles, inputs)
+        clips = opened.of(Kind.CLIP)
+        path = check_clip_output(output, clips[0] if clips else None) if output is not None else None
+        if path is None and method.suffix != ".png":
+            raise StyleEngineError(f"{method.title} writes a file: name it as `output`.")
+        with self._turn(on_step, settings, opened.poster):
+            call = Call(
+                backbone=self.backbone,
+                inputs=opened,
+                settings=settings,
+                clip=self._clip,
+                batch=self._batch_size,
+                on_step=on_step,
+                cache=self.cache,
+                output=path,
+                work=Path(work) if work is not None else None,
+                keep_partial=keep_partial,
+            )
+            return method.run(call)
 
     def zstar(
         self,
@@ -127,7 +177,8 @@ class StyleEngine:
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
-        return self.zstar_all([content], styles, settings, mask=mask, on_step=on_step)[0]
+        inputs = {"content": content, "style": styles, "mask": mask}
+        return self.run(ZSTAR, inputs, settings, on_step=on_step)
 
     def zstar_all(
         self,
@@ -139,18 +190,18 @@ class StyleEngine:
         on_step: OnStep | None = None,
     ) -> list[Stylization]:
         """Several contents in the same styles: M + N inversions, and batches of equal shape."""
-        contents = _several(contents)
+        contents = several(contents)
         if not contents:
             raise StyleEngineError("No content image was given. Choose at least one.")
         settings = self.settings_for(ZStarSettings, "zstar", settings)
         opened = [open_image(source, "content image") for source in contents]
-        ready = _opened_styles(styles, mask)
+        ready = opened_styles(styles, mask)
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index, image in enumerate(opened):
             groups[working_size(image, settings.size, self.backbone.multiple)].append(index)
 
         results: dict[int, Stylization] = {}
-        with self._turn(on_step, settings.size, opened[0]):
+        with self._turn(on_step, settings, opened[0]):
             batches = []
             for (width, height), members in groups.items():
                 room = self._batch_size(width * height, len(ready))
@@ -184,8 +235,8 @@ class StyleEngine:
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
-        settings = self.settings_for(HSpaceSettings, "h_space", settings)
-        return self.h_space_strip(content, style, [settings.gamma], settings, mask=mask, on_step=on_step)[0]
+        inputs = {"content": content, "style": style, "mask": mask}
+        return self.run(H_SPACE, inputs, settings, on_step=on_step)
 
     def h_space_strip(
         self,
@@ -204,7 +255,7 @@ class StyleEngine:
         names = [file_name(content), file_name(style), file_name(mask) if mask is not None else ""]
         width, height = working_size(pictures[0], settings.size, self.backbone.multiple)
         results: list[Stylization] = []
-        with self._turn(on_step, settings.size, pictures[0]):
+        with self._turn(on_step, settings, pictures[0]):
             room = self._batch_size(width * height)
             batches = [gammas[start : start + room] for start in range(0, len(gammas), room)] or [gammas]
             for number, batch in enumerate(batches):
@@ -241,28 +292,9 @@ class StyleEngine:
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
-        settings = self.settings_for(ZStarVideoSettings, "zstar_video", settings)
-        opened = clip if isinstance(clip, VideoClip) else open_clip(clip)
-        ready, path = _opened_styles(styles, mask), check_clip_output(output, opened)
-        width, height = working_size(opened.poster, settings.size, self.backbone.multiple)
-        with contextlib.ExitStack() as stack:
-            resumable = work is not None
-            if work is None:
-                work = stack.enter_context(tempfile.TemporaryDirectory(prefix="styleengine-frames-"))
-            stack.enter_context(self._turn(on_step, settings.size, opened.poster))
-            return zstar_video.stylize_clip(
-                self.backbone,
-                opened,
-                ready,
-                settings,
-                output=path,
-                work=Path(work),
-                resumable=resumable,
-                batch=min(MOST_FRAMES_AT_ONCE, self._batch_size(width * height)),
-                keep_partial=keep_partial,
-                on_step=on_step,
-                cache=self.cache,
-            )
+        options: Any = {"output": output, "work": work, "keep_partial": keep_partial, "on_step": on_step}
+        result: Any = self.run(ZSTAR_VIDEO, {"clip": clip, "style": styles, "mask": mask}, settings, **options)
+        return result
 
     def qs_attn(
         self,
@@ -280,20 +312,9 @@ class StyleEngine:
 
         Raises StyleEngineError for bad input or where there is no CLIP, Cancelled if `on_step` raised it.
         """
-        settings = self.settings_for(QSAttnSettings, "qs_attn", settings)
         if prompt is not None:
-            settings = settings.replace(prompt=prompt)
-        image = open_image(content, "content image")
-        with self._turn(on_step, settings.size, image):
-            return qs_attn.stylize(
-                self.backbone,
-                image,
-                self._clip(),
-                settings,
-                on_step=on_step,
-                cache=self.cache,
-                name=file_name(content),
-            )
+            settings = settings.replace(prompt=prompt) if settings else QSAttnSettings(prompt=prompt)
+        return self.run(QS_ATTN, {"content": content}, settings, on_step=on_step)
 
     def qs_attn_anchors(
         self, content: ImageSource, settings: QSAttnSettings | None = None, *, on_step: OnStep | None = None
@@ -305,7 +326,7 @@ class StyleEngine:
         """
         settings = self.settings_for(QSAttnSettings, "qs_attn", settings)
         image = open_image(content, "content image")
-        with self._turn(on_step, settings.size, image):
+        with self._turn(on_step, settings, image):
             return qs_attn.anchors_picture(self.backbone, image, settings, self.cache)
 
     def inst_learn(
@@ -337,7 +358,7 @@ class StyleEngine:
         path = check_output(partial, SUFFIX) if partial else None
         known = LearnedStyle.open(path, with_state=True) if path and path.exists() else None
         name = name or (known.record.name if known else Path(file_name(painting)).stem)
-        with self._turn(on_step, settings.size, image):
+        with self._turn(on_step, settings, image):
             began = kept = time.monotonic()
             states = inst_training.learn(
                 backbone, image, self._clip, settings, name=name, known=known, cache=self.cache
@@ -379,19 +400,7 @@ class StyleEngine:
         Raises StyleEngineError for bad input or a style that does not fit the model, Cancelled if
         `on_step` raised it.
         """
-        settings = self.settings_for(InSTSettings, "inst", settings)
-        backbone = with_text_encoder(self.backbone)
-        image = open_image(content, "content image") if content is not None else None
-        opened = [_opened_learned(style) for style in _several(styles)]
-        with self._turn(on_step, settings.size, image):
-            return inst.stylize(
-                backbone,
-                image,
-                opened,
-                settings,
-                on_step=on_step,
-                name=file_name(content) if content is not None else "",
-            )
+        return self.run(INST, {"content": content, "style": styles}, settings, on_step=on_step)
 
     def _learning_event(
         self, backbone: LatentBackbone, state: LearningState, content: Image.Image | None
@@ -406,11 +415,12 @@ class StyleEngine:
         )
 
     @contextlib.contextmanager
-    def _turn(self, on_step: OnStep | None, size: int, shown: Image.Image | None) -> Iterator[None]:
+    def _turn(self, on_step: OnStep | None, settings: Settings, shown: Image.Image | None) -> Iterator[None]:
         """The context of each run: alone on the networks, the cache trimmed after it, too little memory in words.
 
-        It is entered when the run's turn has come. `size` is that of its pictures, `shown` the preview until then.
+        It is entered when the run's turn has come. `shown` is the preview until then.
         """
+        size = getattr(settings, "size", None)
         sentence = f"There is not enough memory for pictures of size {size}. Choose a smaller size or fewer styles."
         with self._turns.one(_waiting(on_step, shown)), memory_in_words(sentence), self.cache.trimming():
             yield
@@ -449,33 +459,3 @@ def _waiting(on_step: OnStep | None, shown: Image.Image | None = None) -> Callab
     picture = shown or Image.new("RGB", (1, 1), "white")
     event = StepEvent(WAITING, 0, 1, lambda: picture)
     return lambda: on_step(event)
-
-
-def _several(given: Any) -> list[Any]:
-    """A list of what was given: one thing alone, or several of a kind. Text is one path, never its letters."""
-    alone = (str, os.PathLike, bytes, bytearray, Image.Image, np.ndarray, Style, LearnedStyle)
-    if given is None:
-        return []
-    if isinstance(given, alone) or hasattr(given, "read") or not isinstance(given, Iterable):
-        return [given]
-    return list(given)
-
-
-def _opened_learned(style: Any) -> LearnedStyle:
-    if isinstance(style, LearnedStyle):
-        return style
-    if not isinstance(style, (str, os.PathLike)):
-        raise StyleEngineError(
-            f"A learnt style is a LearnedStyle or the path of its file, not a {type(style).__name__}."
-        )
-    return LearnedStyle.open(style)
-
-
-def _opened_styles(
-    styles: ImageSource | Style | Iterable[ImageSource | Style], mask: ImageSource | None
-) -> list[Style]:
-    return with_shared_mask(
-        [style if isinstance(style, Style) else Style.open(style) for style in _several(styles)],
-        open_mask(mask) if mask is not None else None,
-        file_name(mask) if mask is not None else "",
-    )

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -53,6 +53,7 @@ from styleengine import (
 from styleengine import engine as engine_module
 from styleengine.backbones import named_backbones, origins, recommended_settings
 from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.methods import METHODS
 from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.phases import STYLIZING, WAITING, Phase
 from styleengine.settings import Settings
@@ -61,7 +62,6 @@ from styleengine.stylization import METADATA_KEY, StepEvent, Stylization, read_r
 from styleengine.ui import examples, runs
 from styleengine.ui import learning as learning_module
 from styleengine.ui.controls import Controls
-from styleengine.ui.endpoints import TOOLS
 from styleengine.ui.learning import MOST_LEARNING
 from styleengine.ui.pictures import painted_mask
 from styleengine.ui.result import ResultPanel, line, place
@@ -1215,11 +1215,13 @@ class SlowRun:
         self.phase, self.pause = phase, pause
         self.began, self.ended = threading.Event(), threading.Event()
 
-    def __call__(self, content: Any, *, on_step: Callable[[StepEvent], None], **arguments: Any) -> None:
+    def __call__(
+        self, method: str, inputs: Mapping[str, Any], settings: Settings, *, on_step: Callable[[StepEvent], None]
+    ) -> None:
         self.began.set()
         try:
             for step in range(2000):
-                on_step(StepEvent(self.phase, step, 2000, lambda: content))
+                on_step(StepEvent(self.phase, step, 2000, lambda: inputs["content"]))
                 time.sleep(self.pause)
         finally:
             self.ended.set()
@@ -1228,7 +1230,7 @@ class SlowRun:
 @pytest.fixture
 def slow(shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch) -> SlowRun:
     run = SlowRun()
-    monkeypatch.setattr(shared_engine, "zstar", run)
+    monkeypatch.setattr(shared_engine, "run", run)
     return run
 
 
@@ -1288,7 +1290,7 @@ def test_a_page_that_is_closed_stops_its_run_and_never_the_server(
     browser: Browser, address: str, files: dict[str, Path], shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = SlowRun(pause=6.0)
-    monkeypatch.setattr(shared_engine, "zstar", run)
+    monkeypatch.setattr(shared_engine, "run", run)
     page = browser.new_page()
     page.goto(address)
     expect(page.locator("button.run")).to_be_enabled(timeout=PATIENCE)
@@ -1312,7 +1314,7 @@ def test_a_run_that_waits_for_the_engine_says_so_and_can_be_cancelled(
     page: Page, files: dict[str, Path], shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = SlowRun(WAITING)
-    monkeypatch.setattr(shared_engine, "zstar", run)
+    monkeypatch.setattr(shared_engine, "run", run)
     upload(page, "Content", files["content"])
     upload(page, "Style", files["style"])
     page.locator("button.run:visible").click()
@@ -1350,7 +1352,7 @@ def test_waiting_tickets_are_bounded(shared_engine: StyleEngine, monkeypatch: py
 
 
 def ui_job() -> runs.Job:
-    return runs.Job("zstar", None, {})
+    return runs.Job("zstar", {}, ZStarSettings())
 
 
 def test_results_are_deleted_after_a_day(tmp_path: Path) -> None:
@@ -1444,7 +1446,10 @@ def test_an_mcp_client_that_vanishes_stops_its_run(address: str, files: dict[str
 
 def test_tools_are_named_for_what_they_do_and_helpers_are_hidden(address: str) -> None:
     tools = httpx.get(f"{address}gradio_api/mcp/schema").json()
-    assert {tool["name"] for tool in tools} == set(TOOLS.values())
+    assert {tool["name"] for tool in tools} == {
+        *(method.tool for method in METHODS.values()),
+        "learn_style_of_painting",
+    }
     for tool in tools:
         assert len(tool["description"]) > 60
         assert all(known.get("description") for known in tool["inputSchema"]["properties"].values()), tool["name"]

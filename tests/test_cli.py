@@ -165,7 +165,7 @@ def test_an_interrupted_clip_goes_on_with_the_same_command(
 ) -> None:
     command = ["zstar-video", clip, pictures["style"], "-o", tmp_path / "out.mp4", "--model", model_folder]
     command += ["--rate", 0, *FAST]
-    whole = StyleEngine.zstar_video
+    whole = StyleEngine.run
 
     def interrupted(self: StyleEngine, *arguments, on_step, **options):
         def stop(event) -> None:
@@ -175,7 +175,7 @@ def test_an_interrupted_clip_goes_on_with_the_same_command(
         return whole(self, *arguments, on_step=stop, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StyleEngine, "zstar_video", interrupted)
+        patch.setattr(StyleEngine, "run", interrupted)
         assert run(*command) == 130
     assert "The same command goes on" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4.work"]
@@ -337,7 +337,7 @@ def test_what_can_be_put_right_is_said_in_a_sentence_and_exits_2(
 def test_a_result_of_a_method_to_come_cannot_be_repeated_yet(
     saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("styleengine.rerun.REPEATERS", {})
+    monkeypatch.setattr("styleengine.rerun.METHODS", {})
     assert run("rerun", saved) == 2
     assert "cannot repeat the method “zstar”" in capsys.readouterr().err
 
@@ -540,7 +540,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(
     for place in (
         "styleengine.cli._parser",
         "styleengine.cli.StyleEngine",
-        "styleengine.cli.StyleEngine.zstar",
+        "styleengine.cli.StyleEngine.run",
         "styleengine.images.os.replace",
     ):
         with monkeypatch.context() as patch:

@@ -51,7 +51,7 @@ class Stub(Runner):
         yield Report(LEARNING, 0, 1, job.content if previews else None)
         while not self.gate.wait(0.01):
             if ticket not in self.tickets:
-                self._style(job, complete=False).save(job.arguments["partial"])
+                self._style(job, complete=False).save(job.options["partial"])
                 raise Cancelled
         if self.troubles:
             raise self.troubles.pop()
@@ -59,7 +59,7 @@ class Stub(Runner):
         yield self._style(job, complete=True)
 
     def _style(self, job: Job, complete: bool) -> LearnedStyle:
-        record = self.style.record.replace(name=job.arguments["name"], complete=complete)
+        record = self.style.record.replace(name=job.options["name"], complete=complete)
         return replace(self.style, record=record, state={} if complete else {"module.a": torch.ones(2)})
 
 

@@ -291,12 +291,12 @@ def test_the_search_is_bounded_and_looks_into_no_folder_below(
     os.mkfifo(many / "pipe.png")
     (many / "link.png").symlink_to(many / "gone.png")
 
-    def noted(path: Path, what: str) -> Image.Image:
+    def noted(path: Path, what: str = "image") -> Image.Image:
         opened.append(path)
         return open_image(path, what)
 
-    monkeypatch.setattr("styleengine.rerun.MOST_FILES", 10)
-    monkeypatch.setattr("styleengine.rerun.open_image", noted)
+    monkeypatch.setattr("styleengine.found_inputs.MOST_FILES", 10)
+    monkeypatch.setattr("styleengine.found_inputs.open_image", noted)
     with pytest.raises(StyleEngineError, match="style image"):
         Rerun.opened(out, folders=[private / "content.png", many])
     assert sum(path.parent == many for path in opened) == 10

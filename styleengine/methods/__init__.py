@@ -1,1 +1,10 @@
-"""The published methods, one file each: a settings class and one function, `stylize`."""
+"""The published methods, a module or a folder each. Adding one means adding its `Method` to `METHODS`."""
+
+from styleengine.method import Method
+from styleengine.methods.h_space import H_SPACE
+from styleengine.methods.inst import INST
+from styleengine.methods.qs_attn import QS_ATTN
+from styleengine.methods.zstar import ZSTAR
+from styleengine.methods.zstar_video import ZSTAR_VIDEO
+
+METHODS: dict[str, Method] = {method.name: method for method in (ZSTAR, ZSTAR_VIDEO, QS_ATTN, H_SPACE, INST)}

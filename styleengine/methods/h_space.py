@@ -21,6 +21,7 @@ from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, lay_over, stretch_note, to_images, to_tensor
+from styleengine.method import Call, Kind, Method, Role
 from styleengine.metrics import psnr
 from styleengine.phases import RECONSTRUCTION, STYLIZING, inverting
 from styleengine.run import Run, Trajectory
@@ -371,3 +372,28 @@ def _check(gammas: Sequence[float], sampler: Injection) -> None:
             f"None of the {settings.steps} steps lies between the timesteps {settings.t_start} and {settings.t_edit}, "
             "where the content would come in: move the two apart, or take more steps."
         )
+
+
+def _run(call: Call) -> Stylization:
+    content, style, mask = (call.inputs[role] for role in ("content", "style", "mask"))
+    names = [call.inputs.name(role) for role in ("content", "style", "mask")]
+    gammas, more = [call.settings.gamma], {"on_step": call.on_step, "cache": call.cache}
+    return inject(call.backbone, content, style, gammas, call.settings, mask=mask, names=names, **more)[0]
+
+
+H_SPACE = Method(
+    "h_space",
+    "h-space injection",
+    "Draws the content of one image in the look of another, by injection into the U-Net's bottleneck.",
+    HSpaceSettings,
+    (
+        Role("content", Kind.IMAGE, "The image whose content is injected."),
+        Role("style", Kind.IMAGE, "The image whose look is kept. It is cut to the content's shape."),
+        Role(
+            "mask", Kind.MASK, "White where the content is injected; elsewhere the style image stays.", required=False
+        ),
+    ),
+    _run,
+    models=True,
+    tool="draw_content_like_style_image",
+)

@@ -15,16 +15,15 @@ import torch
 from PIL import Image
 
 from styleengine import ddim
-from styleengine.backbones import PLACEHOLDER, LatentBackbone
+from styleengine.backbones import PLACEHOLDER, LatentBackbone, with_text_encoder
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, to_images, to_tensor
 from styleengine.learned_style import LearnedStyle, mixed
+from styleengine.method import LEARNT_STYLE, Call, Kind, Method, Role
 from styleengine.phases import STYLIZING
 from styleengine.run import Run
 from styleengine.settings import Settings, knob
 from styleengine.stylization import InputRecord, OnStep, Stylization
-
-STYLE_ROLE = "learnt style"  # of an input that is no picture
 
 
 class InSTSettings(Settings):
@@ -86,11 +85,12 @@ def stylize(
     inputs = [InputRecord("content", content_hash(content), name)] if content else []
     weights = (1 - settings.mix, settings.mix) if len(styles) == 2 else (1.0,)
     inputs += [
-        InputRecord(STYLE_ROLE, style.sha256, Path(style.source).name, weight)
+        InputRecord(LEARNT_STYLE, style.sha256, Path(style.source).name, weight)
         for style, weight in zip(styles, weights, strict=True)
     ]
     image = to_images(backbone.decode(x_0))[0]
-    return run.result(image, "inst", settings, inputs, notes=[backbone.note_on(settings.prompt)])
+    notes = [backbone.note_on(settings.prompt), *(style.note_for(backbone) for style in styles)]
+    return run.result(image, "inst", settings, inputs, notes=notes)
 
 
 class GuidedNoise:
@@ -159,3 +159,26 @@ def _one_style(backbone: LatentBackbone, styles: Sequence[LearnedStyle], share: 
     for style in styles:
         style.check_fits(backbone)
     return styles[0] if len(styles) == 1 else mixed(styles[0], styles[1], share)
+
+
+def _run(call: Call) -> Stylization:
+    backbone, content, styles = with_text_encoder(call.backbone), call.inputs["content"], call.inputs["style"]
+    return stylize(backbone, content, styles, call.settings, on_step=call.on_step, name=call.inputs.name("content"))
+
+
+INST = Method(
+    "inst",
+    "InST",
+    "Redraws a content image, or draws a prompt, in a learnt style or between two.",
+    InSTSettings,
+    (
+        Role("content", Kind.IMAGE, "The image to redraw. Without one the prompt is drawn from noise.", required=False),
+        Role("style", Kind.LEARNT_STYLES, "A learnt style of the library.", most=2),
+    ),
+    _run,
+    note="A style file from elsewhere is taken into the library by `/inst_upload`, which gives its name there.",
+    endpoint="inst_apply",
+    command=("inst", "apply"),
+    tool="stylize_image_with_learned_style",
+    requires=with_text_encoder,
+)

@@ -15,6 +15,7 @@ from styleengine import ddim
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.images import content_hash, fit, to_images, to_tensor
+from styleengine.method import Call, Kind, Method, Role
 from styleengine.metrics import psnr
 from styleengine.phases import RECONSTRUCTION, STYLIZING, inverting
 from styleengine.run import Run
@@ -107,3 +108,29 @@ def stylize_all(
         )
         for i, (image, content) in enumerate(zip(images, contents, strict=True))
     ]
+
+
+def _run(call: Call) -> Stylization:
+    contents, names = [call.inputs["content"]], [call.inputs.name("content")]
+    styles, more = call.inputs["style"], {"on_step": call.on_step, "cache": call.cache}
+    return stylize_all(call.backbone, contents, styles, call.settings, **more, names=names)[0]
+
+
+ZSTAR = Method(
+    "zstar",
+    "Z-STAR+",
+    "Redraws a content image in the style of one or more other images.",
+    ZStarSettings,
+    (
+        Role("content", Kind.IMAGE, "The image to redraw."),
+        Role("style", Kind.STYLES, "The image whose style is taken.", most=3),
+        Role(
+            "mask",
+            Kind.STYLE_MASK,
+            "With one style: white where it applies. With two: white for the second, black for the first.",
+            required=False,
+        ),
+    ),
+    _run,
+    tool="stylize_image_like_images",
+)

@@ -7,6 +7,7 @@ clip itself moves. Frame i needs only frames 0 and i − 1 at each step and laye
 is worked on in the same memory.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -22,7 +23,8 @@ from styleengine.attention import KeysValues, attend, tapped
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled
-from styleengine.images import fit, to_images, to_tensor
+from styleengine.images import fit, to_images, to_tensor, working_size
+from styleengine.method import Call, Kind, Method, Role
 from styleengine.metrics import frame_differences
 from styleengine.phases import Phase, inverting, stylizing
 from styleengine.run import Run, Trajectory
@@ -41,6 +43,7 @@ from styleengine.video import Selection, VideoClip, write_clip
 from styleengine.workfolder import WorkFolder
 
 MOST_FRAMES = 3000
+MOST_FRAMES_AT_ONCE = 8  # a clip's state is kept after each batch of frames
 TINY = 1e-12
 MOTION = 0.3  # a change of a frame's latents, in units of their spread, at which it moves rather than rests
 RESULT, ALONE = "frames", "alone"  # the series of frames in the work folder
@@ -472,3 +475,44 @@ def _details(differences: Mapping[str, Sequence[float]]) -> dict[str, float]:
         if values:
             details |= {f"{name}_diff_mean": fmean(values), f"{name}_diff_variance": pvariance(values)}
     return details
+
+
+def _run(call: Call) -> VideoStylization:
+    clip, settings = call.inputs["clip"], call.settings
+    width, height = working_size(clip.poster, settings.size, call.backbone.multiple)
+    with tempfile.TemporaryDirectory(prefix="styleengine-frames-") as passing:
+        return stylize_clip(
+            call.backbone,
+            clip,
+            call.inputs["style"],
+            settings,
+            output=call.output or Path(passing, "result.mp4"),
+            work=call.work or Path(passing),
+            resumable=call.work is not None,
+            batch=min(MOST_FRAMES_AT_ONCE, call.batch(width * height)),
+            keep_partial=call.keep_partial,
+            on_step=call.on_step,
+            cache=call.cache,
+        )
+
+
+ZSTAR_VIDEO = Method(
+    "zstar_video",
+    "Z-STAR+ for video",
+    "Redraws a clip in the style of one or more images, without flicker.",
+    ZStarVideoSettings,
+    (
+        Role("clip", Kind.CLIP, "The clip to redraw."),
+        Role("style", Kind.STYLES, "The image whose style is taken.", most=2),
+        Role(
+            "mask",
+            Kind.STYLE_MASK,
+            "With one style: white where it applies. With two: white for the second, black for the first.",
+            required=False,
+        ),
+    ),
+    _run,
+    inherits="zstar",
+    suffix=".mp4",
+    tool="stylize_video_like_images",
+)

@@ -27,14 +27,6 @@ CANCELLED = "Cancelled."
 STOPPING = "Stopping; what is finished is being written …"
 UNEXPECTED = "The run failed with an unexpected error, which is in the server's log."
 RETURNS = "Returns the result and its record. Settings that are left out take the values recommended for the model."
-TOOLS = {  # names of MCP tools
-    "zstar": "stylize_image_like_images",
-    "zstar_video": "stylize_video_like_images",
-    "h_space": "draw_content_like_style_image",
-    "qs_attn": "stylize_image_by_words",
-    "inst_learn": "learn_style_of_painting",
-    "inst_apply": "stylize_image_with_learned_style",
-}
 
 Prepare = Callable[[Mapping[str, Any]], Job]
 
@@ -136,7 +128,9 @@ def add_api(
     inputs: Mapping[str, Component],
     *,
     required: Collection[str],
+    tool: str,
     summary: str,
+    note: str = "",
     descriptions: Mapping[str, str],
     result: type[gr.Image | gr.Video] = gr.Image,
 ) -> None:
@@ -165,11 +159,11 @@ def add_api(
         finally:
             runner.forget(ticket)
 
-    endpoint.__name__ = TOOLS.get(name, name)
+    endpoint.__name__ = tool
     endpoint.__signature__ = signature(inputs, required)  # type: ignore[attr-defined]
     endpoint.__annotations__ = {"request": gr.Request}
     lines = [f"    {field}: {descriptions[field]}" for field in inputs]
-    endpoint.__doc__ = "\n".join([f"{summary} {RETURNS}", "", "Args:", *lines])
+    endpoint.__doc__ = "\n".join([f"{summary} {RETURNS}", *(["", note] if note else []), "", "Args:", *lines])
     file = result(label="Result", visible=False)
     record = gr.JSON(label="Record", visible=False)
     gr.on(

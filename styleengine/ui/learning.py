@@ -295,14 +295,13 @@ def _job(place: Unfinished) -> Job:
     model = place.run().get("model")
     if not isinstance(model, str):
         raise place.damaged()
-    arguments = {
-        "settings": _settings(place),
+    options = {
         "name": place.name,
         "partial": place.partial,
         "seconds": SLICE_SECONDS,
         "preview_on": place.content(),
     }
-    return Job("inst_learn", place.painting(), arguments, model)
+    return Job("inst_learn", {"painting": place.painting()}, _settings(place), options, model)
 
 
 def _previews(place: Unfinished) -> tuple[tuple[Path, str], ...]:

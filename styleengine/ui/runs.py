@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,9 +24,11 @@ from PIL import Image
 from styleengine.engine import StyleEngine
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.learned_style import LearnedStyle
+from styleengine.methods import METHODS
 from styleengine.phases import Phase, Stage
 from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization, VideoStylization, model_name
 from styleengine.ui.gpu import on_gpu
+from styleengine.video import VideoClip
 
 REPORT_PAUSE = 0.2  # seconds between two moves of the progress bar, at least
 PREVIEW_PAUSE = 1.0  # seconds between two previews, at least
@@ -41,19 +43,28 @@ Result: TypeAlias = Stylization | list[Stylization] | LearnedStyle
 
 @dataclass(frozen=True)
 class Job:
-    """A call of an engine's method, as plain data: on ZeroGPU it travels to another process.
+    """A run as plain data: on ZeroGPU it travels to another process.
 
-    `model` names the model to run on; None is the one that the app started with.
+    `method` is that of a `Method`, or the name of another function of the engine, which takes `inputs` and
+    `options` by their names. `model` names the model to run on; None is the one that the app started with.
     """
 
     method: str
-    content: Any  # a picture or a VideoClip
-    arguments: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    settings: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
     model: str | None = None
 
+    @property
+    def content(self) -> Any:
+        """What the result is compared with: the first image or clip; None without one."""
+        return next((given for given in self.inputs.values() if isinstance(given, (Image.Image, VideoClip))), None)
+
     def run(self, engine: StyleEngine, on_step: OnStep) -> "Result":
-        method = getattr(engine.with_model(self.model, on_step=on_step), self.method)
-        return method(self.content, **self.arguments, on_step=on_step)
+        engine = engine.with_model(self.model, on_step=on_step)
+        if self.method in METHODS:
+            return engine.run(self.method, self.inputs, self.settings, **self.options, on_step=on_step)
+        return getattr(engine, self.method)(**self.inputs, settings=self.settings, **self.options, on_step=on_step)
 
 
 @dataclass(frozen=True)

@@ -16,36 +16,30 @@ from styleengine.backbones import LatentBackbone
 from styleengine.errors import StyleEngineError
 from styleengine.images import open_image, write_whole
 from styleengine.learned_style import SUFFIX, LearnedStyle
-from styleengine.methods.inst import InSTSettings
+from styleengine.methods import INST
 from styleengine.methods.inst_training import InSTLearningSettings
 from styleengine.phases import LEARNING
 from styleengine.style_library import StyleLibrary
 from styleengine.ui.controls import Controls
-from styleengine.ui.endpoints import TOOLS, add_api, connect_page, shown, signature
+from styleengine.ui.endpoints import shown, signature
+from styleengine.ui.form import Form
 from styleengine.ui.learning import HEARTBEAT, MOST_LEARNING, Learning, Learnt
 from styleengine.ui.parameter import parameter
 from styleengine.ui.pictures import path_of, picture
 from styleengine.ui.result import ResultPanel, Updates, line, progress_bar
-from styleengine.ui.runs import Job, Report, Runner
+from styleengine.ui.runs import Report, Runner
 from styleengine.ui.tab import Tab
 
-LEARN, APPLY = "inst_learn", "inst_apply"
+LEARN = "inst_learn"
+LEARN_TOOL = "learn_style_of_painting"
 LEARN_SUMMARY = """Learns a painting as a new word (InST); the style goes into the library, its file comes back.
 
 A call that is cancelled, or whose client goes away, stops at the next step; what is learnt by then is kept. So does
 `/inst_stop`, given the style's name, for whoever calls it; the call that learns then gives the style as it is."""
-APPLY_SUMMARY = """Redraws a content image, or draws a prompt, in a learnt style or between two (InST).
-
-A style file from elsewhere is taken into the library by `/inst_upload`, which gives its name there."""
 LEARN_DESCRIPTIONS = {
     "painting": "The painting whose style is learnt.",
     "name": "What to call the style; it is numbered where the library has one of that name.",
     "content": "A picture on which previews are drawn, if any.",
-}
-APPLY_DESCRIPTIONS = {
-    "content": "The picture to redraw; without one the prompt is drawn from nothing.",
-    "style": "The name of a style in the library.",
-    "style_2": "A second style to mix in, if any.",
 }
 LEARN_HINT = "Choose a painting. Learning goes on when this page is closed."
 APPLY_HINT = "Choose a style, and a content image or a prompt."
@@ -122,10 +116,11 @@ class Shelf:
 
 
 def _build_apply(runner: Runner, library: StyleLibrary, shelf: Shelf) -> None:
-    controls = Controls(runner.engine.settings_for(InSTSettings, "inst", None))
+    form = Form(runner, INST, library)
+    controls = form.controls
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            content = picture("Content (none draws the prompt alone)", height=240)
+            content = form.show("content", label="Content (none draws the prompt alone)")
             shelf.show()
             controls.show("mix", "prompt", "strength", "guidance", "adain")
             with gr.Row():
@@ -135,25 +130,8 @@ def _build_apply(runner: Runner, library: StyleLibrary, shelf: Shelf) -> None:
         with gr.Column(scale=6, min_width=320):
             panel = ResultPanel("Run", APPLY_HINT)
 
-    def prepare(values: Mapping[str, Any]) -> Job:
-        path = path_of(values["content"])
-        image = open_image(path, "content image") if path else None
-        names = [name for name in (values["style"], values["style_2"]) if name]
-        arguments = {"styles": [library.open(name) for name in names], "settings": controls.settings(values)}
-        return Job(APPLY, image, arguments)
-
-    inputs: dict[str, Component] = {"style": shelf.style, "content": content, "style_2": shelf.style_2}
-    inputs |= controls.components
-    connect_page(APPLY, runner, panel, prepare, inputs)
-    add_api(
-        APPLY,
-        runner,
-        prepare,
-        inputs,
-        required=("style",),
-        summary=APPLY_SUMMARY,
-        descriptions=APPLY_DESCRIPTIONS | {name: knob.description for name, knob in controls.knobs.items()},
-    )
+    form.inputs = {"style": shelf.style, "content": content, "style_2": shelf.style_2}
+    form.connect(panel)
 
     def take_up(upload: Any) -> Updates:
         try:
@@ -381,7 +359,7 @@ def _add_learning_api(learning: Learning, desk: Desk, shelf: Shelf, begin: Calla
         learning.stop(name)
 
     descriptions = LEARN_DESCRIPTIONS | {name: knob.description for name, knob in desk.controls.knobs.items()}
-    endpoint.__name__ = TOOLS[LEARN]
+    endpoint.__name__ = LEARN_TOOL
     endpoint.__signature__ = signature(desk.inputs, ("painting",))  # type: ignore[attr-defined]
     endpoint.__annotations__ = {"request": gr.Request}
     lines = [f"    {field}: {descriptions[field]}" for field in desk.inputs]
@@ -432,4 +410,4 @@ def ending(known: Learnt) -> str:
     return f"{how} “{known.name}” in {known.step} steps: loss {begun:.4f} at first, {best:.4f} at best."
 
 
-TAB = Tab("InST", order=5, build=build)
+TAB = Tab("InST", order=5, build=build, method="inst")

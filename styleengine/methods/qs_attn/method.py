@@ -17,6 +17,7 @@ from styleengine import ddim
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.images import content_hash, fit, to_images
+from styleengine.method import Call, Kind, Method, Role
 from styleengine.methods.qs_attn.clip_losses import similarity
 from styleengine.methods.qs_attn.guide import Guide
 from styleengine.methods.qs_attn.prompts import Prompt, check, parse_prompts
@@ -124,3 +125,22 @@ def shift(gradient: torch.Tensor, sigma: torch.Tensor, limit: float) -> torch.Te
     push = sigma**2 * gradient
     size = push.square().mean().sqrt()
     return push * (limit * sigma / size.clamp(min=1e-12)).clamp(max=1)
+
+
+def _run(call: Call) -> Stylization:
+    content, name = call.inputs["content"], call.inputs.name("content")
+    more = {"on_step": call.on_step, "cache": call.cache}
+    return stylize(call.backbone, content, call.clip(), call.settings, name=name, **more)
+
+
+QS_ATTN = Method(
+    "qs_attn",
+    "QS-Attn",
+    "Redraws a content image in a style described in words.",
+    QSAttnSettings,
+    (Role("content", Kind.IMAGE, "The image to redraw."),),
+    _run,
+    typed=("prompt",),
+    models=True,
+    tool="stylize_image_by_words",
+)

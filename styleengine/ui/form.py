@@ -1,0 +1,214 @@
+"""A method on the page: a component for each input and setting, and the run that they ask for.
+
+A tab says where on the page they stand. A method without a tab of its own gets `plain_tab`.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from gradio.helpers import Examples
+
+from styleengine.backbones import recommended_settings
+from styleengine.errors import StyleEngineError
+from styleengine.images import open_image, open_mask
+from styleengine.method import Kind, Method, Role
+from styleengine.style_library import StyleLibrary
+from styleengine.styles import Style
+from styleengine.ui.controls import Controls, short
+from styleengine.ui.endpoints import Prepare, add_api, connect_page
+from styleengine.ui.models import chosen_model, model_choice
+from styleengine.ui.page import ACCENT
+from styleengine.ui.pictures import painted_mask, painter, path_of, picture
+from styleengine.ui.result import ResultPanel, place
+from styleengine.ui.runs import Job, Runner
+from styleengine.ui.video_result import VideoPanel
+from styleengine.video import open_clip
+
+MOST_WEIGHT = 3
+NUMBERS = ("first", "second", "third", "fourth")
+MODEL_HELP = "The model to run on. Latent and pixel-space models both serve."
+MASK_WORDS = "Leave it empty for no mask. An uploaded mask, white for painted, overrides the painted one."
+
+
+class Form:
+    """The inputs and settings of one method.
+
+    Methods that make components do so where they are called. `inputs` maps the API's names to them, in
+    the order in which they were shown.
+    """
+
+    def __init__(self, runner: Runner, method: Method, library: StyleLibrary | None = None) -> None:
+        self.runner, self.method, self.library = runner, method, library
+        self.controls: Controls[Any] = Controls(runner.engine.settings_for(method.settings, method.name, None))
+        self.inputs: dict[str, Component] = {}
+        self.model: gr.Dropdown | None = None
+        self.painting: gr.ImageMask | None = None
+
+    def show(self, name: str, height: int = 240, label: str = "") -> Any:
+        """The component of an input: an image, a clip, a mask, or one of several styles, as "style_2"."""
+        label = label or name.replace("_", " ").capitalize()
+        if self._role(name).kind is Kind.CLIP:
+            self.inputs[name] = gr.Video(label=label, height=height, sources=["upload"], buttons=[])
+        else:
+            self.inputs[name] = picture(label, height=height)
+        return self.inputs[name]
+
+    def show_more_styles(self, height: int = 180) -> None:
+        """The styles after the first, and the weight of each."""
+        slots = self._slots(self._of(Kind.STYLES)[0])
+        with gr.Row():
+            for (name, _), number in zip(slots[1:], NUMBERS[1:], strict=False):
+                self.show(name, height, f"{number.capitalize()} style")
+        with gr.Row():
+            for (_, weight), number in zip(slots, NUMBERS, strict=False):
+                label = f"{number.capitalize()} weight"
+                self.inputs[weight] = gr.Slider(
+                    0, MOST_WEIGHT, value=Style.weight, step=0.05, label=label, min_width=120
+                )
+
+    def show_mask(self, words: str, label: str = "Paint where the style applies") -> None:
+        """The mask, painted on the content or uploaded."""
+        gr.Markdown(f"{words} {MASK_WORDS}")
+        content: Any = self.inputs["content"]
+        self.painting = painter(content, ACCENT, label)
+        self.show(self._of(Kind.MASK, Kind.STYLE_MASK)[0].name, 160, "Or upload a mask")
+
+    def show_model(self) -> gr.Dropdown:
+        self.inputs["model"] = self.model = model_choice(self.runner.engine)
+        return self.model
+
+    def job(self, values: Mapping[str, Any]) -> Job:
+        """What the values ask for, opened and checked; StyleEngineError for what cannot be."""
+        inputs = {role.name: self._given(role, values) for role in self.method.roles}
+        settings, options = self.controls.settings(values), {}
+        if self.method.suffix == ".mp4":
+            output = place(self.panel.video.GRADIO_CACHE, f"styleengine-{self.method.name}.mp4")
+            options = {"output": output, "keep_partial": True}
+        model = chosen_model(self.runner.engine, self.model, values["model"]) if self.model else None
+        return Job(self.method.name, inputs, settings, options, model)
+
+    def connect(self, panel: Any, examples: Examples | None = None, prepare_page: Prepare | None = None, **more: Any):
+        """Lets the page and the API run the method; `more` are components of which only `prepare_page` knows."""
+        self.panel = panel
+        required = [*(role.name for role in self.method.roles if role.required), *self.method.typed]
+        everything = self.inputs | self.controls.components
+        self.inputs = {name: everything[name] for name in [*required, *everything]}  # in Python's order of parameters
+        on_page = {**self.inputs, **more} | ({"painting": self.painting} if self.painting else {})
+        name, clip = self.method.endpoint, self.method.suffix == ".mp4"
+        connect_page(name, self.runner, panel, prepare_page or self.job, on_page, examples, keeps_partial=clip)
+        add_api(
+            name,
+            self.runner,
+            self.job,
+            self.inputs,
+            required=required,
+            tool=self.method.tool,
+            summary=f"{self.method.summary.removesuffix('.')} ({self.method.title}).",
+            note=self.method.note,
+            descriptions=self._descriptions(),
+            result=gr.Video if clip else gr.Image,
+        )
+        if self.model:
+            self._follow_model(self.model)
+
+    def _follow_model(self, model: gr.Dropdown) -> None:
+        """Lets the settings show what suits the chosen model; what had to be typed stays."""
+        shown = {name: value for name, value in self.controls.components.items() if name not in self.method.typed}
+
+        def show_what_suits(choice: Any) -> dict[Any, Any]:
+            chosen = chosen_model(self.runner.engine, model, choice)
+            start = self.method.settings(**recommended_settings(chosen).get(self.method.name, {}))
+            return {component: getattr(start, name) for name, component in shown.items()}
+
+        model.change(
+            show_what_suits,
+            inputs=model,
+            outputs=list(shown.values()),
+            preprocess=False,
+            api_name=f"{self.method.name}_model",
+            api_visibility="undocumented",
+            queue=False,
+            show_progress="hidden",
+        )
+
+    def _of(self, *kinds: Kind) -> list[Role]:
+        return [role for role in self.method.roles if role.kind in kinds]
+
+    def _role(self, name: str) -> Role:
+        """Of an input, or of one of several styles."""
+        return next(role for role in self.method.roles if name == role.name or name.startswith(f"{role.name}_"))
+
+    @staticmethod
+    def _slots(role: Role) -> list[tuple[str, str]]:
+        """The names of several styles and of their weights."""
+        endings = ["", *(f"_{number}" for number in range(2, role.most + 1))]
+        return [(f"{role.name}{ending}", f"weight{ending}") for ending in endings]
+
+    def _given(self, role: Role, values: Mapping[str, Any]) -> Any:
+        """The input of a role, opened."""
+        if role.kind is Kind.LEARNT_STYLES:
+            names = (values.get(name) for name, _ in self._slots(role))
+            return [self.library.open(name) for name in names if name] if self.library else []
+        if role.kind is Kind.STYLES:
+            named: list[Any] = [(path_of(values.get(name)), values.get(weight)) for name, weight in self._slots(role)]
+            return [Style(open_image(path, "style image"), _weight(weight)) for path, weight in named if path]
+        path = path_of(values.get(role.name))
+        if role.kind in (Kind.MASK, Kind.STYLE_MASK):
+            return open_mask(path) if path else painted_mask(values.get("painting"))
+        if path is None and not role.required:
+            return None
+        source: Any = path
+        return open_clip(source) if role.kind is Kind.CLIP else open_image(source, f"{role.title.lower()} image")
+
+    def _descriptions(self) -> dict[str, str]:
+        """A sentence for each of the API's names."""
+        words = {knob.name: knob.description for knob in self.controls.knobs.values()} | {"model": MODEL_HELP}
+        for role in self.method.roles:
+            for (name, weight), number in zip(self._slots(role), NUMBERS, strict=False):
+                words[weight] = f"How much the {number} style counts among several."
+                words[name] = role.help if name == role.name else f"A {number} style, if any."
+        return words
+
+
+def plain_tab(method: Method) -> Callable[[Runner], None]:
+    """Builds the tab of a method that has none of its own: all inputs and settings, one after the other."""
+
+    def build(runner: Runner) -> None:
+        form = Form(runner, method)
+        common = [name for name in ("size", "steps") if name in form.controls.knobs]
+        named = [knob.name for knob in form.controls.knobs.values() if not knob.rare]
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=320):
+                with gr.Row():
+                    for role in form._of(Kind.IMAGE, Kind.CLIP, Kind.STYLES):
+                        form.show(role.name)
+                if any(role.most > 1 for role in form._of(Kind.STYLES)):
+                    with gr.Accordion("More styles", open=False):
+                        form.show_more_styles()
+                for role in form._of(Kind.MASK, Kind.STYLE_MASK):
+                    form.show(role.name, height=160)
+                form.controls.show(*(name for name in named if name not in (*common, "seed")))
+                if method.models:
+                    form.show_model()
+                with gr.Row():
+                    form.controls.show(*common)
+                if "seed" in form.controls.knobs:
+                    form.controls.show_seed()
+                form.controls.show_rare()
+            with gr.Column(scale=6, min_width=320):
+                panel = VideoPanel() if method.suffix == ".mp4" else ResultPanel("Run", "Choose the inputs.")
+        form.connect(panel)
+
+    return build
+
+
+def _weight(value: Any) -> float:
+    """A style's weight; what is left out counts as one. The method checks its range."""
+    if value is None:
+        return Style.weight
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+        raise StyleEngineError(f"A style's weight is {short(value)}: it must be a number.")
+    return float(value)
