@@ -1,6 +1,7 @@
 """What the tests share: a small random model, a backbone and engines on it, and real pictures."""
 
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,7 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from models import write_random_model, write_random_pixel_model
 from PIL import Image
+from playwright.sync_api import Browser, Error, sync_playwright
 from skimage import data
 from transformers.utils import logging as transformers_logging
 
@@ -24,6 +26,8 @@ from styleengine.backbones import Backbone
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers share two cores
     torch.set_num_threads(1)
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()
@@ -124,3 +128,16 @@ def pytest_runtest_makereport() -> Iterator[None]:
 
 def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        except Error as error:
+            give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+            give_up(f"Chromium could not be started: {error.message.splitlines()[0]}")
+        yield browser
+        browser.close()

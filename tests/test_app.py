@@ -37,7 +37,7 @@ from mcp import ClientSession, types
 from mcp.client.streamable_http import streamablehttp_client
 from models import write_random_pixel_model
 from PIL import Image
-from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from test_learned_style import made_up
 
 from styleengine import (
@@ -73,7 +73,6 @@ from styleengine.video import open_clip, read_comment
 QUICK: dict[str, Any] = {"size": 64, "steps": 4}
 LONG: dict[str, Any] = {"size": 64, "steps": 200}
 PATIENCE = 60_000  # milliseconds
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 APP = Path(__file__).parents[1] / "app.py"
 
 
@@ -156,19 +155,6 @@ def qs_attn(client: Client, files: dict[str, Path]) -> Callable[..., Job]:
         return client.submit(**given, api_name="/qs_attn")
 
     return submit
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        except Error as error:
-            give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-            give_up(f"Chromium could not be started: {error.message.splitlines()[0]}")
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
