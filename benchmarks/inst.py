@@ -27,7 +27,8 @@ from styleengine import InSTLearningSettings, InSTSettings, LearnedStyle, StyleE
 from styleengine.backbones import PLACEHOLDER, LatentBackbone, load_backbone, with_text_encoder
 from styleengine.cache import ByteCache
 from styleengine.images import fit
-from styleengine.methods.inst_training import Learner, Lesson, learn, prepare
+from styleengine.methods.inst import Learner, learn
+from styleengine.methods.inst.views import TrainingViews, prepare
 from styleengine.perceptual import Clip
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
@@ -158,7 +159,9 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def cost(backbone: LatentBackbone, lesson: Lesson, settings: InSTLearningSettings, repeats: int) -> tuple[float, float]:
+def cost(
+    backbone: LatentBackbone, lesson: TrainingViews, settings: InSTLearningSettings, repeats: int
+) -> tuple[float, float]:
     """Median seconds of a step of learning, and of the bare U-Net forward and backward that it needs; in turns."""
     learner = Learner(backbone, lesson, settings.replace(check_every=1000))
     x = lesson.latents[torch.arange(settings.batch) % len(lesson.latents)]
@@ -186,7 +189,7 @@ def true_shape(folder: Path, size: int, batch: int, dtype: str, repeats: int, sa
     patches, width, pooled = CLIP_L
     generator = torch.Generator().manual_seed(0)
     shapes = (settings.views, 4, size // 8, size // 8), (settings.views, pooled), (settings.views, patches, width)
-    lesson = Lesson(*(torch.randn(shape, generator=generator).to(backbone.device) for shape in shapes))
+    lesson = TrainingViews(*(torch.randn(shape, generator=generator).to(backbone.device) for shape in shapes))
     step, bound = cost(backbone, lesson, settings, repeats)
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**30

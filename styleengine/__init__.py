@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from styleengine.engine import StyleEngine
     from styleengine.learned_style import LearnedStyle
     from styleengine.methods.h_space import HSpaceSettings
-    from styleengine.methods.inst import InSTSettings
-    from styleengine.methods.inst_training import InSTLearningSettings
+    from styleengine.methods.inst import InSTLearningSettings, InSTSettings
     from styleengine.methods.qs_attn import QSAttnSettings
     from styleengine.methods.zstar import ZStarSettings
     from styleengine.methods.zstar_video import ZStarVideoSettings
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 # Where the names below are declared. They are imported when they are first used: torch and diffusers take seconds.
 MODULES = {
     "HSpaceSettings": "methods.h_space",
-    "InSTLearningSettings": "methods.inst_training",
+    "InSTLearningSettings": "methods.inst",
     "InSTSettings": "methods.inst",
     "LearnedStyle": "learned_style",
     "LearningEvent": "stylization",

@@ -3,9 +3,8 @@
 import contextlib
 import copy
 import os
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -14,10 +13,10 @@ from PIL import Image
 
 from styleengine.backbones import Backbone, LatentBackbone, load_backbone, with_text_encoder
 from styleengine.cache import ByteCache
-from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.errors import StyleEngineError
 from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
 from styleengine.learned_style import SUFFIX, LearnedStyle
-from styleengine.memory import memory_in_words
+from styleengine.memory import at_most, gpu_memory, memory_in_words, pixels_at_once
 from styleengine.method import Call, Inputs, Kind, Method, opened_styles, several
 from styleengine.methods import (
     H_SPACE,
@@ -28,22 +27,20 @@ from styleengine.methods import (
     ZSTAR_VIDEO,
     h_space,
     inst,
-    inst_training,
     qs_attn,
     zstar,
 )
 from styleengine.methods.h_space import HSpaceSettings
-from styleengine.methods.inst import InSTSettings
-from styleengine.methods.inst_training import InSTLearningSettings, LearningState
+from styleengine.methods.inst import InSTLearningSettings, InSTSettings, LearningState
 from styleengine.methods.qs_attn import QSAttnSettings
 from styleengine.methods.zstar import ZStarSettings
 from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.perceptual import Clip
-from styleengine.phases import LEARNING, WAITING
-from styleengine.run import part_of
+from styleengine.phases import LEARNING
+from styleengine.run import part_of, waiting
 from styleengine.settings import Settings
 from styleengine.styles import Style
-from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization, VideoStylization, file_name
+from styleengine.stylization import LearningEvent, OnStep, Stylization, VideoStylization, file_name
 from styleengine.turns import Turns
 from styleengine.video import ClipSource, VideoClip, check_clip_output
 
@@ -52,10 +49,7 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 CACHE_BYTES = 2 << 30
 BACKBONE_BYTES = 6 << 30  # of weights kept ready
 CACHE_SHARE, BACKBONE_SHARE = 1 / 8, 1 / 2  # of a GPU's memory, where that is less
-BATCH_PIXELS_ON_CPU = 4 * 256 * 256
-PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-KEEP_PAUSE = 10.0  # seconds between two times that unfinished learning is written down
 PREVIEW_STEPS, PREVIEW_SIZE = 10, 256  # of pictures drawn while a painting is being learnt
 
 
@@ -84,9 +78,9 @@ class StyleEngine:
         cache_bytes: int | None = None,
     ) -> None:
         self.backbone: Backbone = load_backbone(model, device, dtype)
-        memory = _gpu_memory(self.backbone.device)
-        self.cache = ByteCache(_at_most(CACHE_BYTES, CACHE_SHARE, memory) if cache_bytes is None else cache_bytes)
-        self._backbones = ByteCache(_at_most(BACKBONE_BYTES, BACKBONE_SHARE, memory))
+        memory = gpu_memory(self.backbone.device)
+        self.cache = ByteCache(at_most(CACHE_BYTES, CACHE_SHARE, memory) if cache_bytes is None else cache_bytes)
+        self._backbones = ByteCache(at_most(BACKBONE_BYTES, BACKBONE_SHARE, memory))
         self._backbones.get_or_make(self.backbone.name, lambda: self.backbone)
         self._turns = Turns()  # a tap on the U-Net is seen by every thread: one run at a time
 
@@ -103,7 +97,7 @@ class StyleEngine:
         known: Any = self._backbones.get(model)
         if known is None:
             # Libraries change the default number type while they load, and a run must not see that.
-            with self._turns.one(_waiting(on_step)):
+            with self._turns.one(waiting(on_step)):
                 known = self._backbones.get_or_make(
                     model, lambda: load_backbone(model, self.backbone.device, self.backbone.dtype)
                 )
@@ -359,31 +353,9 @@ class StyleEngine:
         known = LearnedStyle.open(path, with_state=True) if path and path.exists() else None
         name = name or (known.record.name if known else Path(file_name(painting)).stem)
         with self._turn(on_step, settings, image):
-            began = kept = time.monotonic()
-            states = inst_training.learn(
-                backbone, image, self._clip, settings, name=name, known=known, cache=self.cache
-            )
-            first_step: int | None = None
-            for state in states:
-                first_step = state.step if first_step is None else first_step
-                try:
-                    if on_step:
-                        on_step(self._learning_event(backbone, state, content))
-                except BaseException as error:
-                    if path:
-                        state.style(True, look=isinstance(error, Cancelled)).save(path)
-                    raise
-                now = time.monotonic()
-                over = seconds is not None and now - began > seconds and state.step > first_step  # a slice gets on
-                if state.finished or over:
-                    style = state.style(True, look=True)
-                    if path:
-                        style.save(path)
-                    return style.without_state()
-                if path and now - kept > KEEP_PAUSE:
-                    state.style(True).save(path)
-                    kept = now
-        raise AssertionError("the last state is a finished one")
+            states = inst.learn(backbone, image, self._clip, settings, name=name, known=known, cache=self.cache)
+            report = on_step and (lambda state: on_step(self._learning_event(backbone, state, content)))
+            return inst.learned(states, path, seconds, report)
 
     def inst_apply(
         self,
@@ -422,7 +394,7 @@ class StyleEngine:
         """
         size = getattr(settings, "size", None)
         sentence = f"There is not enough memory for pictures of size {size}. Choose a smaller size or fewer styles."
-        with self._turns.one(_waiting(on_step, shown)), memory_in_words(sentence), self.cache.trimming():
+        with self._turns.one(waiting(on_step, shown)), memory_in_words(sentence), self.cache.trimming():
             yield
 
     def _clip(self) -> Clip:
@@ -430,32 +402,4 @@ class StyleEngine:
 
     def _batch_size(self, pixels: int, styles: int = 1) -> int:
         """How many pictures of so many pixels go at once, each with the keys and values of so many styles beside it."""
-        device = self.backbone.device
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and not in use
-            room = int((free + kept) / 2**30 * PIXELS_PER_GIGABYTE_ON_CUDA)
-        else:
-            room = BATCH_PIXELS_ON_CPU
-        return max(1, 2 * room // (pixels * (1 + styles)))
-
-
-def _gpu_memory(device: torch.device) -> float:
-    """All the memory of a GPU in bytes; no bound for other devices, or where none can be seen yet (ZeroGPU)."""
-    with contextlib.suppress(RuntimeError, AssertionError):
-        if device.type == "cuda":
-            return torch.cuda.get_device_properties(device).total_memory
-    return float("inf")
-
-
-def _at_most(bytes_: int, share: float, memory: float) -> int:
-    return int(min(bytes_, share * memory))
-
-
-def _waiting(on_step: OnStep | None, shown: Image.Image | None = None) -> Callable[[], None] | None:
-    """What reports to `on_step` that a run waits for its turn."""
-    if on_step is None:
-        return None
-    picture = shown or Image.new("RGB", (1, 1), "white")
-    event = StepEvent(WAITING, 0, 1, lambda: picture)
-    return lambda: on_step(event)
+        return max(1, 2 * pixels_at_once(self.backbone.device) // (pixels * (1 + styles)))

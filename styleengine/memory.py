@@ -10,6 +10,8 @@ import torch
 
 from styleengine.errors import StyleEngineError
 
+PIXELS_ON_CPU = 4 * 256 * 256
+PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
 ARENA_MAX = -8  # glibc's M_ARENA_MAX
 # Where torch has no exception of its own: its CPU allocator (Linux, Windows), CUDA's libraries, Apple's GPUs.
 MESSAGES = (
@@ -73,3 +75,25 @@ def share_heaps() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another system, another C library
         ctypes.CDLL("libc.so.6").mallopt(ARENA_MAX, 2)
+
+
+def gpu_memory(device: torch.device) -> float:
+    """All the memory of a GPU in bytes; no bound for other devices, or where none can be seen yet (ZeroGPU)."""
+    with contextlib.suppress(RuntimeError, AssertionError):
+        if device.type == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory
+    return float("inf")
+
+
+def at_most(bytes_: int, share: float, memory: float) -> int:
+    """So many bytes, or a share of a memory where that is less."""
+    return int(min(bytes_, share * memory))
+
+
+def pixels_at_once(device: torch.device) -> int:
+    """How many pixels of pictures the free memory of a device has room for."""
+    if device.type != "cuda":
+        return PIXELS_ON_CPU
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and not in use
+    return int((free + kept) / 2**30 * PIXELS_PER_GIGABYTE_ON_CUDA)

@@ -5,7 +5,7 @@ over its pictures. Caching, progress, previews, timing and the record are kept h
 """
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,7 +17,7 @@ from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
-from styleengine.phases import Phase
+from styleengine.phases import WAITING, Phase
 from styleengine.settings import Settings
 from styleengine.stylization import InputRecord, OnStep, StepEvent, Stylization
 
@@ -172,3 +172,12 @@ def part_of(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
         on_step(replace(event, step=number * event.total + event.step, total=count * event.total))
 
     return on_part
+
+
+def waiting(on_step: OnStep | None, shown: Image.Image | None = None) -> Callable[[], None] | None:
+    """What reports to `on_step` that a run waits for its turn; `shown` is its preview."""
+    if on_step is None:
+        return None
+    picture = shown or Image.new("RGB", (1, 1), "white")
+    event = StepEvent(WAITING, 0, 1, lambda: picture)
+    return lambda: on_step(event)

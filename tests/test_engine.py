@@ -171,7 +171,7 @@ def test_batches_are_cut_to_what_the_machine_holds(
     quick: ZStarSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("styleengine.engine.BATCH_PIXELS_ON_CPU", 2 * 64 * 64)
+    monkeypatch.setattr("styleengine.memory.PIXELS_ON_CPU", 2 * 64 * 64)
     turned = [astronaut.rotate(angle) for angle in (0, 90, 180)]
     with counted_evaluations(engine.backbone) as batches:
         assert len(engine.zstar_all(turned, [coffee], quick)) == 3

@@ -515,7 +515,7 @@ def test_a_strip_inverts_once_and_walks_in_one_batch(
     assert batches.count(1) == inverting + of_content + of_gamma_0
     assert batches.count(2) == 2 * injected  # the fork, and the plain step after it
     assert batches.count(3) == steps - injected
-    monkeypatch.setattr("styleengine.engine.BATCH_PIXELS_ON_CPU", 2 * 64 * 64)
+    monkeypatch.setattr("styleengine.memory.PIXELS_ON_CPU", 2 * 64 * 64)
     engine.cache.clear()
     with counted_evaluations(engine.backbone) as batches:
         assert len(engine.h_space_strip(astronaut, coffee, [0.2, 0.5, 1.0], fast)) == 3

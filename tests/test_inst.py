@@ -19,18 +19,11 @@ from styleengine.ddim import Schedule
 from styleengine.images import content_hash, fit, to_images, to_tensor
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods import inst
-from styleengine.methods.inst import GuidedNoise, InSTSettings, adain, start, steps_of
-from styleengine.methods.inst_training import (
-    AttentionInversion,
-    CrossAttention,
-    InSTLearningSettings,
-    Learner,
-    LearningState,
-    checkpointing,
-    cut,
-    learn,
-    prepare,
-)
+from styleengine.methods.inst import InSTLearningSettings, InSTSettings
+from styleengine.methods.inst.inversion import AttentionInversion, CrossAttention
+from styleengine.methods.inst.learner import Learner, LearningState, checkpointing, learn
+from styleengine.methods.inst.method import GuidedNoise, adain, start, steps_of
+from styleengine.methods.inst.views import cut, prepare
 from styleengine.metrics import ssim
 from styleengine.perceptual import Clip
 from styleengine.run import Run

@@ -31,8 +31,8 @@ from styleengine import (
 from styleengine.attention import attend, self_attention_layers
 from styleengine.backbones import Backbone
 from styleengine.images import fit, to_tensor
-from styleengine.methods import zstar_video
-from styleengine.methods.zstar_video import (
+from styleengine.methods.zstar_video import frames
+from styleengine.methods.zstar_video.frames import (
     FrameAttention,
     FramePainter,
     FrameRecord,
@@ -357,7 +357,7 @@ def test_no_more_than_three_frames_keys_and_values_are_alive(
             most = max(most, sum(isinstance(x, Counted) for x in gc.get_objects()))
         phase = event.phase
 
-    monkeypatch.setattr(zstar_video, "FrameRecord", Counted)
+    monkeypatch.setattr(frames, "FrameRecord", Counted)
     run(QUICK.replace(rate=20, frames=10), on_step=count)  # each frame of the clip twice
     assert most == 3
 
@@ -396,7 +396,7 @@ def test_no_more_than_two_frames_keys_and_values_are_alive_at_once(
         nonlocal most
         most = max(most, sum(len(x.keys_values) for x in gc.get_objects() if isinstance(x, Counted)))
 
-    monkeypatch.setattr(zstar_video, "FrameRecord", Counted)
+    monkeypatch.setattr(frames, "FrameRecord", Counted)
     run(QUICK.replace(steps=4), on_step=count)
     assert most == 2 * 4  # noise levels: each that is made takes the place of the previous frame's
 

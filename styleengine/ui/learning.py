@@ -24,7 +24,7 @@ from PIL import Image
 from styleengine.backbones import with_text_encoder
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.learned_style import LearnedStyle
-from styleengine.methods.inst_training import InSTLearningSettings
+from styleengine.methods.inst import InSTLearningSettings
 from styleengine.phases import LEARNING
 from styleengine.style_library import StyleLibrary, Unfinished
 from styleengine.ui.runs import Job, Report, Runner

@@ -17,7 +17,7 @@ from styleengine.errors import StyleEngineError
 from styleengine.images import open_image, write_whole
 from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.methods import INST
-from styleengine.methods.inst_training import InSTLearningSettings
+from styleengine.methods.inst import InSTLearningSettings
 from styleengine.phases import LEARNING
 from styleengine.style_library import StyleLibrary
 from styleengine.ui.controls import Controls

@@ -7,151 +7,36 @@ CLIP stay as they are. After Zhang et al., "Inversion-based Style Transfer with 
 (CVPR 2023); a plain embedding in place of the attention is textual inversion (Gal et al., 2022).
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from styleengine.backbones import PLACEHOLDER, LatentBackbone
 from styleengine.cache import ByteCache
-from styleengine.errors import StyleEngineError
-from styleengine.images import content_hash, fit, to_tensor
+from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.images import content_hash
 from styleengine.learned_style import LearnedStyle, StyleRecord, fitting_name, thumbnail_of
+from styleengine.methods.inst.draws import JUDGED_DRAW, STEP_DRAW, generator_of
+from styleengine.methods.inst.inversion import AttentionInversion, PlainWord
+from styleengine.methods.inst.settings import InSTLearningSettings
+from styleengine.methods.inst.views import TrainingViews, prepare
 from styleengine.perceptual import Clip
-from styleengine.settings import Settings, knob
 from styleengine.version import __version__
 
 BEST_WORD = "best_word"  # the name in a style's state of the best of the regular looks
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 JUDGED = 8  # (t, ε) pairs of the fixed set
+KEEP_PAUSE = 10.0  # seconds between two times that unfinished learning is written down
 LEAST_FALL = 1e-3  # of the loss on the fixed set, as a share of it, that counts as falling
-SMALLEST_VIEW = 0.6  # of the painting's largest square, on a side
-MOST_STEPS = 10_000
-# Draws of one run that must not repeat one another start from seed·2³² + one of these + a count.
-VIEWS_DRAW, WEIGHTS_DRAW, JUDGED_DRAW, STEP_DRAW = 1, 2, 3, 1 << 20
-
-
-class InSTLearningSettings(Settings):
-    """Settings of learning a painting; the defaults are the authors', who went on for up to 6100 steps.
-
-    Number of layers and of heads are ours: the paper names none.
-    """
-
-    steps: int = knob(1000, "At most so many steps; most paintings are learnt by 500 to 1000.", ge=1, le=MOST_STEPS)
-    size: int = knob(512, "Side of the squares that are cut from the painting, in pixels.", ge=32, le=1024)
-    learning_rate: float = knob(1e-4, "AdamW's rate; it is taken times the batch.", gt=0, le=0.1)
-    batch: int = knob(4, "Noised views of the painting in each step.", ge=1, le=32)
-    views: int = knob(8, "Squares cut from the painting, some mirrored; 1 is the middle alone.", ge=1, le=64)
-    seed: int = knob(0, "Picks squares, noise and the first weights.", ge=0, le=2**31 - 1)
-    mode: Literal["attention", "embedding"] = knob(
-        "attention", "Learn attention over the painting, or the bare word (textual inversion).", rare=True
-    )
-    layers: int = knob(3, "Layers of cross-attention.", rare=True, ge=1, le=8)
-    heads: int = knob(8, "Heads of each layer.", rare=True, ge=1, le=16)
-    dropout: float = knob(
-        0.05, "Share of each layer's output that is left out while learning.", rare=True, ge=0, le=0.9
-    )
-    check_every: int = knob(25, "Steps between two looks at the loss on the fixed set.", rare=True, ge=1, le=1000)
-    patience: int = knob(
-        8, "Looks in a row without a fall of that loss after which learning ends; 0: never.", rare=True, ge=0, le=1000
-    )
-    save_memory: bool = knob(
-        False, "Compute what gradients need a second time instead of keeping it: slower, less memory.", rare=True
-    )
-
-
-class AttentionInversion(nn.Module):
-    """The attention-based inversion: v_0 = τ(y) pooled; v_{i+1} = Attention(W_Q v_i, W_K τ(y), W_V τ(y)).
-
-    K and V come from CLIP's patch tokens: with the pooled token alone the softmax would be over a
-    single entry and each layer a linear map. The last v, brought to unit size, is projected to the
-    width of the text encoder's token embeddings and to their size, where learning then begins.
-    """
-
-    def __init__(
-        self,
-        pooled_width: int,
-        token_width: int,
-        word_width: int,
-        word_size: float,
-        settings: InSTLearningSettings,
-    ) -> None:
-        super().__init__()
-        self.word_size, self.dropout = word_size, settings.dropout
-        self.layers = nn.ModuleList(
-            CrossAttention(pooled_width, token_width, settings.heads) for _ in range(settings.layers)
-        )
-        self.to_word = _linear(pooled_width, word_width)
-        _begin(self, settings.seed)
-
-    def forward(
-        self, pooled: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        """Words (batch, word_width) of pictures seen as `pooled` (batch, width) and `tokens` (batch, patches, width).
-
-        With a generator there is dropout after every layer, drawn from it; without, none.
-        """
-        v, tokens = _unit(pooled), _unit(tokens)
-        for layer in self.layers:
-            v = layer(v, tokens)
-            if generator and self.dropout:
-                kept = torch.rand(v.shape, generator=generator, dtype=torch.float32).to(v.device) >= self.dropout
-                v = v * kept / (1 - self.dropout)
-        return self.to_word(_unit(v)) * self.word_size
-
-
-class CrossAttention(nn.Module):
-    """softmax(Q Kᵀ/√d)·V with one query for each picture, and W_O after it."""
-
-    def __init__(self, width: int, token_width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        inner = heads * max(1, -(-width // heads))  # the next multiple of heads
-        self.to_q, self.to_out = _linear(width, inner), _linear(inner, width)
-        self.to_k, self.to_v = _linear(token_width, inner), _linear(token_width, inner)
-
-    def forward(self, v: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        q, k, values = (x.unflatten(-1, (self.heads, -1)) for x in (self.to_q(v), self.to_k(tokens), self.to_v(tokens)))
-        logits = torch.einsum("bhd,bphd->bhp", q, k) / q.shape[-1] ** 0.5
-        return self.to_out(torch.einsum("bhp,bphd->bhd", logits.softmax(-1), values).flatten(1))
-
-
-class PlainWord(nn.Module):
-    """Textual inversion: the word itself learns, from the very word at which the attention would begin."""
-
-    def __init__(self, word: torch.Tensor) -> None:
-        super().__init__()
-        self.word = nn.Parameter(word)
-
-    def forward(
-        self, pooled: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        return self.word.expand(len(pooled), -1)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A painting as it is learnt from, made once: `latents` (views, channels, height, width) of its
-    squares, and CLIP's view of each: `pooled` (views, width) and `tokens` (views, patches, width).
-
-    The first square is the middle of the painting; it alone gives the word that is kept.
-    """
-
-    latents: torch.Tensor
-    pooled: torch.Tensor
-    tokens: torch.Tensor
-
-    @property
-    def nbytes(self) -> int:
-        return self.latents.nbytes + self.pooled.nbytes + self.tokens.nbytes
 
 
 @dataclass(frozen=True)
@@ -208,7 +93,7 @@ def learn(
             judged=tuple(learner.judged),
             steps_per_second=(learner.step - first) / seconds if learner.step > first else 0.0,
             finished=learner.finished,
-            style=partial(learner.style, painting, name),
+            style=functools.partial(learner.style, painting, name),
         )
 
     yield state(None)
@@ -219,46 +104,45 @@ def learn(
         yield state(loss)
 
 
-def prepare(
-    backbone: LatentBackbone,
-    painting: Image.Image,
-    clip: Callable[[], Clip],
-    settings: InSTLearningSettings,
-    cache: ByteCache | None = None,
-) -> Lesson:
-    """The painting's squares as latents and as CLIP sees them; latents and image tokens are computed here alone."""
+def learned(
+    states: Iterator[LearningState],
+    partial: Path | None,
+    seconds: float | None,
+    report: Callable[[LearningState], None] | None,
+) -> LearnedStyle:
+    """The style at the last of the states, or at the first one after `seconds`, without what going on from it needs.
 
-    @torch.no_grad()
-    def make() -> Lesson:
-        squares = cut(painting, settings, backbone.multiple)
-        pictures, eye = [to_tensor(square) for square in squares], clip()
-        latents = torch.cat([backbone.encode(picture) for picture in pictures])
-        seen = [eye.embed(picture.to(backbone.device)) for picture in pictures]
-        return Lesson(latents, *(torch.cat(part).float() for part in zip(*seen, strict=True)))
-
-    key = ("lesson", content_hash(painting), backbone.identity, settings.size, settings.views, settings.seed)
-    return (cache if cache is not None else ByteCache(0)).get_or_make(key, make)
-
-
-def cut(painting: Image.Image, settings: InSTLearningSettings, multiple: int) -> list[Image.Image]:
-    """The middle square of the painting, then `views` − 1 squares from anywhere in it, every other one mirrored."""
-    side = max(multiple, settings.size // multiple * multiple)
-    generator = _generator(settings.seed, VIEWS_DRAW)
-    views = [fit(painting, (side, side))]
-    for number in range(1, settings.views):
-        share, left, top = torch.rand(3, generator=generator, dtype=torch.float32).tolist()
-        length = min(painting.size) * (SMALLEST_VIEW + (1 - SMALLEST_VIEW) * share)
-        left, top = left * (painting.width - length), top * (painting.height - length)
-        box = (left, top, left + length, top + length)
-        view = painting.resize((side, side), Image.Resampling.LANCZOS, box)
-        views.append(ImageOps.mirror(view) if number % 2 else view)
-    return views
+    `partial` is a file that holds a style to go on from: it is written from time to time, and when `report`,
+    which is called at each state, raises anything.
+    """
+    began = kept = time.monotonic()
+    first_step: int | None = None
+    for state in states:
+        first_step = state.step if first_step is None else first_step
+        try:
+            if report:
+                report(state)
+        except BaseException as error:
+            if partial:
+                state.style(True, look=isinstance(error, Cancelled)).save(partial)
+            raise
+        now = time.monotonic()
+        over = seconds is not None and now - began > seconds and state.step > first_step  # a slice gets on
+        if state.finished or over:
+            style = state.style(True, look=True)
+            if partial:
+                style.save(partial)
+            return style.without_state()
+        if partial and now - kept > KEEP_PAUSE:
+            state.style(True).save(partial)
+            kept = now
+    raise AssertionError("the last state is a finished one")
 
 
 class Learner:
     """The module, its optimizer, and the loss; everything drawn comes from the seed and the step's number."""
 
-    def __init__(self, backbone: LatentBackbone, lesson: Lesson, settings: InSTLearningSettings) -> None:
+    def __init__(self, backbone: LatentBackbone, lesson: TrainingViews, settings: InSTLearningSettings) -> None:
         self.backbone, self.lesson, self.settings = backbone, lesson, settings
         self.module = self._fresh_module().to(backbone.device)
         rate = settings.learning_rate * settings.batch  # the authors scale it so
@@ -288,7 +172,7 @@ class Learner:
         A step that fails is as if it had not been begun.
         """
         step, count, lesson = self.step + 1, self.settings.batch, self.lesson
-        generator = _generator(self.settings.seed, STEP_DRAW + step)
+        generator = generator_of(self.settings.seed, STEP_DRAW + step)
         views = torch.randint(len(lesson.latents), (count,), generator=generator)
         # Spread over the timesteps, one in each n-th of them: evenly drawn all the same, with less noise.
         places = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float32)) / count
@@ -328,7 +212,7 @@ class Learner:
         The set is the same for all runs of a seed: timesteps evenly spread, one noise for each, the
         painting's squares in turn.
         """
-        generator, latents = _generator(self.settings.seed, JUDGED_DRAW), self.lesson.latents
+        generator, latents = generator_of(self.settings.seed, JUDGED_DRAW), self.lesson.latents
         x_0 = latents[torch.arange(JUDGED) % len(latents)]
         noise = torch.randn(x_0.shape, generator=generator, dtype=torch.float32)
         places = (torch.arange(JUDGED, dtype=torch.float32) + 0.5) / JUDGED
@@ -457,27 +341,6 @@ def checkpointing(unet: Any, wanted: bool) -> Iterator[None]:
         yield
     finally:
         unet.disable_gradient_checkpointing()
-
-
-def _begin(module: nn.Module, seed: int) -> None:
-    """First weights drawn from the seed, such that outputs are about as large as inputs."""
-    generator = _generator(seed, WEIGHTS_DRAW)
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
-
-
-def _linear(width: int, out: int) -> nn.Linear:
-    return nn.Linear(width, out, bias=False, dtype=torch.float32)
-
-
-def _unit(x: torch.Tensor) -> torch.Tensor:
-    """x with mean 0 and mean square 1 along the last axis."""
-    return F.layer_norm(x, x.shape[-1:])
-
-
-def _generator(seed: int, draw: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed << 32) + draw)
 
 
 def _check_same_run(

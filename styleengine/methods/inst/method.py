@@ -9,44 +9,21 @@ After Zhang et al., "Inversion-based Style Transfer with Diffusion Models" (CVPR
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 
 from styleengine import ddim
-from styleengine.backbones import PLACEHOLDER, LatentBackbone, with_text_encoder
+from styleengine.backbones import LatentBackbone, with_text_encoder
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, to_images, to_tensor
 from styleengine.learned_style import LearnedStyle, mixed
 from styleengine.method import LEARNT_STYLE, Call, Kind, Method, Role
+from styleengine.methods.inst.settings import InSTSettings
 from styleengine.phases import STYLIZING
 from styleengine.run import Run
-from styleengine.settings import Settings, knob
 from styleengine.stylization import InputRecord, OnStep, Stylization
-
-
-class InSTSettings(Settings):
-    """Settings of drawing with a learnt style; the defaults are the paper's."""
-
-    prompt: str = knob(
-        PLACEHOLDER,
-        f"What to draw, with a star where the style goes: “a lighthouse in the style of {PLACEHOLDER}”.",
-    )
-    strength: float = knob(
-        0.7, "How far the content is noised before it is drawn again: more is more style; 0 keeps it.", ge=0, le=1
-    )
-    guidance: float = knob(10.0, "How much the prompt counts over none; 1 takes it as it is.", ge=0, le=30)
-    mix: float = knob(0.5, "With two styles: 0 is the first, 1 the second.", ge=0, le=1)
-    adain: bool = knob(
-        False, "Give the content the painting's colours first (AdaIN), where the two are far apart.", title="AdaIN"
-    )
-    size: int = knob(512, "Length of the result's shorter side in pixels.", ge=64, le=2048)
-    steps: int = knob(50, "Denoising steps of the whole way; strength says what part of them is gone.", ge=2, le=500)
-    seed: int = knob(0, "Picks the noise.", ge=0, le=2**32 - 1)
-    noise: Literal["stochastic_inversion", "random"] = knob(
-        "stochastic_inversion", "What is laid over the content: the noise the model sees in it, or chance.", rare=True
-    )
 
 
 def stylize(

@@ -1,0 +1,7 @@
+"""InST: a painting learnt as a new word (`learner`), and images drawn with it (`method`)."""
+
+from styleengine.methods.inst.learner import Learner, LearningState, learn, learned
+from styleengine.methods.inst.method import INST, stylize
+from styleengine.methods.inst.settings import InSTLearningSettings, InSTSettings
+
+__all__ = ["INST", "InSTLearningSettings", "InSTSettings", "Learner", "LearningState", "learn", "learned", "stylize"]

@@ -1,0 +1,10 @@
+"""Random numbers of learning, each from the seed and a number of its own."""
+
+import torch
+
+# Draws of one run that must not repeat one another start from seed·2³² + one of these + a count.
+VIEWS_DRAW, WEIGHTS_DRAW, JUDGED_DRAW, STEP_DRAW = 1, 2, 3, 1 << 20
+
+
+def generator_of(seed: int, draw: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed << 32) + draw)

@@ -1,0 +1,259 @@
+"""A clip from its first missing frame to its MP4."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from statistics import fmean, pvariance
+
+import torch
+from PIL import Image
+
+from styleengine import ddim
+from styleengine.backbones import Backbone
+from styleengine.cache import ByteCache
+from styleengine.errors import Cancelled
+from styleengine.images import fit, to_images, to_tensor, working_size
+from styleengine.method import Call, Kind, Method, Role
+from styleengine.methods.zstar_video.frames import FramePainter, FrameRecord
+from styleengine.methods.zstar_video.settings import ZStarVideoSettings
+from styleengine.metrics import frame_differences
+from styleengine.phases import Phase, inverting, stylizing
+from styleengine.run import Run
+from styleengine.style_attention import (
+    check,
+    invert_styles,
+    style_phases,
+)
+from styleengine.styles import Style, mask_notes, style_records
+from styleengine.stylization import InputRecord, OnStep, StepEvent, VideoStylization
+from styleengine.video import Selection, VideoClip, write_clip
+from styleengine.workfolder import WorkFolder
+
+MOST_FRAMES_AT_ONCE = 8  # a clip's state is kept after each batch of frames
+RESULT, ALONE = "frames", "alone"  # the series of frames in the work folder
+CLIP_ROLE = "clip"  # of the input that is no picture
+FIRST, PREVIOUS = "first", "previous"  # the records of frames there
+
+
+def stylize_clip(
+    backbone: Backbone,
+    clip: VideoClip,
+    styles: Sequence[Style],
+    settings: ZStarVideoSettings,
+    *,
+    output: Path,
+    work: Path,
+    resumable: bool = True,
+    batch: int = 4,
+    keep_partial: bool = False,
+    on_step: OnStep | None = None,
+    cache: ByteCache | None = None,
+) -> VideoStylization:
+    """Redraws a clip in one or more styles and writes it to `output`, an MP4.
+
+    `work` is a folder for what is finished; a run that finds one of its own kind there goes on from
+    it and gives the same frames. What that needs is kept only where the run is `resumable`. `batch`
+    frames are inverted at a time. Cancelled in `on_step` stops the run; with `keep_partial` the frames
+    finished by then, if any, are written and returned.
+
+    Raises StyleEngineError as `zstar.stylize_all` does, and for a part of the clip or a work folder
+    that will not do.
+    """
+    check(backbone, styles, settings)
+    part = clip.select(settings.rate, settings.begin, settings.frames)
+    sound = part.sound()  # looked into before there is anything to lose
+    inputs = [InputRecord(CLIP_ROLE, clip.sha256, clip.name), *style_records(styles)]
+    manifest = {
+        "clip": clip.sha256,
+        "styles and masks": [[entry.role, entry.sha256, entry.weight] for entry in inputs[1:]],
+        "model": backbone.identity,
+        **settings.model_dump(),
+    }
+    folder = WorkFolder(work, manifest, {"batch": batch})
+    visible = [style for style in styles if style.weight > 0]
+    clip_run = _ClipRun(backbone, part, visible, settings, folder, resumable, on_step, cache)
+    try:
+        clip_run.finish()
+    except Cancelled:
+        if not keep_partial or not folder.finished(RESULT):
+            raise
+    count = min(folder.finished(RESULT), part.count)
+    notes = [*part.notes(), sound.note or "", *mask_notes(styles, clip.poster)]
+    differences = clip_run.differences(count)
+    details = _details(differences)
+    still = clip_run.run.result(folder.frame(RESULT, 0), "zstar_video", settings, inputs, details=details, notes=notes)
+    record = VideoStylization(
+        **vars(still),
+        path=output,
+        frames=count,
+        rate=part.rate,
+        complete=count == part.count,
+        differences=differences,
+    )
+    result = replace(record, seconds=clip_run.run.seconds)
+    heard = replace(part, count=count)
+    write_clip(output, folder.frames(RESULT, count), part.rate, sound=heard, record=result.as_text())
+    return result
+
+
+class _ClipRun:
+    """The frames of one run, from the first that is missing in the work folder to the last."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        part: Selection,
+        styles: Sequence[Style],
+        settings: ZStarVideoSettings,
+        folder: WorkFolder,
+        resumable: bool,
+        on_step: OnStep | None,
+        cache: ByteCache | None,
+    ) -> None:
+        self.resumable, self.part, self.styles, self.settings, self.folder = resumable, part, styles, settings, folder
+
+        def with_last_frame(event: StepEvent) -> None:
+            if on_step:
+                on_step(replace(event, preview=lambda: self.shown))
+
+        schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
+        self.run = Run(backbone, schedule, with_last_frame if on_step else None, cache)
+        self.size = self.run.working_size(part.clip.poster, settings.size)
+        self.shown = fit(part.clip.poster, self.size)
+
+    def finish(self) -> None:
+        """Makes the frames that are missing."""
+        first, previous, done = self._kept()
+        if done == self.part.count:
+            return
+        batches = [numbers for numbers in self._batches() if numbers.stop > done]
+        self.run.plan([phase for part in self._phases(batches) for phase in part], self.shown)
+        painter = FramePainter(
+            self.run, self.styles, invert_styles(self.run, self.styles, self.settings), self.settings, self.size
+        )
+        if first:
+            self.shown = self.folder.frame(RESULT, done - 1)
+        frames = islice(self.part.frames(), done, None)
+        for numbers in batches:
+            given = self._inverted([next(frames) for _ in numbers], _inverting(numbers))
+            for number, (content, x_T) in zip(numbers, given, strict=True):  # noqa: N806 - the paper's symbol
+                phase = self._painting(number)
+                self.run.begin(phase)
+                after = self.run.after(phase)
+                if first and previous:
+                    x_0, previous = painter.next(x_T, content, first, previous, after)
+                else:
+                    x_0, first = painter.first(x_T, content, after)
+                    previous = first
+                self.shown = to_images(self.run.backbone.decode(x_0))[0]
+                if self.settings.compare:
+                    lonely = painter.alone(x_T, self.run.after(self._painting(number, " alone")))
+                    self.folder.save_frame(ALONE, number, to_images(self.run.backbone.decode(lonely))[0])
+                self.folder.save_frame(RESULT, number, self.shown)
+            if self.resumable:
+                self._keep(first, previous, numbers)
+
+    def differences(self, count: int) -> dict[str, list[float]]:
+        """Diff of each pair of neighbours among the first `count` frames: of the result and what it compares to."""
+        source = (fit(frame, self.size) for frame in islice(self.part.frames(), count))
+        series: dict[str, Iterator[Image.Image]] = {"result": self.folder.frames(RESULT, count), "clip": source}
+        if self.settings.compare:
+            series["alone"] = self.folder.frames(ALONE, count)
+        return {name: frame_differences(map(to_tensor, images)) for name, images in series.items()}
+
+    def _batches(self) -> list[range]:
+        """Frame 0 by itself, as the image method would invert it, then equal batches."""
+        batch, count = self.folder.fixed["batch"], self.part.count
+        return [range(1), *(range(i, min(i + batch, count)) for i in range(1, count, batch))]
+
+    def _phases(self, batches: Sequence[range]) -> Iterator[list[Phase]]:
+        yield style_phases(self.styles)
+        for numbers in batches:
+            yield [_inverting(numbers)]
+            for number in numbers:
+                yield [self._painting(number)]
+                yield [self._painting(number, " alone")] * self.settings.compare
+
+    def _inverted(self, frames: Sequence[Image.Image], phase: Phase) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The latents and x_T of each frame, (1, channels, height, width) each."""
+        run = self.run
+        run.begin(phase)
+        x_0 = run.backbone.encode(torch.cat([to_tensor(fit(frame, self.size)) for frame in frames]))
+        iterations = self.settings.inversion_iterations
+        x_T = ddim.invert(x_0, run.schedule, run.noise, iterations, run.after(phase))[-1]  # noqa: N806
+        return list(zip(x_0.split(1), x_T.split(1), strict=True))
+
+    def _painting(self, number: int, how: str = "") -> Phase:
+        return stylizing(f"frame {number + 1} of {self.part.count}{how}")
+
+    def _keep(self, first: FrameRecord | None, previous: FrameRecord | None, numbers: range) -> None:
+        if first and numbers.start == 0:
+            self.folder.save_tensors(FIRST, first.tensors(), 0)
+        elif previous:
+            self.folder.save_tensors(PREVIOUS, previous.tensors(), numbers[-1])
+
+    def _kept(self) -> tuple[FrameRecord | None, FrameRecord | None, int]:
+        """The records of the first and the last kept frame, and how many frames are done with."""
+        first = self.folder.load_tensors(FIRST)
+        if first is None:
+            return None, None, 0
+        last, number = self.folder.load_tensors(PREVIOUS) or first
+        records = [FrameRecord.of(tensors, self.run.backbone.device) for tensors in (first[0], last)]
+        return records[0], records[1], number + 1
+
+
+def _inverting(numbers: range) -> Phase:
+    shown = f"{numbers[0] + 1}–{numbers[-1] + 1}" if len(numbers) > 1 else f"{numbers[0] + 1}"
+    return inverting(f"frames {shown}")
+
+
+def _details(differences: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Mean and variance of each series of differences (the paper's Table III)."""
+    details = {}
+    for name, values in differences.items():
+        if values:
+            details |= {f"{name}_diff_mean": fmean(values), f"{name}_diff_variance": pvariance(values)}
+    return details
+
+
+def _run(call: Call) -> VideoStylization:
+    clip, settings = call.inputs["clip"], call.settings
+    width, height = working_size(clip.poster, settings.size, call.backbone.multiple)
+    with tempfile.TemporaryDirectory(prefix="styleengine-frames-") as passing:
+        return stylize_clip(
+            call.backbone,
+            clip,
+            call.inputs["style"],
+            settings,
+            output=call.output or Path(passing, "result.mp4"),
+            work=call.work or Path(passing),
+            resumable=call.work is not None,
+            batch=min(MOST_FRAMES_AT_ONCE, call.batch(width * height)),
+            keep_partial=call.keep_partial,
+            on_step=call.on_step,
+            cache=call.cache,
+        )
+
+
+ZSTAR_VIDEO = Method(
+    "zstar_video",
+    "Z-STAR+ for video",
+    "Redraws a clip in the style of one or more images, without flicker.",
+    ZStarVideoSettings,
+    (
+        Role("clip", Kind.CLIP, "The clip to redraw."),
+        Role("style", Kind.STYLES, "The image whose style is taken.", most=2),
+        Role(
+            "mask",
+            Kind.STYLE_MASK,
+            "With one style: white where it applies. With two: white for the second, black for the first.",
+            required=False,
+        ),
+    ),
+    _run,
+    inherits="zstar",
+    suffix=".mp4",
+    tool="stylize_video_like_images",
+)
