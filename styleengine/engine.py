@@ -19,12 +19,7 @@ from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.memory import at_most, gpu_memory, memory_in_words, pixels_at_once
 from styleengine.method import Call, Inputs, Kind, Method, opened_styles, several
 from styleengine.methods import (
-    H_SPACE,
-    INST,
     METHODS,
-    QS_ATTN,
-    ZSTAR,
-    ZSTAR_VIDEO,
     h_space,
     inst,
     qs_attn,
@@ -57,9 +52,8 @@ class StyleEngine:
     """Style transfer by diffusion, on one backbone.
 
     `model` is "mini" (embedded), "sd15", a local diffusers folder or a hub id; by default it is
-    $STYLEENGINE_MODEL, else "sd15" where CUDA is, else "mini". `device` and `dtype` default to
-    what the machine has. `cache_bytes` bounds what is kept between runs: inverted images and
-    styles' keys and values; by default by 2 GiB, and on a GPU by an eighth of its memory.
+    $STYLEENGINE_MODEL, else "sd15" where CUDA is, else "mini". `device` and `dtype` default to what the machine
+    has. `cache_bytes` bounds what is kept between runs, by default by 2 GiB, or an eighth of a GPU's memory.
 
     Runs from several threads are served in the order in which they came. While one waits, its `on_step`
     is called with the phase “waiting” every few tenths of a second, so that it can be cancelled.
@@ -94,13 +88,12 @@ class StyleEngine:
         """
         if model is None or model == self.backbone.name:
             return self
+        device, dtype = self.backbone.device, self.backbone.dtype
         known: Any = self._backbones.get(model)
         if known is None:
             # Libraries change the default number type while they load, and a run must not see that.
             with self._turns.one(waiting(on_step)):
-                known = self._backbones.get_or_make(
-                    model, lambda: load_backbone(model, self.backbone.device, self.backbone.dtype)
-                )
+                known = self._backbones.get_or_make(model, lambda: load_backbone(model, device, dtype))
         other = copy.copy(self)
         other.backbone = known
         return other
@@ -172,7 +165,7 @@ class StyleEngine:
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
         inputs = {"content": content, "style": styles, "mask": mask}
-        return self.run(ZSTAR, inputs, settings, on_step=on_step)
+        return self.run("zstar", inputs, settings, on_step=on_step)
 
     def zstar_all(
         self,
@@ -230,7 +223,7 @@ class StyleEngine:
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
         inputs = {"content": content, "style": style, "mask": mask}
-        return self.run(H_SPACE, inputs, settings, on_step=on_step)
+        return self.run("h_space", inputs, settings, on_step=on_step)
 
     def h_space_strip(
         self,
@@ -279,15 +272,14 @@ class StyleEngine:
     ) -> VideoStylization:
         """Z-STAR+ for a clip, without flicker: writes the MP4 `output`, with the clip's sound.
 
-        The clip is a path, or a file's content as bytes or open for reading. Styles and `mask` are as
-        for `zstar`. `work` is a folder that keeps finished frames: the same
-        call again goes on where an interrupted one stopped; without it they go to a passing folder.
-        When `on_step` raises Cancelled, `keep_partial` gives the frames finished by then.
+        The clip is a path, or a file's content as bytes or open for reading. Styles and `mask` are as for
+        `zstar`. `work` is a folder that keeps finished frames: the same call again goes on where an interrupted
+        one stopped. When `on_step` raises Cancelled, `keep_partial` gives the frames finished by then.
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
         options: Any = {"output": output, "work": work, "keep_partial": keep_partial, "on_step": on_step}
-        result: Any = self.run(ZSTAR_VIDEO, {"clip": clip, "style": styles, "mask": mask}, settings, **options)
+        result: Any = self.run("zstar_video", {"clip": clip, "style": styles, "mask": mask}, settings, **options)
         return result
 
     def qs_attn(
@@ -308,15 +300,14 @@ class StyleEngine:
         """
         if prompt is not None:
             settings = settings.replace(prompt=prompt) if settings else QSAttnSettings(prompt=prompt)
-        return self.run(QS_ATTN, {"content": content}, settings, on_step=on_step)
+        return self.run("qs_attn", {"content": content}, settings, on_step=on_step)
 
     def qs_attn_anchors(
         self, content: ImageSource, settings: QSAttnSettings | None = None, *, on_step: OnStep | None = None
     ) -> Image.Image:
-        """Where `qs_attn` holds on to the content: entropy maps and anchors over it, a picture for each layer.
+        """Entropy maps and anchors of `qs_attn` over the content, one picture per layer, the finest first.
 
-        They lie side by side, the finest layer first. Blue is low entropy. Needs no CLIP and no words.
-        `on_step` is only told that it waits.
+        Blue is low entropy. Needs neither CLIP nor a prompt. `on_step` only reports waiting.
         """
         settings = self.settings_for(QSAttnSettings, "qs_attn", settings)
         image = open_image(content, "content image")
@@ -372,7 +363,7 @@ class StyleEngine:
         Raises StyleEngineError for bad input or a style that does not fit the model, Cancelled if
         `on_step` raised it.
         """
-        return self.run(INST, {"content": content, "style": styles}, settings, on_step=on_step)
+        return self.run("inst", {"content": content, "style": styles}, settings, on_step=on_step)
 
     def _learning_event(
         self, backbone: LatentBackbone, state: LearningState, content: Image.Image | None

@@ -66,7 +66,7 @@ from styleengine.ui.learning import MOST_LEARNING
 from styleengine.ui.pictures import painted_mask
 from styleengine.ui.result import ResultPanel, line, place
 from styleengine.ui.runs import Runner
-from styleengine.ui.tab_inst import Shelf
+from styleengine.ui.style_choice import StyleChoice
 from styleengine.ui.uploads import REFUSED, sentence
 from styleengine.video import open_clip, read_comment
 
@@ -823,15 +823,15 @@ def test_a_style_s_file_is_there_for_the_page_once(
     shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path
 ) -> None:
     with gr.Blocks():
-        shelf = Shelf(Runner(shared_engine), StyleLibrary(tmp_path / "styles", tmp_path / "none"))
-        shelf.show()
-    shelf.style.GRADIO_CACHE = cache = str(tmp_path / "cache")
-    file = shelf.file(shelf.library.add(made_up(shared_engine.backbone, cat)))
-    assert {shelf.file(shelf.library.open("cat")) for _ in range(3)} == {file}
+        choice = StyleChoice(Runner(shared_engine), StyleLibrary(tmp_path / "styles", tmp_path / "none"))
+        choice.show()
+    choice.style.GRADIO_CACHE = cache = str(tmp_path / "cache")
+    file = choice.file(choice.library.add(made_up(shared_engine.backbone, cat)))
+    assert {choice.file(choice.library.open("cat")) for _ in range(3)} == {file}
     assert save_file_to_cache(file, cache) == file  # which Gradio does for whatever it sends
     assert len(list(Path(cache).rglob("*.safetensors"))) == 1
     Path(file).unlink()  # Gradio sweeps its folder
-    assert Path(shelf.file(shelf.library.open("cat"))).is_file()
+    assert Path(choice.file(choice.library.open("cat"))).is_file()
 
 
 def learn_in_browser(page: Page, files: dict[str, Path], name: str, **numbers: int) -> None:

@@ -79,7 +79,7 @@ def learning(runner: Stub, tmp_path: Path) -> Learning:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning_module, "POLL", 0.01)
-    monkeypatch.setattr(learning_module, "BREATH", 0.01)
+    monkeypatch.setattr(learning_module, "PAUSE_BETWEEN_SLICES", 0.01)
     monkeypatch.setattr(engine_module, "PREVIEW_SIZE", 64)
     monkeypatch.setattr(engine_module, "PREVIEW_STEPS", 2)
 

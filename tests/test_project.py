@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "styleengine"
 LARGEST_FILE = 10_000_000
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
 
 # Which floor a module stands on; a module imports from its own floor or from below, never from above.
 FLOORS = [
@@ -105,6 +107,31 @@ def test_no_module_imports_from_a_floor_above() -> None:
             if floor > FLOOR[module[0]]:
                 wrong.append(f"{'.'.join(module)} imports {'.'.join(target)}")
     assert not wrong
+
+
+def test_no_file_and_no_function_is_too_long() -> None:
+    for file in package_files():
+        text = file.read_text()
+        assert len(text.splitlines()) <= LONGEST_FILE, file
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert (node.end_lineno or 0) - node.lineno < LONGEST_FUNCTION, f"{file}: {node.name}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Also within a floor: what a module imports, with all that this imports, does not lead back to it."""
+    files = {
+        "/".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("/__init__"): file
+        for file in package_files()
+    }
+    graph: dict[str, set[str]] = {}
+    for name, file in files.items():
+        targets = {"/".join(parts[:length]) for parts in own_imports(file) for length in (len(parts), len(parts) - 1)}
+        graph[name] = (targets & files.keys()) - {name, *(name[:i] for i, letter in enumerate(name) if letter == "/")}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
 
 
 def test_methods_do_not_import_each_other() -> None:

@@ -6,7 +6,7 @@ Gradio's: Gradio ends it by cancelling its task or closing its iterator, and tha
 """
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -70,26 +70,10 @@ def connect_page(
         return {**panel.waiting(), carried: runner.admit(request, name)}
 
     async def live(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Updates]:
-        ticket = runner.admitted(request, name, ticket)
-        try:
-            job = await run_sync(prepare, dict(zip(inputs, values, strict=True)))
-            async with aclosing(runner.follow(job, ticket, previews=True)) as outcomes:
-                async for outcome in outcomes:
-                    if isinstance(outcome, Report):
-                        yield await run_sync(panel.working, outcome, job.content)
-                    else:
-                        yield await run_sync(panel.finished, outcome, job.content)
-        except StyleEngineError as error:
-            yield panel.stopped(sentence(error))
-            raise shown(error) from None
-        except Cancelled:
-            if not runner.has_admitted(request, name):  # else the panel is the next run's already
-                yield panel.stopped(CANCELLED)
-        except Exception:
-            yield panel.stopped(UNEXPECTED)
-            raise
-        finally:
-            runner.forget(ticket)
+        given = dict(zip(inputs, values, strict=True))
+        async with aclosing(_states(name, runner, panel, lambda: prepare(given), request, ticket)) as states:
+            async for updates in states:
+                yield updates
 
     def cancel(request: gr.Request, ticket: Any) -> Updates:
         runner.release(runner.admitted(request, name, ticket))
@@ -119,6 +103,30 @@ def connect_page(
         start_on(examples.load_input_event.then, f"{name}_example")
     panel.cancel.click(cancel, inputs=carried, outputs=[panel.run, panel.cancel, panel.status], **quiet)
     gr.on([], cancel_for_client, api_name=f"{name}_cancel", api_visibility="undocumented", queue=False)
+
+
+async def _states(
+    name: str, runner: Runner, panel: Panel, prepare: Callable[[], Job], request: gr.Request, ticket: Any
+) -> AsyncGenerator[Updates, None]:
+    """What the panel shows while a run goes on, and at its end, whatever that is."""
+    ticket = runner.admitted(request, name, ticket)
+    try:
+        job = await run_sync(prepare)
+        async with aclosing(runner.follow(job, ticket, previews=True)) as outcomes:
+            async for outcome in outcomes:
+                state: Callable[..., Updates] = panel.working if isinstance(outcome, Report) else panel.finished
+                yield await run_sync(state, outcome, job.content)
+    except StyleEngineError as error:
+        yield panel.stopped(sentence(error))
+        raise shown(error) from None
+    except Cancelled:
+        if not runner.has_admitted(request, name):  # else the panel is the next run's already
+            yield panel.stopped(CANCELLED)
+    except Exception:
+        yield panel.stopped(UNEXPECTED)
+        raise
+    finally:
+        runner.forget(ticket)
 
 
 def add_api(

@@ -30,7 +30,7 @@ from styleengine.style_library import StyleLibrary, Unfinished
 from styleengine.ui.runs import Job, Report, Runner
 
 SLICE_SECONDS = 30.0
-BREATH = 0.05  # seconds between two slices, in which another run can take its turn
+PAUSE_BETWEEN_SLICES = 0.05  # seconds between two slices, in which another run can take its turn
 POLL = 0.25  # seconds between two looks at what is being learnt
 HEARTBEAT = 2.0  # seconds after which a watcher hears again of what has not changed
 MOST_LEARNING = 20  # paintings that wait or are being learnt
@@ -248,7 +248,7 @@ class Learning:
                         return outcome
             finally:
                 self.runner.release(ticket)
-            time.sleep(BREATH)
+            time.sleep(PAUSE_BETWEEN_SLICES)
 
     def _touch_all(self) -> None:
         """Keeps what waits or is being learnt from being deleted, by other processes too."""

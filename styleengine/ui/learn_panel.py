@@ -1,0 +1,282 @@
+"""The Learn side of the InST tab: a painting, how to learn it, and how that goes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+from gradio.components import Component
+from gradio.processing_utils import save_file_to_cache
+
+from styleengine.errors import StyleEngineError
+from styleengine.images import open_image
+from styleengine.methods.inst import InSTLearningSettings
+from styleengine.phases import LEARNING
+from styleengine.ui.controls import Controls
+from styleengine.ui.endpoints import shown, signature
+from styleengine.ui.learning import HEARTBEAT, MOST_LEARNING, Learning, Learnt
+from styleengine.ui.parameter import parameter
+from styleengine.ui.pictures import path_of, picture
+from styleengine.ui.result import Updates, line, progress_bar
+from styleengine.ui.runs import Report, Runner
+from styleengine.ui.style_choice import StyleChoice
+
+LEARN = "inst_learn"
+LEARN_TOOL = "learn_style_of_painting"
+LEARN_SUMMARY = """Learns a painting as a new word (InST); the style goes into the library, its file comes back.
+
+A call that is cancelled, or whose client goes away, stops at the next step; what is learnt by then is kept. So does
+`/inst_stop`, given the style's name, for whoever calls it; the call that learns then gives the style as it is."""
+LEARN_DESCRIPTIONS = {
+    "painting": "The painting whose style is learnt.",
+    "name": "What to call the style; it is numbered where the library has one of that name.",
+    "content": "A picture on which previews are drawn, if any.",
+}
+LEARN_HINT = "Choose a painting. Learning goes on when this page is closed."
+LOOK_EVERY = 2.0  # seconds between two looks of a page at what it is learning
+# Calls that wait for what they learn. Gradio runs 40 calls of all kinds at once, so these leave room for others, and
+# some beyond the paintings that may wait, so that one too many is refused and does not queue.
+LEARNING_CALLS = MOST_LEARNING + 4
+
+
+class LearnPanel:
+    """The Learn side: a painting, how to learn it, and how it goes."""
+
+    def __init__(self, runner: Runner, learning: Learning) -> None:
+        self.controls = Controls(runner.engine.settings_for(InSTLearningSettings, LEARN, None))
+        controls = self.controls
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=320):
+                with gr.Row():
+                    self.painting = picture("Painting", height=240)
+                    self.content = picture("Try it on", height=240)
+                self.name = gr.Textbox(label="Name", info="What to call the style.", elem_classes="style-name")
+                controls.show("steps")
+                with gr.Row():
+                    controls.show("size", "batch")
+                controls.show("learning_rate", "views")
+                controls.show_seed()
+                controls.show_rare()
+            with gr.Column(scale=6, min_width=320):
+                with gr.Row():
+                    self.run = gr.Button("Learn", variant="primary", scale=3, elem_classes="run")
+                    self.stop = gr.Button("Stop", variant="secondary", scale=1, min_width=96, interactive=False)
+                self.status = gr.HTML(line(LEARN_HINT), elem_classes="status")
+                self.plot = gr.LinePlot(
+                    x="step",
+                    y="loss",
+                    title="Loss on the fixed set",
+                    x_title="Step",
+                    y_title="Loss",
+                    height=220,
+                    visible=False,
+                )
+                self.strip = gr.Gallery(
+                    label="Drawn on the way",
+                    columns=4,
+                    height="auto",
+                    object_fit="contain",
+                    interactive=False,
+                    visible=False,
+                    buttons=["fullscreen"],
+                    elem_classes="learnt-strip",
+                )
+                self.download = gr.DownloadButton("Download the style", interactive=False)
+                with gr.Accordion("Unfinished", open=False):
+                    gr.Markdown("Paintings that were stopped, or interrupted by a restart.")
+                    self.unfinished = gr.Dropdown(
+                        learning.unfinished(), value=None, label="Style", interactive=True, elem_classes="unfinished"
+                    )
+                    self.go_on = gr.Button("Go on", elem_classes="go-on")
+        self.carried, self.seen = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
+        self.clock = gr.Timer(LOOK_EVERY, active=False)
+
+    @property
+    def inputs(self) -> dict[str, Component]:
+        return {
+            "painting": self.painting, "name": self.name, "content": self.content, **self.controls.components
+        }  # fmt: skip
+
+    @property
+    def outputs(self) -> list[Any]:
+        shown = [self.run, self.stop, self.status, self.plot, self.strip, self.download, self.unfinished]
+        return [*shown, self.carried, self.seen, self.clock]
+
+    def waiting(self, name: str) -> Updates:
+        return {
+            **self._busy(True),
+            self.carried: name,
+            self.seen: "",
+            self.status: line("Waiting for its turn …"),
+            self.plot: gr.LinePlot(visible=False),
+            self.strip: gr.Gallery(value=None, visible=False),
+            self.download: gr.DownloadButton(interactive=False),
+        }
+
+    def going(self, known: Learnt, seen: str) -> Updates:
+        """How far it has come, where that is not what was `seen` already; a curve needs two points."""
+        new = f"{len(known.judged)} {[words for _, words in known.previews]}"
+        updates: Updates = {}
+        if new != seen:
+            updates = {self.seen: new, self.plot: gr.LinePlot(losses(known), visible=len(known.judged) > 1)}
+            drawn = [(file, words) for preview, words in known.previews if (file := self._shown(preview))]
+            if drawn:
+                updates[self.strip] = gr.Gallery(value=drawn, visible=True)
+        if known.phase == "learning":
+            updates[self.status] = progress_bar(Report(LEARNING, known.step, known.total)) + line(pace(known))
+        return updates or {self.seen: seen}
+
+    def ended(self, known: Learnt, seen: str, unfinished: list[str], file: str | None) -> Updates:
+        updates = {**self._busy(False), **self.going(known, seen), self.status: line(ending(known))}
+        updates[self.unfinished] = gr.Dropdown(choices=unfinished, value=None)
+        if file:
+            updates[self.download] = gr.DownloadButton(value=file, interactive=True)
+        return updates
+
+    def stopped(self, sentence: str) -> Updates:
+        return {**self._busy(False), self.status: line(sentence)}
+
+    def _shown(self, preview: Path) -> str | None:
+        """The preview where Gradio may send it from; None for one that is gone, with all of its painting's."""
+        try:
+            return save_file_to_cache(preview, self.strip.GRADIO_CACHE)
+        except OSError:
+            return None
+
+    def _busy(self, busy: bool) -> Updates:
+        """The page looks on, by its clock, as long as it is busy."""
+        return {
+            self.run: gr.Button(interactive=not busy),
+            self.stop: gr.Button(interactive=busy),
+            self.clock: gr.Timer(active=busy),
+        }
+
+
+def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice) -> None:
+    def begin(values: Mapping[str, Any]) -> str:
+        path, content = path_of(values["painting"]), path_of(values["content"])
+        painting = open_image(path, "painting")  # type: ignore[arg-type] - None is worded too
+        name = str(values["name"] or Path(path or "").stem)
+        on = open_image(content, "content image to try it on") if content else None
+        return learning.begin(painting, panel.controls.settings(values), name, on)
+
+    def begin_on_page(*values: Any) -> Updates:
+        try:
+            return panel.waiting(begin(dict(zip(panel.inputs, values, strict=True))))
+        except StyleEngineError as error:
+            raise shown(error) from None
+
+    def go_on(name: str | None) -> Updates:
+        if not name:
+            raise shown(StyleEngineError("Choose an unfinished style first."))
+        try:
+            return panel.waiting(learning.go_on(str(name)))
+        except StyleEngineError as error:
+            raise shown(error) from None
+
+    def look(name: str, seen: str) -> Updates:
+        """What the page shows now: it asks by its clock, and no thread waits for it."""
+        try:
+            known = learning.look(name)
+        except StyleEngineError as error:
+            return panel.stopped(str(error))
+        if not known.ended:
+            return panel.going(known, seen)
+        file = choice.file(known.style) if known.style else None
+        return {**panel.ended(known, seen, learning.unfinished(), file), **choice.refreshed(name)}
+
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    panel.run.click(begin_on_page, list(panel.inputs.values()), panel.outputs, preprocess=False, **quiet)
+    panel.go_on.click(go_on, panel.unfinished, panel.outputs, preprocess=False, **quiet)
+    panel.clock.tick(look, [panel.carried, panel.seen], [*panel.outputs, choice.style, choice.style_2], **quiet)
+    panel.stop.click(learning.stop, panel.carried, **quiet)
+    gr.on(None, lambda: gr.Dropdown(choices=learning.unfinished()), outputs=panel.unfinished, **quiet)
+
+    _add_learning_api(learning, panel, choice, begin)
+
+
+def _add_learning_api(learning: Learning, panel: LearnPanel, choice: StyleChoice, begin: Callable[..., str]) -> None:
+    """`/inst_learn`: the painting and settings by name in, the style's file and record out; `/inst_stop` ends it.
+
+    While it waits it holds no thread, and gives two empty outputs now and then: without them Gradio
+    would not find out that the client is gone.
+    """
+
+    async def endpoint(request: gr.Request, *values: Any) -> AsyncIterator[tuple[str | None, dict[str, Any] | None]]:
+        *given, progress = values
+        try:
+            name = await _begun(learning, begin, dict(zip(panel.inputs, given, strict=True)))
+            known = learning.look(name)
+            try:
+                given_at = time.monotonic()
+                async for known in learning.watch(name):
+                    progress((known.step, known.total), desc=f"“{known.name}”: {known.phase}")
+                    if not known.ended and time.monotonic() - given_at > HEARTBEAT:
+                        given_at = time.monotonic()
+                        yield None, None
+            finally:  # also when the call is cancelled, or its client is gone
+                if not known.ended:
+                    learning.stop(name)
+            if known.style is None:
+                raise StyleEngineError(known.sentence)
+        except StyleEngineError as error:
+            raise shown(error) from None
+        yield await asyncio.to_thread(choice.file, known.style), known.style.record.model_dump()
+
+    def inst_stop(name: str) -> None:
+        """Ends the learning of a style at its next step; what is learnt by then is kept."""
+        learning.stop(name)
+
+    descriptions = LEARN_DESCRIPTIONS | {name: knob.description for name, knob in panel.controls.knobs.items()}
+    endpoint.__name__ = LEARN_TOOL
+    endpoint.__signature__ = signature(panel.inputs, ("painting",))  # type: ignore[attr-defined]
+    endpoint.__annotations__ = {"request": gr.Request}
+    lines = [f"    {field}: {descriptions[field]}" for field in panel.inputs]
+    endpoint.__doc__ = "\n".join([LEARN_SUMMARY, "", "Args:", *lines])
+    file, record = gr.File(label="Style", visible=False), gr.JSON(label="Record", visible=False)
+    waiting: dict[str, Any] = {"api_name": LEARN, "concurrency_id": LEARN, "concurrency_limit": LEARNING_CALLS}
+    given = [parameter(component) for component in panel.inputs.values()]
+    gr.on([], endpoint, given, [file, record], preprocess=False, **waiting)
+    name = gr.Textbox(visible=False)
+    gr.on([], inst_stop, name, api_name="inst_stop", api_visibility="undocumented", queue=False)
+
+
+async def _begun(learning: Learning, begin: Callable[..., str], values: Mapping[str, Any]) -> str:
+    """The name of what `begin` has begun, which stops again if the call is cancelled meanwhile."""
+    beginning = asyncio.create_task(asyncio.to_thread(begin, values))
+
+    def stop(begun: asyncio.Task[str]) -> None:
+        if not begun.cancelled() and not begun.exception():
+            learning.stop(begun.result())
+
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        beginning.add_done_callback(stop)
+        raise
+
+
+def losses(known: Learnt) -> pd.DataFrame:
+    """The curve's points."""
+    return pd.DataFrame(list(known.judged), columns=["step", "loss"])
+
+
+def pace(known: Learnt) -> str:
+    if not known.steps_per_second:
+        return ""
+    left = (known.total - known.step) / known.steps_per_second
+    shown_left = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+    return f"{known.steps_per_second:.2f} steps per second; at most {shown_left} left."
+
+
+def ending(known: Learnt) -> str:
+    """How learning ended, in one plain line."""
+    if known.style is None:
+        return known.sentence
+    history = known.style.record.history
+    begun, best = history[0][1], min(loss for _, loss in history)
+    how = "Learnt" if known.phase == "finished" else "Stopped; learnt"
+    return f"{how} “{known.name}” in {known.step} steps: loss {begun:.4f} at first, {best:.4f} at best."

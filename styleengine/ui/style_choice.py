@@ -1,0 +1,74 @@
+"""Choosing among the library's styles."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import hash_bytes
+
+from styleengine.backbones import LatentBackbone
+from styleengine.errors import StyleEngineError
+from styleengine.images import write_whole
+from styleengine.learned_style import SUFFIX, LearnedStyle
+from styleengine.style_library import StyleLibrary
+from styleengine.ui.pictures import path_of
+from styleengine.ui.result import Updates
+from styleengine.ui.runs import Runner
+
+LIBRARY_WORDS = "Everyone who can open this app sees the library."
+
+
+class StyleChoice:
+    """Choosing among the library's styles: two lists, an upload and a download."""
+
+    def __init__(self, runner: Runner, library: StyleLibrary) -> None:
+        self.runner, self.library = runner, library
+
+    def show(self) -> None:
+        names = self.names()
+        with gr.Row():
+            self.style = gr.Dropdown(names, value=names[0] if names else None, label="Style", interactive=True)
+            self.style_2 = gr.Dropdown(names, value=None, label="Second style", interactive=True)
+        with gr.Row():
+            self.upload = gr.UploadButton("Upload a style", file_types=[SUFFIX], size="sm", elem_classes="upload-style")
+            self.download = gr.DownloadButton("Download the style", size="sm", interactive=False)
+        gr.Markdown(LIBRARY_WORDS)
+
+    def names(self) -> list[Any]:
+        backbone = self.runner.engine.backbone
+        return self.library.names(backbone) if isinstance(backbone, LatentBackbone) else []
+
+    def refreshed(self, chosen: str | None = None) -> Updates:
+        """The lists as they are now; `chosen` is picked in the first one."""
+        names = self.names()
+        picked: dict[str, Any] = {"value": chosen} if chosen in names else {}
+        return {self.style: gr.Dropdown(choices=names, **picked), self.style_2: gr.Dropdown(choices=names)}
+
+    def note(self, style: LearnedStyle) -> str:
+        """What there is to know about using it on this model, if anything."""
+        backbone = self.runner.engine.backbone
+        return style.note_for(backbone) if isinstance(backbone, LatentBackbone) else ""
+
+    def file(self, style: LearnedStyle) -> str:
+        """The style's file where Gradio may send it from: one for each content, where Gradio itself would put it."""
+        content = style.to_bytes()
+        path = Path(self.style.GRADIO_CACHE, hash_bytes(content), f"{style.record.name}{SUFFIX}")
+        try:
+            os.utime(path)  # Gradio sweeps what is old
+        except OSError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content)
+        return str(path)
+
+    def add(self, upload: Mapping[str, Any] | None) -> LearnedStyle:
+        """Takes an uploaded file into the library; StyleEngineError for one that the model cannot read."""
+        path = path_of(upload)
+        if not path:
+            raise StyleEngineError("No style was given. Choose a file that StyleEngine has saved.")
+        style = LearnedStyle.open(path)
+        backbone = self.runner.engine.backbone
+        if isinstance(backbone, LatentBackbone):
+            style.check_fits(backbone)
+        return self.library.add(style)
