@@ -263,12 +263,12 @@ def test_inst_takes_a_style_of_the_library_by_its_name(
 ) -> None:
     monkeypatch.setenv("STYLEENGINE_STYLES", str(tmp_path / "styles"))
     name = StyleLibrary().add(LearnedStyle.open(learnt["style"])).record.name
-    common = ["inst", "apply", pictures["content"], "--model", model_folder, *FAST]
-    assert run(*common, learnt["style"], "-o", tmp_path / "file.png") == 0
-    assert run(*common, "--style", name, "-o", tmp_path / "name.png") == 0
+    command, options = ["inst", "apply", pictures["content"]], ["--model", model_folder, *FAST]
+    assert run(*command, learnt["style"], "-o", tmp_path / "file.png", *options) == 0
+    assert run(*command, "--style", name, "-o", tmp_path / "name.png", *options) == 0
     with Image.open(tmp_path / "file.png") as one, Image.open(tmp_path / "name.png") as other:
         assert one.tobytes() == other.tobytes()
-    assert run(*common, "--style", "no such", "-o", tmp_path / "none.png") == 2
+    assert run(*command, "--style", "no such", "-o", tmp_path / "none.png", *options) == 2
     assert "no such" in capsys.readouterr().err
 
 
