@@ -2,9 +2,10 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from styleengine.backbones import recommended_settings
 from styleengine.errors import StyleEngineError
 from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.method import Kind, Method, Role
@@ -18,7 +19,7 @@ WORK_HELP = (
 )
 
 
-def add_method(command: argparse.ArgumentParser, method: Method) -> None:
+def add_method(command: argparse.ArgumentParser, method: Method, model: str) -> None:
     """The inputs, the output and the settings of a method."""
     learnt = any(role.kind is Kind.LEARNT_STYLES for role in method.roles)
     if learnt:  # which of the files is which, their names say
@@ -33,7 +34,7 @@ def add_method(command: argparse.ArgumentParser, method: Method) -> None:
     add_output(command, f"where to write the {kind}", kind=kind)
     if method.suffix == ".mp4":
         command.add_argument("--work", metavar="FOLDER", help=WORK_HELP)
-    add_settings(command, method.settings, method.typed)
+    add_settings(command, method.settings, method.recommended(recommended_for(model)), method.typed)
 
 
 def _add_role(command: argparse.ArgumentParser, role: Role) -> None:
@@ -61,15 +62,29 @@ def add_output(command: argparse.ArgumentParser, text: str, required: bool = Tru
     command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
 
 
-def add_settings(command: argparse.ArgumentParser, settings: type[Settings], typed: Sequence[str] = ()) -> None:
-    """A flag for each setting but those that are typed by their place."""
+def recommended_for(model: str) -> Mapping[str, Mapping[str, Any]]:
+    """What a model recommends by method; nothing for one that is not known yet, which loading it will say."""
+    try:
+        return recommended_settings(model)
+    except StyleEngineError:
+        return {}
+
+
+def add_settings(
+    command: argparse.ArgumentParser,
+    settings: type[Settings],
+    recommended: Mapping[str, Any],
+    typed: Sequence[str] = (),
+) -> None:
+    """A flag for each setting but those that are typed by their place. Help shows the recommended values."""
     group = command.add_argument_group("settings")
     for knob in settings.knobs():
         if knob.name in typed:
             continue
         flag = f"--{knob.name.replace('_', '-')}"
-        bounds = f", {knob.low:g} to {knob.high:g}" if knob.low is not None and knob.high is not None else ""
-        shown = f"{knob.default:.3g}" if isinstance(knob.default, float) else knob.default
+        bounds = f", {knob.low:.12g} to {knob.high:.12g}" if knob.low is not None and knob.high is not None else ""
+        value = recommended.get(knob.name, knob.default)
+        shown = f"{value:.3g}" if isinstance(value, float) else value
         text = f"{knob.description} (default {shown}{bounds})".replace("%", "%%")
         options: dict[str, Any] = {"dest": knob.name, "default": None, "help": text}
         if knob.type is bool:

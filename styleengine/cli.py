@@ -30,7 +30,16 @@ from styleengine import (
     StyleEngine,
     StyleEngineError,
 )
-from styleengine.arguments import add_method, add_output, add_settings, files_of, inputs_of, settings_of
+from styleengine.arguments import (
+    add_method,
+    add_output,
+    add_settings,
+    files_of,
+    inputs_of,
+    recommended_for,
+    settings_of,
+)
+from styleengine.backbones import default_model
 from styleengine.console import lenient_console, silence_libraries
 from styleengine.found_inputs import FLAGS
 from styleengine.images import check_output, open_image
@@ -58,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0: done; 2: something to put right, said in a sentence on stderr; 130: stopped by Ctrl-C."""
     with lenient_console():
         try:
-            chosen = _parser().parse_args(arguments)
+            chosen = _parser(_model(sys.argv[1:] if arguments is None else arguments)).parse_args(arguments)
             silence_libraries()
             chosen.run(chosen)
         except StyleEngineError as error:
@@ -74,7 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _model(arguments: Sequence[str]) -> str:
+    """The model that will run, whose recommended settings --help shows."""
+    finder = _Parser(add_help=False, exit_on_error=False)
+    finder.add_argument("--model")
+    try:
+        return finder.parse_known_args(list(arguments))[0].model or default_model()
+    except (argparse.ArgumentError, SystemExit):  # which the whole parser words better
+        return default_model()
+
+
+def _parser(model: str) -> argparse.ArgumentParser:
     parser = _Parser(prog="styleengine", description="Style transfer by diffusion.")
     parser.add_argument("--version", action="version", version=f"styleengine {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -83,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     for method in METHODS.values():
         *group, name = method.command
         text = f"{method.summary.removesuffix('.')} ({method.title})"
-        add_method(_command(_below(commands, groups, *group), name, partial(_run, method), text), method)
-    _add_inst_learn(_below(commands, groups, "inst"))
+        add_method(_command(_below(commands, groups, *group), name, partial(_run, method), text), method, model)
+    _add_inst_learn(_below(commands, groups, "inst"), model)
 
     rerun = _command(commands, "rerun", _rerun, "Makes a saved result again from the record inside it")
     rerun.add_argument("result", metavar="RESULT", help="a PNG or MP4 that styleengine has saved")
@@ -117,12 +136,12 @@ def _below(commands: Any, groups: dict[str, Any], name: str = "") -> Any:
     return groups[name]
 
 
-def _add_inst_learn(commands: Any) -> None:
+def _add_inst_learn(commands: Any, model: str) -> None:
     learn = _command(commands, "learn", _inst_learn, "Learns a painting as a new word (InST)")
     learn.add_argument("painting", metavar="PAINTING", help="the painting whose style is learnt")
     learn.add_argument("--name", default="", help="what to call the style (default: the painting's file name)")
     add_output(learn, "where to write the style", kind=f"STYLE{SUFFIX}")
-    add_settings(learn, InSTLearningSettings)
+    add_settings(learn, InSTLearningSettings, recommended_for(model).get("inst_learn", {}))
 
 
 def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:

@@ -101,10 +101,9 @@ class StyleEngine:
     def settings_for(self, settings_class: type[AnySettings], method: str, given: AnySettings | None) -> AnySettings:
         """The given values, over those the backbone recommends, over the method's defaults."""
         explicit: dict[str, Any] = given.model_dump(exclude_unset=True) if given else {}
-        known = METHODS.get(method)
-        inherited = self.backbone.settings_for(known.inherits) if known and known.inherits else {}
-        shared = {name: value for name, value in inherited.items() if name in settings_class.model_fields}
-        return settings_class(**{**shared, **self.backbone.settings_for(method), **explicit})
+        known, values = METHODS.get(method), self.backbone.recommended
+        recommended = known.recommended(values) if known else values.get(method, {})
+        return settings_class(**{**recommended, **explicit})
 
     def run(
         self,
@@ -358,7 +357,7 @@ class StyleEngine:
     ) -> Stylization:
         """InST: the content redrawn in a learnt style, or between two; without a content, the prompt drawn.
 
-        Styles are `LearnedStyle`s or paths of their files; a single one need not stand in a list.
+        Styles are `LearnedStyle`s, paths of their files, or names in the library; a single one needs no list.
 
         Raises StyleEngineError for bad input or a style that does not fit the model, Cancelled if
         `on_step` raised it.

@@ -14,9 +14,10 @@ from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import ImageSource, content_hash, open_image, open_mask
-from styleengine.learned_style import LearnedStyle
+from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.perceptual import Clip
 from styleengine.settings import Settings
+from styleengine.style_library import StyleLibrary
 from styleengine.styles import Style, style_records, with_shared_mask
 from styleengine.stylization import InputRecord, OnStep, Stylization, file_name, mask_record
 from styleengine.video import VideoClip, open_clip
@@ -209,6 +210,12 @@ class Method:
         single = {Kind.STYLES: Kind.IMAGE, Kind.STYLE_MASK: Kind.MASK}
         return {role.recorded: single.get(role.kind, role.kind) for role in self.roles}
 
+    def recommended(self, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """This method's settings among those that a model recommends, with those of the method it inherits from."""
+        inherited = by_method.get(self.inherits, {})
+        shared = {name: value for name, value in inherited.items() if name in self.settings.model_fields}
+        return {**shared, **by_method.get(self.name, {})}
+
     @property
     def pattern(self) -> str:
         """What the roles in a record, each followed by a comma, have to be."""
@@ -235,8 +242,11 @@ def opened_styles(styles: ImageSource | Style | Iterable[ImageSource | Style], m
 
 
 def opened_learned(style: Any) -> LearnedStyle:
+    """A learnt style from its file, or from the library by its name; StyleEngineError for what is neither."""
     if isinstance(style, LearnedStyle):
         return style
+    if isinstance(style, str) and not style.endswith(SUFFIX) and not os.path.exists(style):
+        return StyleLibrary().open(style)
     if not isinstance(style, (str, os.PathLike)):
         raise StyleEngineError(
             f"A learnt style is a LearnedStyle or the path of its file, not a {type(style).__name__}."

@@ -253,6 +253,15 @@ def test_inst_draws_what_rerun_repeats(
         assert "is not the learnt style of this result" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("model", "size"), [("mini", "320"), ("sd15", "512")])
+def test_help_shows_what_suits_the_model_that_will_run(
+    model: str, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["zstar", "--help", "--model", model])
+    assert f"(default {size}, 64 to 1536)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_inst_takes_a_style_of_the_library_by_its_name(
     pictures: dict[str, Path],
     learnt: dict[str, Path],

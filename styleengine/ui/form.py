@@ -120,7 +120,7 @@ class Form:
 
         def show_what_suits(choice: Any) -> dict[Any, Any]:
             chosen = chosen_model(self.runner.engine, model, choice)
-            start = self.method.settings(**recommended_settings(chosen).get(self.method.name, {}))
+            start = self.method.settings(**self.method.recommended(recommended_settings(chosen)))
             return {component: getattr(start, name) for name, component in shown.items()}
 
         model.change(
