@@ -10,9 +10,9 @@ silence_libraries()
 share_heaps()
 try:
     demo = ui.build(StyleEngine())
-except StyleEngineError as error:  # no such model, no network: the page says so
+except StyleEngineError as error:  # no such model, no network: shown on the page
     print(error, file=sys.stderr)
-    demo = ui.build_apology(str(error))
+    demo = ui.build_error_page(str(error))
 
 if __name__ == "__main__":
     demo.launch(**ui.launch_options())

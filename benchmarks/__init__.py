@@ -1,1 +1,1 @@
-"""What the figures in RESULTS.md come from: one module a question, each run as `python -m benchmarks.QUESTION`."""
+"""The benchmarks behind RESULTS.md: one module per question, each run as `python -m benchmarks.QUESTION`."""

@@ -1,6 +1,6 @@
 """The paper's ablation (its Table IV) on the embedded model: does each ordering hold?
 
-The paper's rows at the paper's settings, not at those that the model recommends.
+Uses the paper's variants and settings, not the model's recommended ones.
 
     python -m benchmarks.ablation --pairs 12
 """

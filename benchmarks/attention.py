@@ -1,7 +1,7 @@
 """Fused style attention against a dense N×2N implementation of the same formula.
 
 Stable Diffusion 1.5's largest layer at 512×512: 8 heads of 40, 64×64 tokens, one masked style.
-Each runs in a process of its own, so that its peak memory can be told.
+Each implementation runs in its own process, to measure its peak memory.
 
     python -m benchmarks.attention
 """
@@ -22,7 +22,7 @@ HEADS, TOKENS, HEAD_DIM, STRENGTH = 8, 64 * 64, 40, 1.2
 
 
 def dense(q, k, v, style: StyleTokens, strength: float) -> torch.Tensor:
-    """softmax over the whole N×2N matrix, as the formula is written."""
+    """Softmax over the whole N×2N matrix, as in the formula."""
     scale = q.shape[-1] ** -0.5
     style_logits = strength * q @ style.keys.transpose(-1, -2) * scale
     if isinstance(style.bias, torch.Tensor):

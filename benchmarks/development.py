@@ -1,11 +1,11 @@
-"""The development set: pictures that no model here was trained on, to choose settings by and to report with.
+"""The development set: images that no model here was trained on, for tuning settings and for reported results.
 
-`choose` is for choosing settings, `report` for the figures that are told: a setting that was chosen on the
-pictures it is reported on looks better than it is. pictures/SOURCES.md says where each picture comes from.
+Settings are tuned on `choose` and results reported on `report`, since results on images used for tuning are
+biased. pictures/SOURCES.md lists the source of each image.
 
     PYTHONPATH=. python -m benchmarks.development [--training training/work]
 
-checks the set: counts, sizes, sources, and that no picture is one of examples/ or of the training pictures.
+checks the set: counts, sizes, sources, and that no image is in examples/ or in the training set.
 """
 
 import argparse
@@ -31,13 +31,13 @@ COUNTS: dict[Role, int] = {"content": 6, "style": 12}
 LONGEST_SIDE, SHORTEST_SIDE = 640, 250
 MOST_BYTES = 4_000_000
 HASH_SIDE = 16
-SAME = 32  # of the 256 bits of a fingerprint: as many may differ between two files of one picture
+SAME = 32  # maximum number of differing bits, of 256, between two files of one image
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the set."""
+    """One image of the set."""
 
     part: Part
     role: Role
@@ -53,7 +53,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Source:
-    """One row of SOURCES.md: what the picture shows, who made it under which licence, which package carries it."""
+    """One row of SOURCES.md: subject, author and licence, package."""
 
     what: str
     licence: str
@@ -61,12 +61,12 @@ class Source:
 
 
 def contents(part: Part) -> list[Picture]:
-    """The content pictures of one half, by name."""
+    """The content images of one part, by name."""
     return _listed(part, "content")
 
 
 def styles(part: Part) -> list[Picture]:
-    """The style pictures of one half, by name."""
+    """The style images of one part, by name."""
     return _listed(part, "style")
 
 
@@ -86,30 +86,30 @@ def sources(text: str) -> dict[tuple[str, str, str], Source]:
 
 
 def fingerprint(image: Image.Image) -> np.ndarray:
-    """256 bits: where, on a 16 × 16 grid, the picture grows lighter to the right. Scaling hardly changes them."""
+    """256 bits: where brightness increases to the right on a 16×16 grid. Almost invariant to scaling."""
     grey = image.convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.BOX)
     values = np.asarray(grey, np.int16)
     return (values[:, 1:] > values[:, :-1]).ravel()
 
 
 def differing_bits(image: Image.Image, others: np.ndarray) -> np.ndarray:
-    """To each of `others` (count, 256): the bits that differ from the picture or from its mirror image."""
+    """For each of `others` (count, 256): the smaller number of differing bits to the image and its mirror image."""
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.min([(fingerprint(view) != others).sum(1) for view in (image, mirrored)], axis=0)
 
 
 def lookalikes(pictures: Iterable[Picture], files: list[Path]) -> list[str]:
-    """One sentence for each picture that is also among `files`. Parts cut out of a picture are not recognized."""
+    """One sentence for each image that is also among `files`. Crops of an image are not detected."""
     known = np.array([fingerprint(opened) for opened in map(_quickly, files)])
     faults = []
     for picture in pictures:
         bits = differing_bits(picture.image(), known)
-        faults += [f"{picture.name} looks like {files[index]}." for index in np.flatnonzero(bits <= SAME)]
+        faults += [f"{picture.name} equals {files[index]}." for index in np.flatnonzero(bits <= SAME)]
     return faults
 
 
 def _quickly(path: Path) -> Image.Image:
-    """The picture on white, large ones at reduced size where the decoder can do that."""
+    """The image on white, at reduced size if the decoder supports it."""
     with Image.open(path) as image:
         image.draft("RGB", (256, 256))
         rgba = image.convert("RGBA")
@@ -117,13 +117,13 @@ def _quickly(path: Path) -> Image.Image:
 
 
 def training_files(work: Path) -> list[Path]:
-    """The distinct pictures that training/collect.py wrote down in its work folder."""
+    """The distinct images listed by training/collect.py in its work folder."""
     lines = (work / "pictures.jsonl").read_text(encoding="utf-8").splitlines()
     return [work / "pictures" / json.loads(line)["path"] for line in lines]
 
 
 def faults_of_the_set() -> list[str]:
-    """One sentence for each thing that is wrong with the set itself; none when all is well."""
+    """One sentence for each fault of the set itself."""
     faults, every = [], []
     rows = sources((PICTURES / "SOURCES.md").read_text(encoding="utf-8"))
     for part in PARTS:
@@ -131,18 +131,18 @@ def faults_of_the_set() -> list[str]:
             listed = _listed(part, role)
             every += listed
             if len(listed) != count:
-                faults.append(f"{part}/{role} has {len(listed)} pictures, not {count}.")
+                faults.append(f"{part}/{role} has {len(listed)} images, not {count}.")
     for picture in every:
         if (picture.part, picture.role, picture.name) not in rows:
-            faults.append(f"SOURCES.md does not name {picture.part}/{picture.role}/{picture.name}.jpg.")
+            faults.append(f"SOURCES.md does not list {picture.part}/{picture.role}/{picture.name}.jpg.")
         size = picture.image().size
         if max(size) > LONGEST_SIDE or min(size) < SHORTEST_SIDE:
             faults.append(f"{picture.name} has {size[0]}×{size[1]} pixels.")
     named = {(picture.part, picture.role, picture.name) for picture in every}
-    faults += [f"SOURCES.md names {'/'.join(row)}.jpg, which is not there." for row in rows if row not in named]
+    faults += [f"SOURCES.md lists {'/'.join(row)}.jpg, which does not exist." for row in rows if row not in named]
     weight = sum(picture.path.stat().st_size for picture in every)
     if weight > MOST_BYTES:
-        faults.append(f"The set weighs {weight} bytes, more than {MOST_BYTES}.")
+        faults.append(f"The set has {weight} bytes, more than {MOST_BYTES}.")
     for index, picture in enumerate(every):
         faults += lookalikes([picture], [other.path for other in every[index + 1 :]]) if every[index + 1 :] else []
     return faults
@@ -150,18 +150,18 @@ def faults_of_the_set() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--training", type=Path, help="the work folder of training/collect.py, if it is at hand")
+    parser.add_argument("--training", type=Path, help="the work folder of training/collect.py, to check against")
     arguments = parser.parse_args()
     every = [picture for part in PARTS for picture in contents(part) + styles(part)]
     faults = faults_of_the_set()
     examples = [path for path in sorted(EXAMPLES.rglob("*")) if path.suffix.lower() in SUFFIXES]
     faults += lookalikes(every, examples)
     if arguments.training:
-        Image.MAX_IMAGE_PIXELS = 400_000_000  # our own packages' wallpapers are no attack
+        Image.MAX_IMAGE_PIXELS = 400_000_000  # trusted packages contain very large wallpapers
         faults += lookalikes(every, training_files(arguments.training))
     print(*faults, sep="\n", end="\n" if faults else "")
-    compared = "examples and training pictures" if arguments.training else "examples (training pictures not at hand)"
-    print(f"{len(every)} pictures checked against {compared}: {len(faults)} faults")
+    compared = "examples and training images" if arguments.training else "examples (no training images given)"
+    print(f"{len(every)} images checked against {compared}: {len(faults)} faults")
     raise SystemExit(1 if faults else 0)
 
 

@@ -1,8 +1,8 @@
-"""What the embedded model can do, on pictures it was never trained on: the figures of its model card.
+"""Evaluates the embedded model on held-out images, for its model card.
 
-Needs the held-out crops and the chosen subjects of training/ (`collect.py`, `crops.py` and `subjects.py` make them).
+Needs the held-out crops and the chosen subjects, which training/ `collect.py`, `crops.py` and `subjects.py` write.
 
-python -m benchmarks.embedded_model --work training/work --to WHERE/THE/GRIDS/GO
+python -m benchmarks.embedded_model --work training/work --to FOLDER
 """
 
 import argparse
@@ -23,7 +23,7 @@ from training.clip import quality
 from training.crop_store import as_tensor, load_crops, load_words
 
 STEPS, GUIDANCE = 30, 4.0
-SAMPLE_SIDE = 128  # pixels: most of the training was at this size
+SAMPLE_SIDE = 128  # pixels; the size of most of the training
 LINE_STYLES = ("line drawing", "pencil sketch", "ink", "crosshatch")
 UNGUIDED = 8
 JUDGED, JUDGED_AT = 64, (50, 200, 400, 600, 800, 950)
@@ -41,12 +41,12 @@ STYLE_WORDS = (
 
 
 def spread(numbers: list[int], count: int) -> list[int]:
-    """`count` of them, evenly."""
+    """`count` of the numbers, evenly spaced."""
     return [numbers[i] for i in np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int)]
 
 
 def copies(backbone: Backbone, crops: np.ndarray, chosen: list[int]) -> tuple[list[float], list[torch.Tensor]]:
-    """PSNR of each crop through the autoencoder, and picture above copy."""
+    """PSNR of each crop's reconstruction by the autoencoder, and columns of crop above reconstruction."""
     values, columns = [], []
     for i in chosen:
         pixels = as_tensor(crops[i : i + 1])
@@ -57,7 +57,7 @@ def copies(backbone: Backbone, crops: np.ndarray, chosen: list[int]) -> tuple[li
 
 
 def inversion_gaps(backbone: Backbone, crops: np.ndarray, chosen: list[int], iterations: int) -> list[float]:
-    """How many dB a picture loses by inversion and sampling back, against the autoencoder alone."""
+    """PSNR loss in dB of inversion and sampling, relative to the autoencoder alone."""
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, STEPS)
     null, gaps = backbone.condition([""]), []
 
@@ -75,24 +75,24 @@ def inversion_gaps(backbone: Backbone, crops: np.ndarray, chosen: list[int], ite
 
 @torch.no_grad()
 def clean_errors(backbone: Backbone, crops: np.ndarray, words: list[dict[str, str]]) -> str:
-    """Mean squared error of x̂0 on noised crops, by timestep: with their captions, and with none."""
+    """Mean squared error of x̂0 on noised crops, by timestep, with and without captions."""
     chosen = spread(list(range(len(crops))), JUDGED)
     x_0 = torch.cat([backbone.encode(as_tensor(crops[i : i + 1])) for i in chosen])
-    told, generator = backbone.condition([words[i]["caption"] for i in chosen]), torch.Generator().manual_seed(0)
+    captioned, generator = backbone.condition([words[i]["caption"] for i in chosen]), torch.Generator().manual_seed(0)
     cells = []
     for t in JUDGED_AT:
         alpha = backbone.alphas_cumprod[t]
         x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * torch.randn(x_0.shape, generator=generator).to(x_0)
         errors = [
             (ddim.predict_x0(x_t, backbone.predict_noise(x_t, t, condition), alpha) - x_0).square().mean().item()
-            for condition in (told, backbone.condition([""]))
+            for condition in (captioned, backbone.condition([""]))
         ]
         cells.append("t {}: {:.4f} ({:.4f})".format(t, *errors))
     return ", ".join(cells)
 
 
 def samples(pipeline: StableDiffusionPipeline, prompts: tuple[str, ...], seed: int) -> list[torch.Tensor]:
-    """One picture for each prompt, as the stock pipeline draws them: guided, or from nothing if all are empty."""
+    """One sample per prompt from the diffusers pipeline; without guidance if all prompts are empty."""
     (images,) = pipeline(
         list(prompts), num_inference_steps=STEPS, guidance_scale=GUIDANCE if any(prompts) else 1.0,
         height=SAMPLE_SIDE, width=SAMPLE_SIDE, generator=torch.Generator().manual_seed(seed),
@@ -102,7 +102,7 @@ def samples(pipeline: StableDiffusionPipeline, prompts: tuple[str, ...], seed: i
 
 
 def nearest(drawn: list[torch.Tensor], views: np.ndarray) -> list[torch.Tensor]:
-    """Each sample above the training view that is nearest to it at a quarter of its size, mirrored or not."""
+    """Each sample above its nearest training view, mirrored or not, compared at a quarter of the size."""
 
     def small(pixels: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(pixels, 4).flatten(1)
@@ -151,7 +151,7 @@ def main() -> None:
     for iterations in (1, 2):
         gaps = inversion_gaps(backbone, crops, pictures[::4], iterations)
         print(
-            f"Inverted and sampled back, {STEPS} steps, {iterations} iteration(s), {len(gaps)} pictures: "
+            f"Inverted and sampled back, {STEPS} steps, {iterations} iteration(s), {len(gaps)} images: "
             f"{np.mean(gaps):.2f} dB below the autoencoder (worst {max(gaps):.2f})"
         )
     folder = Path(MODELS / arguments.model if arguments.model == "mini" else arguments.model) / "clip"
@@ -159,7 +159,7 @@ def main() -> None:
     print(f"CLIP: {quality(clip, tokenizer, small, words)}")
     print(f"Error of x̂0, captioned (uncaptioned): {clean_errors(backbone, small, words)}")
     if arguments.earlier:
-        print(f"the same of the earlier model: {clean_errors(load_backbone(arguments.earlier), small, words)}")
+        print(f"The same for the earlier model: {clean_errors(load_backbone(arguments.earlier), small, words)}")
     pipeline = StableDiffusionPipeline.from_pretrained(folder.parent, safety_checker=None, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     save_grid(samples(pipeline, ("",) * UNGUIDED, 0), UNGUIDED, arguments.to / "samples-unconditional.jpg")

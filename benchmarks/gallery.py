@@ -1,4 +1,4 @@
-"""The pictures in the README, made anew: a grid of contents and styles, and one of masks and strengths.
+"""Regenerates the README's images: a grid of contents and styles, masks, and strengths.
 
 python -m benchmarks.gallery
 """
@@ -18,7 +18,7 @@ GRID_STYLES = ("auvers", "great-wave", "composition-viii", "poppies")
 
 
 def sheet(rows: list[list[Image.Image | None]], cell: tuple[int, int]) -> Image.Image:
-    """The pictures in a white grid, each cut to the cell."""
+    """The images in a white grid, each cropped to the cell."""
     width, height = cell
     columns = max(len(row) for row in rows)
     page = Image.new("RGB", (columns * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
@@ -31,7 +31,7 @@ def sheet(rows: list[list[Image.Image | None]], cell: tuple[int, int]) -> Image.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--size", type=int, default=0, help="shorter side; 0 = what the model recommends")
+    parser.add_argument("--size", type=int, default=0, help="shorter side; 0 = recommended size of the model")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--to", type=Path, default=EXAMPLES / "results")
     arguments = parser.parse_args()

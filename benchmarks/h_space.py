@@ -1,12 +1,12 @@
-"""h-space injection: does γ lead from style to content, does calibration help, what does a strip cost?
+"""h-space injection: does γ interpolate from style to content, does calibration help, what does a strip cost?
 
     python -m benchmarks.h_space --pairs 10 --to sheets
 
     python -m benchmarks.h_space --model figures --pictures examples/figures --size 64 --to sheets
 
-With --pictures the pairs are those of a folder, else photographs and paintings of the examples. With
---to, a sheet of pictures for each pair: above with calibration, below without; on the left the style
-image, then γ = 0, 0.2, … 1, on the right the content.
+With --pictures the pairs are taken from a folder, else from the example photographs and paintings. With --to,
+writes a contact sheet for each pair: the upper row with calibration, the lower without; in each the style image,
+γ = 0, 0.2, … 1, and the content.
 """
 
 import argparse
@@ -32,24 +32,24 @@ from styleengine.metrics import ssim
 CALIBRATION = {True: "with", False: "without"}
 REACH_AT = (900, 700, 500)
 REPEATS = 3
-Pair = tuple[str, Image.Image, Image.Image]  # what it is called, content, style
-MOST_SINGLE_RUNS = 2.5  # what a strip of six may cost
+Pair = tuple[str, Image.Image, Image.Image]  # name, content, style
+MOST_SINGLE_RUNS = 2.5  # maximum cost of a strip of six
 
 
 def roughness(image: Image.Image) -> float:
-    """The spread of the luminance's Laplacian: speckle and ringing raise it."""
+    """Standard deviation of the luminance's Laplacian: speckle and ringing increase it."""
     grey = to_tensor(image).mean(1, keepdim=True)
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
     return float(F.conv2d(grey, kernel).std())
 
 
 def clipped(image: Image.Image) -> float:
-    """The share of channel values at the very ends of the range, in percent."""
+    """The percentage of channel values at the ends of the range."""
     return float((to_tensor(image).abs() > 0.999).float().mean() * 100)
 
 
 def artefacts(image: Image.Image, unchanged: Image.Image) -> dict[str, float]:
-    """What injection has added to the style's own reconstruction that no picture asked for."""
+    """Artefacts that injection adds to the style image's reconstruction."""
     return {
         "roughness / γ 0": roughness(image) / roughness(unchanged),
         "clipped, % above γ 0": clipped(image) - clipped(unchanged),
@@ -57,7 +57,7 @@ def artefacts(image: Image.Image, unchanged: Image.Image) -> dict[str, float]:
 
 
 def judged_pairs(folder: Path | None, count: int) -> list[Pair]:
-    """`count` pairs, spread over the pictures there are."""
+    """`count` pairs, spread over the available images."""
     if folder is None:
         return [(f"{c}-{s}", content_image(c), style_image(s)) for c, s in pairs(count)]
     files = sorted(file for file in folder.iterdir() if file.suffix in {".png", ".jpg"})
@@ -68,9 +68,9 @@ def judged_pairs(folder: Path | None, count: int) -> list[Pair]:
 
 @torch.no_grad()
 def reach(backbone: Backbone, size: int, pictures: list[Image.Image]) -> dict[int, float]:
-    """By timestep: |ε without h − ε| / |ε|, the mean over pictures. Where it is nothing, h-space can do nothing.
+    """By timestep: |ε without h − ε| / |ε|, the mean over images. If it is 0, h-space has no effect.
 
-    A U-Net that has learnt little leans on its skip connections and leaves its bottleneck unused.
+    A briefly trained U-Net relies on its skip connections and leaves its bottleneck unused.
     """
     null, generator = backbone.condition([""]), torch.Generator().manual_seed(0)
     shares: dict[int, list[float]] = {t: [] for t in REACH_AT}
@@ -93,10 +93,10 @@ def moves_one_way(rows: dict[str, dict[str, float]], name: str, rising: bool) ->
 def quality(
     engine: StyleEngine, judged: list[Pair], settings: HSpaceSettings, folder: Path | None
 ) -> dict[bool, dict[str, dict[str, float]]]:
-    """By calibration and γ: the measures, averaged over the pairs."""
-    judge, eye = OutsideJudge(), engine.backbone
-    if not isinstance(eye, LatentBackbone):
-        eye = load_backbone("mini")  # whose autoencoder measures, where a model has none
+    """By calibration and γ: the metrics, averaged over the pairs."""
+    judge, measuring = OutsideJudge(), engine.backbone
+    if not isinstance(measuring, LatentBackbone):
+        measuring = load_backbone("mini")  # the metrics need an autoencoder
     rows: dict[bool, dict[str, list[dict[str, float]]]] = {
         calibration: {f"γ {gamma:g}": [] for gamma in STRIP} for calibration in CALIBRATION
     }
@@ -107,7 +107,7 @@ def quality(
             images = [result.image for result in strip]
             for image, measured in zip(images, rows[calibration].values(), strict=True):
                 near = {"SSIM to γ 0": ssim(to_tensor(image), to_tensor(images[0]))}
-                measures = measure(eye, judge, image, content, style)
+                measures = measure(measuring, judge, image, content, style)
                 measured.append({**measures, **near, **artefacts(image, images[0])})
             pictures.append([fit(style, images[0].size), *images, fit(content, images[0].size)])
         if folder:
@@ -120,7 +120,7 @@ def quality(
 
 
 def cost(engine: StyleEngine, settings: HSpaceSettings, pair: Pair) -> tuple[float, float]:
-    """Median seconds of a single run and of a strip of six, nothing known beforehand."""
+    """Median seconds of a single run and of a strip of six, with an empty cache."""
     _, content, style = pair
     engine.h_space(content, style, settings.replace(steps=4))  # warm up
     single, strip = [], []
@@ -135,11 +135,11 @@ def cost(engine: StyleEngine, settings: HSpaceSettings, pair: Pair) -> tuple[flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--pictures", type=Path, help="a folder to form the pairs from")
+    parser.add_argument("--pictures", type=Path, help="a folder with images for the pairs")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--to", type=Path, help="a folder for sheets of the pictures")
+    parser.add_argument("--to", type=Path, help="a folder for contact sheets")
     arguments = parser.parse_args()
     if arguments.to:
         arguments.to.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def main() -> None:
     judged = judged_pairs(arguments.pictures, arguments.pairs)
     shares = reach(engine.backbone, arguments.size, [style for _, _, style in judged])
     hanging = ", ".join(f"t {t}: {share:.1e}" for t, share in shares.items())
-    print(f"share of the predicted noise that hangs on h: {hanging}", flush=True)
+    print(f"share of the predicted noise that depends on h: {hanging}", flush=True)
     rows = quality(engine, judged, settings, arguments.to)
     single, strip = cost(engine, settings, judged[0])
 
@@ -168,7 +168,7 @@ def main() -> None:
         "SSIM to the style's reconstruction falls with every γ": moves_one_way(calibrated, "SSIM to γ 0", False),
         "SSIM to the content rises with every γ": moves_one_way(calibrated, "SSIM", True),
         "content loss falls with every γ": moves_one_way(calibrated, "content loss", False),
-        "calibration: colours nearer to the style's": mean(True, "colours") < mean(False, "colours"),
+        "calibration: colours closer to the style's": mean(True, "colours") < mean(False, "colours"),
         "calibration: less roughness added": mean(True, "roughness / γ 0") < mean(False, "roughness / γ 0"),
         "calibration: less clipping added": mean(True, "clipped, % above γ 0") < mean(False, "clipped, % above γ 0"),
         f"a strip of six costs less than {MOST_SINGLE_RUNS:g} single runs": strip < MOST_SINGLE_RUNS * single,

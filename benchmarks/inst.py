@@ -1,10 +1,10 @@
-"""InST: is a painting learnt, does strength lead from content to style, which parts matter, and what does a step cost?
+"""InST: does training converge, does strength interpolate, which parts matter, and what does a step cost?
 
     python -m benchmarks.inst --to sheets
     python -m benchmarks.inst --shape sd15-shape --size 256
 
-With --to, a sheet of pictures: a row for each content, a column for each style. With --shape, only the
-cost of a step at Stable Diffusion 1.5's true shape, the model written into that folder if it is not there.
+With --to, writes a contact sheet: a row per content, a column per style. With --shape, measures only the cost of
+a step at Stable Diffusion 1.5's architecture, whose random model is written to that folder if it does not exist.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from styleengine.perceptual import Clip
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 MEASURES = ("content loss", "style loss", "outside style", "colours", "SSIM")
-PLAIN_RATES = (1e-4, 1e-3, 1e-2)  # of textual inversion, whose best is compared
+PLAIN_RATES = (1e-4, 1e-3, 1e-2)  # learning rates of textual inversion; the best counts
 LEAST_OF_BOUND = 0.8
 CLIP_L = (257 - 1, 1024, 768)  # patches, their width and the pooled width of CLIP ViT-L/14
 
@@ -41,7 +41,7 @@ CLIP_L = (257 - 1, 1024, 768)  # patches, their width and the pooled width of CL
 def learnt(
     engine: StyleEngine, names: Sequence[str], settings: InSTLearningSettings
 ) -> tuple[dict[str, LearnedStyle], dict[str, dict[str, float]]]:
-    """The styles, and for each the losses on its fixed (t, ε) set, and the pace."""
+    """Trains the styles. Returns them, and for each its validation losses and speed."""
     backbone, cache = with_text_encoder(engine.backbone), ByteCache(1 << 30)
     clip = Clip(backbone)
     styles, rows = dict[str, LearnedStyle](), dict[str, dict[str, float]]()
@@ -56,7 +56,7 @@ def learnt(
         rows[name] = {
             "empty prompt": null,
             "untrained": last.judged[0][1],
-            "learnt": min(loss for _, loss in last.judged),
+            "trained": min(loss for _, loss in last.judged),
             "steps": last.step,
             "steps/s": last.steps_per_second,
             "seconds": seconds,
@@ -72,10 +72,10 @@ def strengths(
     contents: Sequence[str],
     settings: InSTSettings,
 ) -> dict[str, dict[str, float]]:
-    """The mean measures of all pairs at each strength, with random noise at the default one, and with AdaIN.
+    """The mean metrics of all pairs at each strength, with random noise at the default one, and with AdaIN.
 
-    AdaIN gives the content the painting's colours before anything is drawn. So whether strength leads from
-    content to style is asked without it.
+    AdaIN transfers the painting's colours to the content before sampling. So the effect of strength is measured
+    without it.
     """
     plain = settings.replace(adain=False)
     variants = {f"strength {strength:g}": plain.replace(strength=strength) for strength in STRENGTHS}
@@ -97,7 +97,7 @@ def strengths(
 def ablation(
     engine: StyleEngine, names: Sequence[str], settings: InSTLearningSettings
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """The mean loss on the fixed set after parts of the steps, by variant; and what each ends at."""
+    """The mean validation loss during training, by variant, and the lowest one of each."""
     backbone, cache = with_text_encoder(engine.backbone), ByteCache(1 << 30)
     clip = Clip(backbone)
     quarter = max(1, settings.steps // 4)
@@ -126,7 +126,7 @@ def pictures(
     settings: InSTSettings,
     to: Path,
 ) -> None:
-    """Sheets: contents × styles, and one content over the strengths and from the prompt alone."""
+    """Contact sheets: contents × styles, and one content at all strengths and from the prompt alone."""
     rows: list[list[Image.Image | None]] = [[None, *(style_image(name) for name in styles)]]
     for name in contents:
         content = content_image(name)
@@ -144,7 +144,7 @@ def pictures(
 
 
 def fine_table(rows: dict[str, dict[str, float]]) -> str:
-    """A Markdown table with the digits that losses need."""
+    """A Markdown table with four significant digits."""
     names = list(next(iter(rows.values())))
     lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
     lines += [
@@ -162,7 +162,7 @@ def seconds(function: Callable[[], object]) -> float:
 def cost(
     backbone: LatentBackbone, lesson: TrainingViews, settings: InSTLearningSettings, repeats: int
 ) -> tuple[float, float]:
-    """Median seconds of a step of learning, and of the bare U-Net forward and backward that it needs; in turns."""
+    """Median seconds of a training step and of a bare U-Net forward and backward pass, measured alternately."""
     learner = Learner(backbone, lesson, settings.replace(check_every=1000))
     x = lesson.latents[torch.arange(settings.batch) % len(lesson.latents)]
     timesteps = torch.full((settings.batch,), 500, device=x.device)
@@ -174,14 +174,14 @@ def cost(
         torch.autograd.grad(loss, condition)
 
     taken: list[tuple[float, float]] = []
-    for _ in range(repeats + 1):  # the first turn warms up
+    for _ in range(repeats + 1):  # the first repeat is a warm-up
         taken.append((seconds(learner.advance), seconds(bare)))
     steps, bound = zip(*taken[1:], strict=True)
     return statistics.median(steps), statistics.median(bound)
 
 
 def true_shape(folder: Path, size: int, batch: int, dtype: str, repeats: int, save_memory: bool) -> None:
-    """One step at SD 1.5's shape with random weights; CLIP's view of the painting is made up, in its true shape."""
+    """One step at SD 1.5's architecture with random weights; CLIP features are random, in their real shape."""
     if not (folder / "model_index.json").exists():
         write_model(folder)
     backbone = with_text_encoder(load_backbone(str(folder), dtype=getattr(torch, dtype)))
@@ -196,7 +196,7 @@ def true_shape(folder: Path, size: int, batch: int, dtype: str, repeats: int, sa
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{machine()}; SD 1.5's shape, random weights, {dtype}, {size} px, batch {batch}")
-    print(f"a step {step:.2f} s, bare U-Net forward and backward {bound:.2f} s: {bound / step:.2f} of the bound's pace")
+    print(f"a step {step:.2f} s, bare U-Net forward and backward {bound:.2f} s: {bound / step:.2f} of its speed")
     print(f"peak memory {peak:.1f} GiB")
     print(f"- {'holds' if bound / step >= LEAST_OF_BOUND else 'DOES NOT HOLD'}: at least {LEAST_OF_BOUND:g} of it")
 
@@ -205,14 +205,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--styles", type=int, default=5)
     parser.add_argument("--contents", type=int, default=3)
-    parser.add_argument("--ablated", type=int, default=2, help="paintings that the ablation learns")
+    parser.add_argument("--ablated", type=int, default=2, help="number of paintings in the ablation")
     parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
     parser.add_argument("--learning-steps", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--to", type=Path, help="a folder for sheets of the pictures")
-    parser.add_argument("--shape", type=Path, help="a folder for a model of SD 1.5's shape: measure a step on it alone")
+    parser.add_argument("--to", type=Path, help="a folder for contact sheets")
+    parser.add_argument("--shape", type=Path, help="folder for a model of SD 1.5's shape; measure only a step on it")
     parser.add_argument("--batch", type=int, default=1, help="with --shape")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="with --shape")
     parser.add_argument("--save-memory", action="store_true", help="with --shape")
@@ -242,16 +242,16 @@ def main() -> None:
 
     print(f"\n{machine()}; {engine.backbone.identity}; {learning}\n\n{fine_table(losses)}\n")
     print(f"{len(styles)} styles × {len(contents)} contents; {drawing}\n\n{table(by_strength)}\n")
-    print(f"loss on the fixed set, mean of {arguments.ablated} paintings\n\n{fine_table(by_variant)}\n")
+    print(f"validation loss, mean of {arguments.ablated} paintings\n\n{fine_table(by_variant)}\n")
     over = [by_strength[f"strength {strength:g}"] for strength in STRENGTHS]
     style_falls = [row["style loss"] for row in over]
     content_rises = [row["content loss"] for row in over]
     plain = min(end for variant, end in ends.items() if variant.startswith("embedding"))
     claims = {
         "each painting's loss falls below the empty prompt's": all(
-            row["learnt"] < row["empty prompt"] for row in losses.values()
+            row["trained"] < row["empty prompt"] for row in losses.values()
         ),
-        "and below that of the untrained module": all(row["learnt"] < row["untrained"] for row in losses.values()),
+        "and below the untrained module's": all(row["trained"] < row["untrained"] for row in losses.values()),
         "style loss falls over strength": style_falls == sorted(style_falls, reverse=True),
         "content loss rises over strength": content_rises == sorted(content_rises),
         "stochastic inversion keeps the content better than random noise": by_strength["strength 0.7"]["content loss"]

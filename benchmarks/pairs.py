@@ -1,4 +1,4 @@
-"""The pictures that the benchmarks use: all from examples/ (SOURCES.md there says which were trained on)."""
+"""The images of the benchmarks, all from examples/ (its SOURCES.md lists which were trained on)."""
 
 from pathlib import Path
 

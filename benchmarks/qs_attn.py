@@ -1,10 +1,10 @@
-"""QS-Attn: do the pictures come nearer to the words, what holds the content, and where does the time go?
+"""QS-Attn: similarity to the prompt, content preservation by the choice of anchors, and runtime.
 
     python -m benchmarks.qs_attn --size 128 --to sheets
     python -m benchmarks.qs_attn --size 256 --costs
 
-The second answers the last question alone. With --to, a sheet of pictures for each prompt: a row for
-each content, and in it the content, then the result with each choice of anchors and without any contrast.
+The second command measures only the runtime. With --to, writes a contact sheet for each prompt: a row per content
+with the content, the result for each choice of anchors, and the result without contrast.
 """
 
 import argparse
@@ -46,7 +46,7 @@ MOST_OVER_BARE = 1.15
 
 
 def kept(clip: Clip, image: Image.Image, content: Image.Image) -> dict[str, float]:
-    """How much of the content is left: structure, and CLIP's patch tokens, place by place."""
+    """Content preservation: SSIM, and the mean cosine similarity of CLIP's patch tokens."""
     x, c = to_tensor(image), to_tensor(fit(content, image.size))
     with torch.no_grad():
         tokens = torch.cosine_similarity(clip.patch_tokens(x), clip.patch_tokens(c), dim=-1).mean()
@@ -62,7 +62,7 @@ def quality(
     variants: Sequence[str],
     to: Path | None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """The means by variant, and those of the method as it stands by prompt."""
+    """The means by variant, and those of the default variant by prompt."""
     by_variant: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     by_prompt: dict[str, dict[str, float]] = {}
     for prompt in prompts:
@@ -85,7 +85,7 @@ def quality(
 
 
 def at_equal_style(engine: StyleEngine, clip: Clip, name: str, prompt: str, settings: QSAttnSettings) -> list[str]:
-    """For three balances, similarity and structure with selected and with random anchors: to be compared on a level."""
+    """Similarity and SSIM for three balances, with selected and with random anchors."""
     lines = []
     for selection in ("global", "random"):
         cells = []
@@ -99,7 +99,7 @@ def at_equal_style(engine: StyleEngine, clip: Clip, name: str, prompt: str, sett
 
 
 def seconds(function: Callable[[], object], repeats: int) -> float:
-    """The median of several calls: CPU time, which other processes do not stretch, or time on the GPU."""
+    """The median of several calls: CPU time, which other processes hardly affect, or wall time on a GPU."""
 
     def clock() -> float:
         if not torch.cuda.is_available():
@@ -116,13 +116,13 @@ def seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def cost(engine: StyleEngine, clip: Clip, settings: QSAttnSettings, repeats: int) -> tuple[dict[str, float], float]:
-    """Seconds of the parts of a run, each the bare passes that it needs, and of the run itself, nothing cached."""
+    """Seconds of the bare network passes of a run, by network, and of the whole run with an empty cache."""
     backbone, content = engine.backbone, content_image("temple")
     content = fit(content, working_size(content, settings.size, backbone.multiple))
     x = backbone.encode(to_tensor(content))
     guide = Guide(Run(backbone, way(backbone, settings)), clip, content, x, parse_prompts(settings.prompt), settings)
     picture, null = backbone.decode(x), guide.null
-    # As many pictures as a step shows CLIP: the whole one, for the perceptual loss, and the patches.
+    # CLIP's batch in one step: the whole image, for the perceptual loss, and the patches.
     seen = torch.cat([clip.framed(picture), cut(picture, guide.boxes[0], clip.side)])
 
     def forward_and_back(function: Callable[[torch.Tensor], torch.Tensor], given: torch.Tensor) -> Callable[[], object]:
@@ -158,11 +158,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--patches", type=int)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--all", action="store_true", help="local anchors, too")
-    parser.add_argument("--brief", action="store_true", help="selected anchors and no contrast alone")
-    parser.add_argument("--costs", action="store_true", help="only where the time goes")
+    parser.add_argument("--all", action="store_true", help="also local anchors")
+    parser.add_argument("--brief", action="store_true", help="only selected anchors and no contrast")
+    parser.add_argument("--costs", action="store_true", help="measure only the runtime")
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--to", type=Path, help="a folder for sheets of the pictures")
+    parser.add_argument("--to", type=Path, help="a folder for contact sheets")
     arguments = parser.parse_args()
     if arguments.to:
         arguments.to.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def main() -> None:
             print("\n".join(["| anchors | 0.3 | 0.5 | 0.7 |", "| --- | --- | --- | --- |", *level]))
         selected, none = by_variant["global"], by_variant["no contrast"]
         claims |= {
-            "similarity rises for every prompt in the mean": all(row["its rise"] > 0 for row in by_prompt.values()),
+            "mean similarity rises for every prompt": all(row["its rise"] > 0 for row in by_prompt.values()),
             "without contrast the structure is worse": none["SSIM"] < selected["SSIM"],
         }
         if random := by_variant.get("random (ZeCon)"):
@@ -199,13 +199,13 @@ def main() -> None:
 
 
 def compare_costs(engine: StyleEngine, clip: Clip, settings: QSAttnSettings, repeats: int) -> dict[str, bool]:
-    """Prints where the time goes; whether that is little more than the bare passes."""
+    """Prints the runtime by network; returns whether the whole is little more than the bare passes."""
     bare, whole = cost(engine, clip, settings, repeats)
     print("\n| bare passes | seconds |\n| --- | --- |")
     print("\n".join(f"| {part} | {taken:.2f} |" for part, taken in bare.items()))
     ratio = whole / sum(bare.values())
-    print(f"\na picture {whole:.1f} s, its bare passes {sum(bare.values()):.1f} s: {ratio:.2f} times", flush=True)
-    return {f"a picture costs less than {MOST_OVER_BARE:g} times its bare passes": ratio < MOST_OVER_BARE}
+    print(f"\nan image {whole:.1f} s, its bare passes {sum(bare.values()):.1f} s: {ratio:.2f} times", flush=True)
+    return {f"an image costs less than {MOST_OVER_BARE:g} times its bare passes": ratio < MOST_OVER_BARE}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Z-STAR+ on pairs that its U-Net was never trained on: how well inversion comes back, and where the result lies.
+"""Z-STAR+ on pairs that its U-Net was not trained on: inversion error, and distances to content and style.
 
 python -m benchmarks.quality --pairs 24
 """
@@ -20,7 +20,7 @@ STEPS = 30
 
 
 def inversion_gaps(backbone: Backbone, size: int) -> tuple[dict[int, list[float]], list[float]]:
-    """By iterations: how many dB inversion and sampling lose against the autoencoder, per picture."""
+    """By iterations: the PSNR loss in dB of inversion and sampling against the autoencoder, per image."""
     pictures = [content_image(name) for name in CONTENTS] + [style_image(name) for name in STYLES]
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, STEPS)
     null = backbone.condition([""])
@@ -65,8 +65,8 @@ def main() -> None:
 
     print(f"\n{machine()}; {engine.backbone.identity}; {arguments.pairs} pairs at {arguments.size} px\n")
     print(table({name: mean_of(values) for name, values in rows.items()}))
-    print(f"\nNearer to the style than the content is, by the outside judge: {nearer} of {arguments.pairs}")
-    print(f"Autoencoder alone: {np.mean(autoencoder):.2f} dB PSNR, mean of {len(autoencoder)} pictures")
+    print(f"\nCloser to the style than the content is, by the external style metric: {nearer} of {arguments.pairs}")
+    print(f"Autoencoder alone: {np.mean(autoencoder):.2f} dB PSNR, mean of {len(autoencoder)} images")
     for iterations, values in gaps.items():
         mean, worst = np.mean(values), max(values)
         print(f"Inverted and sampled back, {iterations} iteration(s): {mean:.2f} dB below it (worst {worst:.2f})")

@@ -1,7 +1,7 @@
-"""Z-STAR+ end to end at Stable Diffusion 1.5's true shape, with random weights: time and memory.
+"""Z-STAR+ end to end at Stable Diffusion 1.5's architecture with random weights: time and memory.
 
-The picture means nothing; the cost is the real one. Writes the model once (about 4 GB in float32)
-into --folder.
+The result is noise, but its cost is realistic. Writes the model (about 4 GB in float32) to --folder if it does
+not exist.
 
     python -m benchmarks.sd15_shape --folder sd15-shape --steps 30
 """
@@ -22,7 +22,7 @@ from styleengine.backbones import BACKBONES
 
 
 def write_model(folder: Path) -> None:
-    """SD 1.5's configuration with random weights; the tokenizer is the embedded model's."""
+    """Writes a model with SD 1.5's configuration, random weights and the embedded model's tokenizer."""
     tokenizer = CLIPTokenizer.from_pretrained(Path(BACKBONES["mini"].location) / "tokenizer")
     text = CLIPTextConfig(
         vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12

@@ -1,4 +1,4 @@
-"""How long Z-STAR+ takes on this machine: the first picture, and a second content in the same style.
+"""The time of Z-STAR+ on this machine: a first image, and a second content in the same style.
 
 python -m benchmarks.speed
 """
@@ -29,7 +29,7 @@ def main() -> None:
         second.append(engine.zstar(square, [style_image("great-wave")], settings).seconds)
     ratios = [b / a for a, b in zip(first, second, strict=True)]
     print(f"{machine()}; {engine.backbone.identity}; {arguments.size} px, {arguments.steps} steps")
-    print(f"first picture: {statistics.median(first):.1f} s (median of {arguments.repeats}, worst {max(first):.1f})")
+    print(f"first image: {statistics.median(first):.1f} s (median of {arguments.repeats}, worst {max(first):.1f})")
     print(f"second content, same style: {statistics.median(second):.1f} s, ratio {statistics.median(ratios):.2f}")
 
 

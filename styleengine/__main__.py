@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """The command line, where Ctrl-C is no fault even before it is loaded."""
+    """Runs the command line. Returns 130 on Ctrl-C, also during import."""
     try:
         from styleengine.cli import main as run
 

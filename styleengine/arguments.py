@@ -1,4 +1,4 @@
-"""Methods as commands: their inputs and settings as arguments, and what was typed as inputs and settings."""
+"""Converts methods to argparse arguments, and parsed arguments back to inputs and settings."""
 
 import argparse
 import os
@@ -14,16 +14,16 @@ from styleengine.style_library import StyleLibrary
 from styleengine.styles import Style
 
 WORK_HELP = (
-    "where finished frames are kept, so that the same command goes on after an interruption "
+    "folder for finished frames, so that the same command resumes after an interruption "
     "(default: OUT.mp4.work, deleted at the end)"
 )
 
 
 def add_method(command: argparse.ArgumentParser, method: Method, model: str) -> None:
-    """The inputs, the output and the settings of a method."""
+    """Adds arguments for a method's inputs, output and settings. `model` gives the recommended values."""
     learnt = any(role.kind is Kind.LEARNT_STYLES for role in method.roles)
-    if learnt:  # which of the files is which, their names say
-        text = f"the image to redraw, if any, and learnt styles (STYLE{SUFFIX}), one or two to mix"
+    if learnt:  # files are distinguished by suffix
+        text = f"the image to redraw (optional), and one or two learned styles (STYLE{SUFFIX})"
         command.add_argument("inputs", metavar="INPUT", nargs="*", help=text)
     for role in method.roles:
         if not (learnt and role.kind is Kind.IMAGE):
@@ -38,18 +38,18 @@ def add_method(command: argparse.ArgumentParser, method: Method, model: str) -> 
 
 
 def _add_role(command: argparse.ArgumentParser, role: Role) -> None:
-    """Images, styles and clips by their place, masks and the library's styles by a flag."""
+    """Adds images, styles and clips as positional arguments, masks and library styles as flags."""
     if role.kind is Kind.LEARNT_STYLES:
-        text = "a learnt style of the library, by its name"
+        text = "name of a learned style in the library"
         command.add_argument(f"--{role.name}", metavar="NAME", action="append", default=[], help=text)
     elif role.kind is Kind.STYLE_MASK:
-        text = f"{role.help} Or once per style."
+        text = f"{role.help} Repeat for one mask per style."
         command.add_argument(f"--{role.name}", metavar="FILE", action="append", default=[], help=text)
     elif role.kind is Kind.MASK:
         command.add_argument(f"--{role.name}", metavar="FILE", help=role.help)
     elif role.kind is Kind.STYLES:
-        command.add_argument(role.name, metavar=role.name.upper(), nargs="+", help=f"{role.help} Or several.")
-        command.add_argument("--weight", action="append", default=[], type=float, help="once per style; 1 is usual")
+        command.add_argument(role.name, metavar=role.name.upper(), nargs="+", help=f"{role.help} Several are allowed.")
+        command.add_argument("--weight", action="append", default=[], type=float, help="once per style (default 1)")
     else:
         options: dict[str, Any] = {} if role.required else {"nargs": "?"}
         command.add_argument(role.name, metavar=role.name.upper(), help=role.help, **options)
@@ -57,13 +57,13 @@ def _add_role(command: argparse.ArgumentParser, role: Role) -> None:
 
 def add_output(command: argparse.ArgumentParser, text: str, required: bool = True, kind: str = "PNG") -> None:
     command.add_argument("-o", "--output", metavar=kind, required=required, help=text)
-    command.add_argument("--overwrite", action="store_true", help="also where OUTPUT is one of the inputs")
-    command.add_argument("--model", help="mini, sd15, a local diffusers folder or a hub id (default: what fits)")
-    command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda where there is one)")
+    command.add_argument("--overwrite", action="store_true", help="allow OUTPUT to replace an input file")
+    command.add_argument("--model", help="mini, sd15, a local diffusers folder or a hub id (default: automatic)")
+    command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if available)")
 
 
 def recommended_for(model: str) -> Mapping[str, Mapping[str, Any]]:
-    """What a model recommends by method; nothing for one that is not known yet, which loading it will say."""
+    """Recommended settings by method; empty for an unknown model, which is reported when it is loaded."""
     try:
         return recommended_settings(model)
     except StyleEngineError:
@@ -76,7 +76,7 @@ def add_settings(
     recommended: Mapping[str, Any],
     typed: Sequence[str] = (),
 ) -> None:
-    """A flag for each setting but those that are typed by their place. Help shows the recommended values."""
+    """Adds a flag for each setting except the positional ones in `typed`. Help shows the recommended values."""
     group = command.add_argument_group("settings")
     for knob in settings.knobs():
         if knob.name in typed:
@@ -97,18 +97,18 @@ def add_settings(
 
 
 def settings_of(chosen: argparse.Namespace, settings: type[Settings]) -> Settings:
-    """The settings named on the command line; all others are left to the model and the defaults."""
+    """The settings given on the command line. The model and the defaults provide the others."""
     values = {name: getattr(chosen, name) for name in settings.model_fields}
     return settings(**{name: value for name, value in values.items() if value is not None})
 
 
 def inputs_of(chosen: argparse.Namespace, method: Method) -> dict[str, Any]:
-    """The inputs named on the command line, as the engine takes them; styles are opened, with weights and masks."""
+    """The inputs given on the command line, as `StyleEngine.run` takes them. Styles are opened."""
     given: dict[str, Any] = {role.name: getattr(chosen, role.name, None) for role in method.roles}
     for role in method.roles:
         if role.kind is Kind.STYLES:
             given[role.name] = _styles(chosen, given[role.name])
-        elif role.kind is Kind.STYLE_MASK:  # several have gone to the styles
+        elif role.kind is Kind.STYLE_MASK:  # several masks are attached to the styles
             given[role.name] = chosen.mask[0] if len(chosen.mask) == 1 else None
         elif role.kind is Kind.LEARNT_STYLES:
             given |= _learnt(chosen, role)
@@ -116,14 +116,14 @@ def inputs_of(chosen: argparse.Namespace, method: Method) -> dict[str, Any]:
 
 
 def files_of(chosen: argparse.Namespace, method: Method) -> list[str]:
-    """The files named as inputs on the command line."""
+    """The input files given on the command line."""
     named = [getattr(chosen, role.name, None) for role in method.roles if role.kind is not Kind.LEARNT_STYLES]
     named.append(getattr(chosen, "inputs", None))
     return [file for value in named if value for file in (value if isinstance(value, list) else [value])]
 
 
 def _styles(chosen: argparse.Namespace, files: Sequence[str]) -> list[Style]:
-    """The styles with their weights, and with their masks where there is one for each."""
+    """The styles with their weights, and with their masks if there is one per style."""
     masks = [] if len(chosen.mask) == 1 else chosen.mask
     for flag, values in (("--mask", masks), ("--weight", chosen.weight)):
         if values and len(values) != len(files):
@@ -135,13 +135,13 @@ def _styles(chosen: argparse.Namespace, files: Sequence[str]) -> list[Style]:
 
 
 def _learnt(chosen: argparse.Namespace, role: Role) -> dict[str, Any]:
-    """The image and the learnt styles among the files, which the suffix tells apart, and the library's styles."""
+    """The image and the learned styles, distinguished by suffix, and the named styles of the library."""
     styles = [LearnedStyle.open(path) for path in chosen.inputs if path.endswith(SUFFIX)]
     styles += [StyleLibrary().open(name) for name in getattr(chosen, role.name)]
     images = [path for path in chosen.inputs if not path.endswith(SUFFIX)]
     if len(images) > 1:
         raise StyleEngineError(
-            f"{os.path.basename(images[1])} is a second picture: name one at most; learnt styles are files that end "
+            f"{os.path.basename(images[1])} is a second image: give at most one. Learned styles are files that end "
             f"in {SUFFIX}."
         )
     return {"content": images[0] if images else None, role.name: styles}

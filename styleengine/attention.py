@@ -1,7 +1,7 @@
-"""Attention: one fused call for every method, and a tap on a U-Net's self-attention layers.
+"""Fused attention for all methods, and a tap on a U-Net's self-attention layers.
 
-Shapes are (batch, heads, tokens, head dimension). No N×2N matrix is ever built here: styles,
-their weights and their region masks all go through one call of a fused kernel.
+Shapes are (batch, heads, tokens, head dimension). No N×2N matrix is built: styles, weights
+and region masks go through one call of a fused kernel.
 """
 
 import math
@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from styleengine.memory import is_out_of_memory
 from styleengine.networks import Attention, UNet2DConditionModel
 
-LOWEST = -60_000.0  # of a bias times √d: float16 ends at 65504
+LOWEST = -60_000.0  # of a bias times √d; the float16 maximum is 65504
 
 _probed: dict[tuple[torch.device, torch.dtype, int], bool] = {}
 
 
 def xformers_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether xformers can run here, found by running it: it also imports where it has no kernels.
+    """Whether xformers runs on this device, tested by calling it: importing also works without kernels.
 
-    What was found is remembered, unless memory ran out meanwhile. Without CUDA xformers is not imported.
+    The result is cached, except after running out of memory. Without CUDA xformers is not imported.
     """
     if device.type != "cuda":
         return False
@@ -32,7 +32,7 @@ def xformers_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
     if key not in _probed:
         try:
             _probed[key] = _xformers_runs(device, dtype, head_dim)
-        except Exception as error:  # noqa: BLE001 - whatever the reason, the other kernel serves
+        except Exception as error:  # noqa: BLE001 - the other kernel is used after any failure
             if is_out_of_memory(error):
                 return False
             _probed[key] = False
@@ -40,7 +40,7 @@ def xformers_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
 
 
 def _xformers_runs(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Raises what xformers raises, also what CUDA would only raise later."""
+    """Calls xformers once and raises its errors, including asynchronous CUDA errors."""
     from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
     q = torch.zeros(1, 8, 1, head_dim, device=device, dtype=dtype)
@@ -50,7 +50,7 @@ def _xformers_runs(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
-    """softmax(scale·Q Kᵀ)·V by the best fused kernel at hand; `scale` is 1/√d unless given."""
+    """softmax(scale·Q Kᵀ)·V by the best available fused kernel; `scale` is 1/√d unless given."""
     scale = scale if scale is not None else q.shape[-1] ** -0.5
     if xformers_works(q.device, q.dtype, q.shape[-1]):
         from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
@@ -62,11 +62,10 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | Non
 
 @dataclass(frozen=True)
 class StyleTokens:
-    """One style's keys and values at one layer, and how much each content token may see of it.
+    """One style's keys and values at one layer, and a bias on its attention logits.
 
-    `bias` is added to this style's logits: None for none, a number for all queries alike (the log
-    of the style's weight), or a tensor of one number per content token (the log of a mask). At −∞ the
-    style has no share at all.
+    `bias` is None, a number for all queries (the log of the style's weight), or a tensor with one number
+    per content token (the log of a mask). −∞ excludes the style.
     """
 
     keys: torch.Tensor
@@ -84,11 +83,10 @@ def attend_with_styles(
 ) -> torch.Tensor:
     """softmax([λQK_s1ᵀ/√d + b_1, …, QKᵀ/√d])·[V_s1; …; V] (Z-STAR+ Eq. 10, 11, 24 and, by b, 22, 23).
 
-    λ scales the style logits, so it scales K_s. A per-query bias b_s(i) becomes one more column of
-    the head dimension: Q gets b_s(i), K gets 1 on that style's tokens and 0 elsewhere, so q·k
-    brings the bias along and any fused kernel still applies. In half precision it becomes two columns,
-    whose sum is exact where one would round. −∞ becomes LOWEST·√(1/d), below any logit by thousands.
-    `content` = False leaves the content keys out (Eq. 7).
+    λ multiplies K_s. A per-query bias b_s(i) is an additional column of the head dimension: Q gets b_s(i),
+    K gets 1 on that style's tokens and 0 elsewhere. Then q·k includes the bias, and any fused kernel applies.
+    Half precision uses two columns, whose sum is exact where one would be rounded. −∞ becomes
+    LOWEST·√(1/d), thousands below any logit. `content` = False omits the content keys (Eq. 7).
     """
     scale = q.shape[-1] ** -0.5
     keys = [(strength * style.keys).to(k.dtype) for style in styles]
@@ -101,7 +99,7 @@ def attend_with_styles(
         return attend(q, joined_k, joined_v, scale)
 
     parts = 1 if q.dtype == torch.float32 else 2
-    columns = 8 * math.ceil(parts * len(styles) / 8)  # kernels want the head dimension in eights
+    columns = 8 * math.ceil(parts * len(styles) / 8)  # kernels need a head dimension divisible by 8
     more_q = q.new_zeros(*q.shape[:-1], columns)
     more_k = joined_k.new_zeros(*joined_k.shape[:-1], columns)
     start = 0
@@ -114,7 +112,7 @@ def attend_with_styles(
                 more_k[..., start:end, column] = 1
                 rest = rest - rest.to(q.dtype)
         start = end
-    padded_v = F.pad(joined_v, (0, columns))  # the kernels that are fastest want V as wide as Q and K
+    padded_v = F.pad(joined_v, (0, columns))  # the fastest kernels need V as wide as Q and K
     out = attend(torch.cat([q, more_q], -1), torch.cat([joined_k, more_k], -1), padded_v, scale)
     return out[..., : v.shape[-1]]
 
@@ -128,7 +126,7 @@ KeysValues = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by layer
 
 
 class Tap(Protocol):
-    """Decides what a self-attention layer gives, from its queries, keys and values."""
+    """Computes a self-attention layer's output from its queries, keys and values."""
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor: ...
 
@@ -136,7 +134,7 @@ class Tap(Protocol):
 def self_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
     """The U-Net's self-attention layers in the order of execution: down, mid, up.
 
-    (`unet.attn_processors` lists the mid block last; the papers count it between the two.)
+    (`unet.attn_processors` lists the mid block last; the papers number it between down and up.)
     A U-Net without transformers, such as a DDPM's, has none.
     """
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
@@ -145,7 +143,7 @@ def self_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
 
 
 class _TappedAttention:
-    """A diffusers attention processor that projects, asks the tap, and projects back."""
+    """A diffusers attention processor that projects to q, k and v, calls the tap, and applies the output projection."""
 
     def __init__(self, layer: int, tap: Tap) -> None:
         self.layer, self.tap = layer, tap
@@ -172,7 +170,7 @@ class _TappedAttention:
 
 @contextmanager
 def tapped(unet: UNet2DConditionModel, tap: Tap, layers: Sequence[int]) -> Iterator[None]:
-    """Within the context the self-attention `layers` ask `tap`; every exit puts the U-Net back."""
+    """Within the context, the self-attention `layers` use `tap`. The U-Net is restored on exit."""
     modules = self_attention_layers(unet)
     before = {layer: modules[layer].processor for layer in layers}
     try:
@@ -186,7 +184,7 @@ def tapped(unet: UNet2DConditionModel, tap: Tap, layers: Sequence[int]) -> Itera
 
 
 class Recorder:
-    """A tap that changes nothing and keeps each layer's (keys, values)."""
+    """A tap that stores each layer's (keys, values) and leaves its output unchanged."""
 
     def __init__(self) -> None:
         self.keys_values: KeysValues = {}

@@ -1,4 +1,4 @@
-"""A cache bounded in bytes, for what is costly to make and may be made again."""
+"""A cache with a byte limit, for results that are expensive to compute and can be recomputed."""
 
 import threading
 from collections import OrderedDict
@@ -18,8 +18,8 @@ Entry = TypeVar("Entry", bound=Sized)
 class ByteCache:
     """Keeps the most recently used entries whose `nbytes` together stay within `capacity` bytes.
 
-    Thread-safe. Entries may grow after they were put in; sizes are taken anew at each visit.
-    Two threads that miss the same key at once make it once: the second waits for the first.
+    Thread-safe. Entries may grow after insertion; sizes are measured again at each `trim`.
+    If two threads miss the same key, the entry is computed once: the second thread waits for the first.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -37,14 +37,14 @@ class ByteCache:
         return len(self._entries)
 
     def get(self, key: Hashable) -> Sized | None:
-        """The entry under `key`, if it is there."""
+        """The entry under `key`, or None."""
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
             return self._entries.get(key)
 
     def get_or_make(self, key: Hashable, make: Callable[[], Entry]) -> Entry:
-        """The entry under `key`, made if missing. An error in `make` leaves the cache as it was."""
+        """The entry under `key`, computed by `make` if missing. An error in `make` leaves the cache unchanged."""
         with self._lock:
             making, waiting = self._making.get(key, (threading.Lock(), 0))
             self._making[key] = (making, waiting + 1)
@@ -60,13 +60,13 @@ class ByteCache:
         finally:
             with self._lock:
                 making, waiting = self._making.pop(key)
-                if waiting > 1:  # the last one out takes the lock away
+                if waiting > 1:  # the last waiting thread removes the lock
                     self._making[key] = (making, waiting - 1)
         self.trim()
         return entry
 
     def trim(self) -> None:
-        """Drops entries too large on their own, then the longest unused until the rest fits."""
+        """Drops entries larger than the capacity, then the least recently used until the rest fits."""
         with self._lock:
             sizes = {key: entry.nbytes for key, entry in self._entries.items()}
             total = sum(sizes.values())
@@ -78,7 +78,7 @@ class ByteCache:
 
     @contextmanager
     def trimming(self) -> Iterator[None]:
-        """Trims on every exit, exceptions included, since entries in use may have grown."""
+        """Trims on exit, also after exceptions, because entries may have grown."""
         try:
             yield
         finally:

@@ -51,20 +51,20 @@ from styleengine.settings import shortened
 from styleengine.stylization import OnStep, Record, StepEvent, Stylization, VideoStylization
 from styleengine.version import __version__
 
-LONGEST_ERROR = 500  # characters of what argparse says, which repeats whatever it was given
-GROUPS = {"inst": "Learns a painting as a new word, and draws with it (InST)"}
-SERIES = {"result": "of the result", "alone": "each redrawn on its own", "clip": "of the clip itself"}
+LONGEST_ERROR = 500  # characters of an argparse error, which repeats its input
+GROUPS = {"inst": "Learns a painting's style as a token embedding, and applies it (InST)"}
+SERIES = {"result": "result", "alone": "each frame redrawn independently", "clip": "input clip"}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in a line, however long they are."""
+    """Reports argument errors in one line of limited length."""
 
     def error(self, message: str) -> NoReturn:
         super().error(message if len(message) <= LONGEST_ERROR else f"{message[:LONGEST_ERROR]}…")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. 0: done; 2: something to put right, said in a sentence on stderr; 130: stopped by Ctrl-C."""
+    """Runs one command. Returns 0, 2 for a user error (one sentence on stderr), or 130 for Ctrl-C."""
     with lenient_console():
         try:
             chosen = _parser(_model(sys.argv[1:] if arguments is None else arguments)).parse_args(arguments)
@@ -84,12 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _model(arguments: Sequence[str]) -> str:
-    """The model that will run, whose recommended settings --help shows."""
+    """The model that will run; --help shows its recommended settings."""
     finder = _Parser(add_help=False, exit_on_error=False)
     finder.add_argument("--model")
     try:
         return finder.parse_known_args(list(arguments))[0].model or default_model()
-    except (argparse.ArgumentError, SystemExit):  # which the whole parser words better
+    except (argparse.ArgumentError, SystemExit):  # the full parser reports these errors
         return default_model()
 
 
@@ -105,29 +105,29 @@ def _parser(model: str) -> argparse.ArgumentParser:
         add_method(_command(_below(commands, groups, *group), name, partial(_run, method), text), method, model)
     _add_inst_learn(_below(commands, groups, "inst"), model)
 
-    rerun = _command(commands, "rerun", _rerun, "Makes a saved result again from the record inside it")
-    rerun.add_argument("result", metavar="RESULT", help="a PNG or MP4 that styleengine has saved")
+    rerun = _command(commands, "rerun", _rerun, "Reproduces a saved result from the record in the file")
+    rerun.add_argument("result", metavar="RESULT", help="a PNG or MP4 saved by styleengine")
     rerun.add_argument(
         "--inputs",
         metavar="FOLDER",
         action="append",
         default=[],
-        help="where to look for the inputs, beside RESULT's folder and the current one; they may have other names now",
+        help="folder to search for the inputs, besides RESULT's folder and the current one; they may be renamed",
     )
     for flag in _input_flags():
-        rerun.add_argument(f"--{flag}", metavar="FILE", action="append", default=[], help="if it is not found without")
-    add_output(rerun, "where to write the new one (default: RESULT-again beside it)", required=False, kind="FILE")
+        rerun.add_argument(f"--{flag}", metavar="FILE", action="append", default=[], help="if not found automatically")
+    add_output(rerun, "where to write the new one (default: RESULT-again in its folder)", required=False, kind="FILE")
     return parser
 
 
 def _input_flags() -> list[str]:
-    """By which `rerun` takes inputs that it does not find."""
+    """The flags by which `rerun` accepts inputs it cannot find."""
     roles = (role.recorded for method in METHODS.values() for role in method.roles)
     return list(dict.fromkeys(FLAGS.get(role, role) for role in roles))
 
 
 def _below(commands: Any, groups: dict[str, Any], name: str = "") -> Any:
-    """The commands below `name`, which is made when it is first asked for."""
+    """The subcommands of `name`, created on first use."""
     if not name:
         return commands
     if name not in groups:
@@ -137,9 +137,9 @@ def _below(commands: Any, groups: dict[str, Any], name: str = "") -> Any:
 
 
 def _add_inst_learn(commands: Any, model: str) -> None:
-    learn = _command(commands, "learn", _inst_learn, "Learns a painting as a new word (InST)")
-    learn.add_argument("painting", metavar="PAINTING", help="the painting whose style is learnt")
-    learn.add_argument("--name", default="", help="what to call the style (default: the painting's file name)")
+    learn = _command(commands, "learn", _inst_learn, "Learns a painting's style as a token embedding (InST)")
+    learn.add_argument("painting", metavar="PAINTING", help="the painting whose style is learned")
+    learn.add_argument("--name", default="", help="name of the style (default: the painting's file name)")
     add_output(learn, "where to write the style", kind=f"STYLE{SUFFIX}")
     add_settings(learn, InSTLearningSettings, recommended_for(model).get("inst_learn", {}))
 
@@ -151,9 +151,9 @@ def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> a
 
 
 def _output(chosen: argparse.Namespace, inputs: Sequence[str | os.PathLike[str]], suffix: str = ".png") -> Path:
-    """Where the result goes, checked at once and not after minutes of work.
+    """The output path, checked before the run.
 
-    Raises StyleEngineError where nothing can be written there, or what lies there is an input and not to be replaced.
+    Raises StyleEngineError if it cannot be written, or is an input file and --overwrite is not given.
     """
     output = check_output(chosen.output, suffix)
     if output.is_dir():
@@ -174,7 +174,7 @@ def _same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bo
 
 
 def _run(method: Method, chosen: argparse.Namespace) -> None:
-    """Runs a method. What was named is opened, and the output tried, before a model is loaded."""
+    """Runs a method. The inputs are opened and the output path is checked before a model is loaded."""
     settings = settings_of(chosen, method.settings)
     inputs = Inputs.open(method.roles, inputs_of(chosen, method))
     output = _output(chosen, files_of(chosen, method), method.suffix)
@@ -186,7 +186,7 @@ def _run(method: Method, chosen: argparse.Namespace) -> None:
             result = engine.run(method, inputs, settings, output=output if clip else None, work=work, on_step=on_step)
     except KeyboardInterrupt:
         if work:
-            print(f"\nThe same command goes on from what is finished, in {work}.", file=sys.stderr)
+            print(f"\nFinished frames are kept in {work}. Run the same command again to resume.", file=sys.stderr)
         raise
     if work and not chosen.work:
         shutil.rmtree(work, ignore_errors=True)
@@ -204,7 +204,7 @@ def _inst_learn(chosen: argparse.Namespace) -> None:
             style = engine.inst_learn(chosen.painting, settings, name=chosen.name, partial=partial, on_step=on_step)
     except KeyboardInterrupt:
         if partial.exists():
-            print(f"What is learnt by now is kept in {partial}. The same command goes on.", file=sys.stderr)
+            print(f"Progress is kept in {partial}. Run the same command again to resume.", file=sys.stderr)
         raise
     style.save(output)
     partial.unlink(missing_ok=True)
@@ -234,16 +234,16 @@ def _rerun(chosen: argparse.Namespace) -> None:
     if same:
         print("Identical to the saved result.")
     elif different:
-        print(f"The pixels differ from the saved ones. What else differs: {different}.")
+        print(f"The pixels differ from the saved result. Other differences: {different}.")
     else:
         print(
-            "The pixels differ from the saved ones, though model, device, precision and versions are those of the "
+            "The pixels differ from the saved result, although model, device, precision and versions match the "
             "record: another processor may round differently."
         )
 
 
 def _as_recorded(record: Record, device: str | None) -> tuple[str | None, torch.dtype | None]:
-    """The device, unless one is given, and the precision of a record, as far as this machine has them."""
+    """The given or recorded device, and the recorded precision, if this machine supports them."""
     kind = record.device if record.device == "cpu" or (record.device == "cuda" and torch.cuda.is_available()) else None
     device = device or kind
     if device is None or device.partition(":")[0] != record.device:
@@ -252,9 +252,9 @@ def _as_recorded(record: Record, device: str | None) -> tuple[str | None, torch.
 
 
 def _save(result: Stylization, path: Path) -> None:
-    """Saves a picture; a clip is there already. Tells what came of it."""
+    """Saves an image (a clip is already written) and prints a summary."""
     if isinstance(result, VideoStylization):
-        return _tell(result)
+        return _print_clip(result)
     result.save(path)
     details = ", ".join(
         f"{name.replace('_', ' ')} {f'{value:.1f} dB' if name.endswith('psnr') else f'{value:.3f}'}"
@@ -266,7 +266,7 @@ def _save(result: Stylization, path: Path) -> None:
         print(f"  {note}")
 
 
-def _tell(result: VideoStylization) -> None:
+def _print_clip(result: VideoStylization) -> None:
     width, height = result.image.size
     shown = f"{width}×{height}, {result.frames} frames at {float(result.rate):.4g} per second"
     print(f"{result.path}: {shown}, {result.seconds:.1f} s on {result.backbone}")

@@ -1,4 +1,4 @@
-"""What is printed: no console, whatever its code page and whether or not anybody reads it, costs a result."""
+"""Console output that never aborts a run, whatever the console's encoding and also after a closed pipe."""
 
 import contextlib
 import os
@@ -9,10 +9,10 @@ from typing import Any, TextIO
 
 
 class Console:
-    """A text stream that takes everything.
+    """A text stream whose `write` never raises.
 
-    Characters that the stream has not are replaced; once it cannot be written (a closed pipe, a full disk) the rest
-    is dropped.
+    Characters outside the stream's encoding are replaced. After a write error (a closed pipe, a full disk) further
+    output is dropped.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -29,7 +29,7 @@ class Console:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing waits: `write` has passed everything on."""
+        """Does nothing: `write` flushes."""
 
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()
@@ -38,7 +38,7 @@ class Console:
         return getattr(self._stream, name)
 
     def _drop(self) -> None:
-        """What waits in the stream's buffer goes nowhere, so that the interpreter's own flush at the end succeeds."""
+        """Sends buffered output to the null device, so that the interpreter's final flush succeeds."""
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -56,7 +56,7 @@ def lenient_console() -> Iterator[None]:
 
 
 def silence_libraries() -> None:
-    """diffusers and transformers keep to themselves how loading goes and what will change in later versions."""
+    """Hides the progress bars and deprecation warnings of diffusers and transformers."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

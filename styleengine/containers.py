@@ -1,4 +1,4 @@
-"""Files of moving pictures and sound, opened with bounds: they come from strangers."""
+"""Opens untrusted video and audio files, with limits."""
 
 import os
 from typing import Any
@@ -9,22 +9,21 @@ from av.stream import Disposition
 from styleengine.errors import StyleEngineError
 from styleengine.images import MOST_PIXELS
 
-# Demuxers that read one file of sound and pictures. Playlists and the like, which make a reader open
-# other files and addresses, stay out.
+# Demuxers that read a single file. Playlists and similar formats, which open other files and addresses, are excluded.
 FORMATS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,mpegvideo,flv,asf,ogg,mjpeg,apng,h264,hevc,mp3,wav,aac,flac"
-DECODED_PIXELS = str(2 * MOST_PIXELS)  # decoders pad sizes; what is too large is refused by its header before
+DECODED_PIXELS = str(2 * MOST_PIXELS)  # decoders pad sizes; files that are too large are rejected by their header
 READ_OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": DECODED_PIXELS}
-MOST_THREADS = 4  # each decodes a frame of its own, in memory of its own
-ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave out their transparency
+MOST_THREADS = 4  # each decodes a separate frame in separate memory
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's native decoders drop transparency
 
 
 def open_container(path: str | os.PathLike[str]) -> Any:
-    """The file for reading. Any name will do; texts in it that are not UTF-8 get replacement characters."""
+    """Opens the file, under any name. Metadata that is not UTF-8 gets replacement characters."""
     return av.open(os.path.abspath(path), options=READ_OPTIONS, metadata_errors="replace")
 
 
 def pictures_of(container: Any, name: str) -> Any:
-    """The video stream; the cover picture of a song is none. StyleEngineError where there is none to decode."""
+    """The video stream (cover images of songs do not count). Raises StyleEngineError if none can be decoded."""
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
         raise StyleEngineError(f"{name} has no video stream, only sound. Choose a video file, such as an MP4.")
@@ -35,7 +34,7 @@ def pictures_of(container: Any, name: str) -> Any:
 
 
 def decoder_of(stream: Any) -> Any:
-    """A decoder of the video stream's packets, one that gives transparency where the stream has it."""
+    """A decoder for the video stream, with transparency if the stream has it."""
     own = stream.codec_context
     tags = {key.lower(): value for key, value in stream.metadata.items()}
     if own.name in ALPHA_DECODERS and tags.get("alpha_mode") == "1":

@@ -1,7 +1,7 @@
-"""DDIM: schedule, step, inversion and sampling, as functions over tensors (methods' section "shared core").
+"""DDIM schedule, step, inversion and sampling, as functions over tensors.
 
 `ᾱ` is the cumulative alpha. A latent is (batch, channels, height, width); noise predictors take
-(latents, level) and give a tensor of the same shape. Everything here is float32.
+(latents, level) and return a tensor of the same shape. Everything is float32.
 """
 
 import math
@@ -16,7 +16,7 @@ AfterStep = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """Evenly spaced timesteps of a trained diffusion ("leading" spacing, offset 1, as Stable Diffusion's).
+    """Evenly spaced timesteps of a trained diffusion model ("leading" spacing, offset 1, as in Stable Diffusion).
 
     `levels` are ᾱ at noise level 0 (cleanest: that of training step 0) up to level `steps`;
     `timesteps[level]` is the U-Net's timestep at level 1, …, `steps`.
@@ -33,8 +33,8 @@ class Schedule:
     def spaced(cls, alphas_cumprod: torch.Tensor, steps: int, share: float = 1.0) -> "Schedule":
         """`steps` timesteps over the lower `share` of the trained ones: ⌊(level − 1)·share·trained / steps⌋ + 1.
 
-        For a number of steps that divides the trained ones these are diffusers'; for others diffusers rounds
-        the distance of two timesteps down, and the upper part of the schedule is never reached.
+        If `steps` divides the number of trained timesteps, these are diffusers' timesteps. Otherwise diffusers rounds
+        the spacing down and never reaches the upper part of the schedule.
         """
         train_steps = len(alphas_cumprod)
         covered = round(share * train_steps, 6)
@@ -46,7 +46,7 @@ class Schedule:
         return cls(levels.float(), (-1, *timesteps))
 
     def lowest(self, steps: int) -> "Schedule":
-        """The cleanest `steps` levels above level 0: the way of a picture that is only noised so far."""
+        """The cleanest `steps` levels above level 0: for an image that is noised only that far."""
         return Schedule(self.levels[: steps + 1], self.timesteps[: steps + 1])
 
 
@@ -61,7 +61,7 @@ def move(x_t: torch.Tensor, noise: torch.Tensor, alpha_from: torch.Tensor, alpha
 
 
 def step_noise(alpha_t: torch.Tensor, alpha_prev: torch.Tensor, eta: float = 1.0) -> torch.Tensor:
-    """σ = η·√((1−ᾱ_prev)/(1−ᾱ_t))·√(1−ᾱ_t/ᾱ_prev): the spread of what a step adds; η = 1 is DDPM's."""
+    """σ = η·√((1−ᾱ_prev)/(1−ᾱ_t))·√(1−ᾱ_t/ᾱ_prev): the standard deviation of a step's noise; η = 1 is DDPM."""
     return eta * ((1 - alpha_prev) / (1 - alpha_t)).sqrt() * (1 - alpha_t / alpha_prev).sqrt()
 
 
@@ -96,10 +96,10 @@ def invert(
 ) -> list[torch.Tensor]:
     """The trajectory [x_0, …, x_T] of the deterministic map run upwards, one entry per level.
 
-    Plain inversion (`iterations` = 1) asks for ε at the lower level's latent, where the way down
-    will ask at the upper's: it drifts. Each further iteration asks again at the upper latent found
-    so far, and converges to the fixed point, from which sampling comes back exactly. With several
-    iterations the first asks at a guess of the upper latent: where the ε of the level before leads, which is free.
+    Plain inversion (`iterations` = 1) evaluates ε at the lower level's latent, while sampling evaluates it
+    at the upper level's, so it drifts. Each further iteration evaluates ε at the current estimate of the
+    upper latent. This converges to the fixed point, from which sampling returns exactly. With several
+    iterations the first estimate uses the previous level's ε, at no cost.
     `after_step(level, x_t, x̂0)` is called after each level.
     """
     trajectory, noise = [x_0], torch.zeros_like(x_0)
@@ -124,7 +124,7 @@ def sample(
     generator: torch.Generator | None = None,
     after_step: AfterStep | None = None,
 ) -> torch.Tensor:
-    """From x_T down to x_0. `after_step(step, x_t, x̂0)` counts steps from 1."""
+    """Samples x_0 from x_T. `after_step(step, x_t, x̂0)` counts steps from 1."""
     x_t = x_T
     for level in range(schedule.steps, 0, -1):
         alpha = schedule.levels[level]

@@ -42,26 +42,26 @@ from styleengine.video import ClipSource, VideoClip, check_clip_output
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 CACHE_BYTES = 2 << 30
-BACKBONE_BYTES = 6 << 30  # of weights kept ready
-CACHE_SHARE, BACKBONE_SHARE = 1 / 8, 1 / 2  # of a GPU's memory, where that is less
+BACKBONE_BYTES = 6 << 30  # of loaded weights
+CACHE_SHARE, BACKBONE_SHARE = 1 / 8, 1 / 2  # of a GPU's memory, if that is less
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-PREVIEW_STEPS, PREVIEW_SIZE = 10, 256  # of pictures drawn while a painting is being learnt
+PREVIEW_STEPS, PREVIEW_SIZE = 10, 256  # of the previews while a style is learnt
 
 
 class StyleEngine:
     """Style transfer by diffusion, on one backbone.
 
-    `model` is "mini" (embedded), "sd15", a local diffusers folder or a hub id; by default it is
-    $STYLEENGINE_MODEL, else "sd15" where CUDA is, else "mini". `device` and `dtype` default to what the machine
-    has. `cache_bytes` bounds what is kept between runs, by default by 2 GiB, or an eighth of a GPU's memory.
+    `model` is "mini" (embedded), "sd15", a local diffusers folder or a hub id; the default is
+    $STYLEENGINE_MODEL, else "sd15" with CUDA, else "mini". `device` and `dtype` default to the best available.
+    `cache_bytes` limits the cache between runs, by default to 2 GiB or an eighth of a GPU's memory, if that is less.
 
-    Runs from several threads are served in the order in which they came. While one waits, its `on_step`
+    Runs from several threads are queued in order. While a run waits, its `on_step`
     is called with the phase “waiting” every few tenths of a second, so that it can be cancelled.
 
-    Same inputs, seed and machine give the same pixels, but for what goes by gradients on a GPU: QS-Attn and
-    InST learning differ from run to run there, as some of CUDA's backward kernels add up in no fixed order.
+    The same inputs, seed and machine give the same pixels, except for gradient-based runs on a GPU: QS-Attn and
+    InST learning are not deterministic there, because some CUDA backward kernels sum in no fixed order.
 
-    Raises StyleEngineError where the model cannot be had, or the device or number type cannot be used.
+    Raises StyleEngineError if the model cannot be loaded, or the device or dtype cannot be used.
     """
 
     def __init__(
@@ -76,22 +76,22 @@ class StyleEngine:
         self.cache = ByteCache(at_most(CACHE_BYTES, CACHE_SHARE, memory) if cache_bytes is None else cache_bytes)
         self._backbones = ByteCache(at_most(BACKBONE_BYTES, BACKBONE_SHARE, memory))
         self._backbones.get_or_make(self.backbone.name, lambda: self.backbone)
-        self._turns = Turns()  # a tap on the U-Net is seen by every thread: one run at a time
+        self._turns = Turns()  # a tap changes the U-Net for all threads, so runs are serialized
 
     def with_model(self, model: str | None, *, on_step: OnStep | None = None) -> Self:
-        """An engine on another model, named as in the constructor; None is this engine itself.
+        """An engine on another model, named as in the constructor; None returns this engine.
 
-        Device, precision, caches and the queue of runs are shared. Models once loaded are kept as
-        long as they fit. Loading waits for its turn as a run does, and `on_step` can end that.
+        Device, precision, caches and the queue of runs are shared. Loaded models are kept while they fit.
+        Loading is queued like a run, and `on_step` can cancel it.
 
-        Raises StyleEngineError where the model cannot be had, Cancelled if `on_step` raised it.
+        Raises StyleEngineError if the model cannot be loaded, Cancelled if `on_step` raised it.
         """
         if model is None or model == self.backbone.name:
             return self
         device, dtype = self.backbone.device, self.backbone.dtype
         known: Any = self._backbones.get(model)
         if known is None:
-            # Libraries change the default number type while they load, and a run must not see that.
+            # Libraries change torch's default dtype while loading, which must not happen during a run.
             with self._turns.one(waiting(on_step)):
                 known = self._backbones.get_or_make(model, lambda: load_backbone(model, device, dtype))
         other = copy.copy(self)
@@ -99,7 +99,7 @@ class StyleEngine:
         return other
 
     def settings_for(self, settings_class: type[AnySettings], method: str, given: AnySettings | None) -> AnySettings:
-        """The given values, over those the backbone recommends, over the method's defaults."""
+        """The method's defaults, overridden by the backbone's recommended values and then by `given`."""
         explicit: dict[str, Any] = given.model_dump(exclude_unset=True) if given else {}
         known, values = METHODS.get(method), self.backbone.recommended
         recommended = known.recommended(values) if known else values.get(method, {})
@@ -116,9 +116,9 @@ class StyleEngine:
         keep_partial: bool = False,
         on_step: OnStep | None = None,
     ) -> Stylization:
-        """Runs any method: `inputs` by the names of its roles, as its own function of this class takes them.
+        """Runs any method. `inputs` are keyed by role and take the same values as the method's own function.
 
-        A method whose results are clips writes one to `output`; `work` and `keep_partial` are as for `zstar_video`.
+        A video method writes its clip to `output`; `work` and `keep_partial` are as in `zstar_video`.
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
@@ -154,12 +154,12 @@ class StyleEngine:
         mask: ImageSource | None = None,
         on_step: OnStep | None = None,
     ) -> Stylization:
-        """Z-STAR+: the content redrawn in the styles, nothing trained.
+        """Z-STAR+: redraws the content in the styles, without training.
 
-        Pictures may be paths, bytes, PIL images or arrays. A style may come as `Style`, with a
-        weight and a mask of its own; a single one need not stand in a list. `mask` is the short form:
-        with one style, where it applies (white); with two, white = the second and black = the first.
-        Values set in `settings` win over the backbone's recommendations.
+        Images may be paths, bytes, PIL images or arrays. A `Style` has its own weight and mask; a single
+        style needs no list. `mask` is a shorthand: with one style, white is where it applies; with two,
+        white = the second and black = the first. Values set in `settings` override the backbone's
+        recommended values.
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
@@ -175,7 +175,7 @@ class StyleEngine:
         mask: ImageSource | None = None,
         on_step: OnStep | None = None,
     ) -> list[Stylization]:
-        """Several contents in the same styles: M + N inversions, and batches of equal shape."""
+        """Several contents in the same styles: M + N inversions, and contents of equal shape in batches."""
         contents = several(contents)
         if not contents:
             raise StyleEngineError("No content image was given. Choose at least one.")
@@ -214,10 +214,10 @@ class StyleEngine:
         mask: ImageSource | None = None,
         on_step: OnStep | None = None,
     ) -> Stylization:
-        """h-space injection: the content drawn as the style image is, nothing trained.
+        """h-space injection: the content in the look of the style image, without training.
 
-        The result has the content's shape; the style image is cut to it. `mask` lies on the content
-        and says where it is injected (white). Runs on latent and on pixel-space models.
+        The result has the content's aspect ratio; the style image is cropped to it. `mask` is laid over
+        the content: white is where it is injected. Works with latent and pixel-space models.
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
@@ -234,7 +234,7 @@ class StyleEngine:
         mask: ImageSource | None = None,
         on_step: OnStep | None = None,
     ) -> list[Stylization]:
-        """As `h_space`, one result for each γ: the inversions are shared, and the rest goes in batches."""
+        """As `h_space`, with one result per γ. The inversions are shared; sampling is batched."""
         settings = self.settings_for(HSpaceSettings, "h_space", settings)
         pictures = open_image(content, "content image"), open_image(style, "style image")
         region = open_mask(mask) if mask is not None else None
@@ -269,11 +269,11 @@ class StyleEngine:
         keep_partial: bool = False,
         on_step: OnStep | None = None,
     ) -> VideoStylization:
-        """Z-STAR+ for a clip, without flicker: writes the MP4 `output`, with the clip's sound.
+        """Z-STAR+ for a clip, without flicker. Writes the MP4 `output`, with the clip's sound.
 
-        The clip is a path, or a file's content as bytes or open for reading. Styles and `mask` are as for
-        `zstar`. `work` is a folder that keeps finished frames: the same call again goes on where an interrupted
-        one stopped. When `on_step` raises Cancelled, `keep_partial` gives the frames finished by then.
+        The clip is a path, bytes or an open file. Styles and `mask` are as in `zstar`. `work` is a folder
+        for finished frames: the same call resumes an interrupted run. With `keep_partial`, a run that
+        `on_step` cancels returns the frames finished so far.
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
@@ -289,13 +289,13 @@ class StyleEngine:
         *,
         on_step: OnStep | None = None,
     ) -> Stylization:
-        """QS-Attn: the content in a style said in words, nothing trained.
+        """QS-Attn: the content in a style given by a text prompt, without training.
 
-        `prompt` is the short form of the setting of that name: “golden”, or several as in
-        “golden::2 | wooden”. Runs on latent and on pixel-space models; CLIP, which reads the words, is
-        the model's own or comes from the hub. On CUDA equal runs differ by a little (see `StyleEngine`).
+        `prompt` is a shorthand for the setting of that name: “golden”, or several styles as in
+        “golden::2 | wooden”. Works with latent and pixel-space models. CLIP is the model's own or comes
+        from the hub. On CUDA identical runs differ slightly (see `StyleEngine`).
 
-        Raises StyleEngineError for bad input or where there is no CLIP, Cancelled if `on_step` raised it.
+        Raises StyleEngineError for bad input or if there is no CLIP, Cancelled if `on_step` raised it.
         """
         if prompt is not None:
             settings = settings.replace(prompt=prompt) if settings else QSAttnSettings(prompt=prompt)
@@ -304,7 +304,7 @@ class StyleEngine:
     def qs_attn_anchors(
         self, content: ImageSource, settings: QSAttnSettings | None = None, *, on_step: OnStep | None = None
     ) -> Image.Image:
-        """Entropy maps and anchors of `qs_attn` over the content, one picture per layer, the finest first.
+        """Entropy maps and anchors of `qs_attn` over the content, one image per layer, the finest first.
 
         Blue is low entropy. Needs neither CLIP nor a prompt. `on_step` only reports waiting.
         """
@@ -324,16 +324,16 @@ class StyleEngine:
         preview_on: ImageSource | None = None,
         on_step: OnStep | None = None,
     ) -> LearnedStyle:
-        """InST: the painting learnt as a word, to draw with by `inst_apply`. Save it with `.save("style.safetensors")`.
+        """InST: learns the painting's style as a token embedding. Save it with `.save("style.safetensors")`.
 
-        `partial` is a style file in which unfinished learning is kept, from time to time and when
-        `on_step` stops it; the same call again goes on from it. After about `seconds`, if given, the
-        style is given as it is then, its record not `complete`. The name is by default the
-        painting's file name. `on_step` is given `LearningEvent`s, which preview on `preview_on`, or
-        without it draw from nothing. Between two calls with `seconds` all that wait have their turn. On CUDA
-        equal runs differ by a little (see `StyleEngine`), and so do interrupted ones from those that were not.
+        `partial` is a style file for unfinished learning, written periodically and when `on_step` raises;
+        the same call resumes from it. After about `seconds`, if given, the current style is returned, with
+        a record that is not `complete`. `name` defaults to the painting's file name. `on_step` gets
+        `LearningEvent`s, which preview on `preview_on`, or without it from pure noise. Between two calls
+        with `seconds`, waiting runs get their turn. On CUDA identical runs differ slightly (see
+        `StyleEngine`), and so do resumed runs.
 
-        Raises StyleEngineError for bad input, a model without words or CLIP, or a `partial` of
+        Raises StyleEngineError for bad input, a model without a text encoder or CLIP, or a `partial` of
         another run; Cancelled if `on_step` raised it.
         """
         settings = self.settings_for(InSTLearningSettings, "inst_learn", settings)
@@ -355,7 +355,7 @@ class StyleEngine:
         *,
         on_step: OnStep | None = None,
     ) -> Stylization:
-        """InST: the content redrawn in a learnt style, or between two; without a content, the prompt drawn.
+        """InST: redraws the content in a learnt style, or a mix of two. Without a content, generates from the prompt.
 
         Styles are `LearnedStyle`s, paths of their files, or names in the library; a single one needs no list.
 
@@ -378,12 +378,12 @@ class StyleEngine:
 
     @contextlib.contextmanager
     def _turn(self, on_step: OnStep | None, settings: Settings, shown: Image.Image | None) -> Iterator[None]:
-        """The context of each run: alone on the networks, the cache trimmed after it, too little memory in words.
+        """The context of each run: exclusive use of the networks; trims the cache and converts out-of-memory errors.
 
-        It is entered when the run's turn has come. `shown` is the preview until then.
+        Entered when the run's turn comes. `shown` is the preview until then.
         """
         size = getattr(settings, "size", None)
-        sentence = f"There is not enough memory for pictures of size {size}. Choose a smaller size or fewer styles."
+        sentence = f"There is not enough memory for images of size {size}. Choose a smaller size or fewer styles."
         with self._turns.one(waiting(on_step, shown)), memory_in_words(sentence), self.cache.trimming():
             yield
 
@@ -391,5 +391,5 @@ class StyleEngine:
         return self._backbones.get_or_make(("clip", self.backbone.name), lambda: Clip(self.backbone))
 
     def _batch_size(self, pixels: int, styles: int = 1) -> int:
-        """How many pictures of so many pixels go at once, each with the keys and values of so many styles beside it."""
+        """The batch size for images of `pixels` pixels, each with the keys and values of `styles` styles."""
         return max(1, 2 * pixels_at_once(self.backbone.device) // (pixels * (1 + styles)))

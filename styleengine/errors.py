@@ -1,8 +1,8 @@
-"""The two exceptions that callers of StyleEngine meet."""
+"""The two exceptions of the public API."""
 
 
 class StyleEngineError(ValueError):
-    """Something a person can put right. The message says what was wrong and what to do."""
+    """An error that the user can fix. The message states what was wrong and what to do."""
 
 
 class Cancelled(Exception):  # noqa: N818 - nothing went wrong

@@ -1,8 +1,8 @@
-"""SHA-256 of files, remembered: a model of 4 GB is read once, not at each start.
+"""Cached SHA-256 of files: a model of 4 GB is read once, not at each start.
 
-A hash is known by the file's path, size and times of change. It is remembered in memory and, where that
-can be written, in a small file in the user's cache folder. A file that changed a moment ago is not
-remembered: it might change again within the clock's grain.
+The key is the file's path, size and modification times. Hashes are cached in memory and, if it can be written,
+in a small file in the user's cache folder. A file changed within the last seconds is not cached: it may change
+again within the clock's resolution.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from styleengine.images import write_whole
 
-FRESH = 5.0  # seconds after a change in which a file is hashed anew each time
+FRESH = 5.0  # seconds after a change during which a file's hash is not cached
 MOST_KNOWN = 2000
 
 _known: dict[str, str] = {}
@@ -23,7 +23,7 @@ _lock = threading.Lock()
 
 
 def store() -> Path:
-    """The file in which hashes are kept between two starts."""
+    """The file that keeps hashes between starts."""
     if os.name == "nt":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     else:
@@ -51,7 +51,7 @@ def file_sha256(file: Path) -> bytes:
 
 
 def _read() -> dict[str, str]:
-    """What is kept, as far as it can be read."""
+    """The hashes in the file; none if it cannot be read."""
     with suppress(OSError, ValueError, AttributeError, RuntimeError):
         kept = json.loads(store().read_text()).items()
         return {key: value for key, value in kept if _is_sha256(value)}
@@ -59,7 +59,7 @@ def _read() -> dict[str, str]:
 
 
 def _write() -> None:
-    """Keeps the latest of what is known; where that cannot be written it is known until the process ends."""
+    """Writes the most recent hashes. If that fails, they are cached in memory only."""
     with suppress(OSError, RuntimeError):
         latest = dict(list(_known.items())[-MOST_KNOWN:])
         store().parent.mkdir(parents=True, exist_ok=True)

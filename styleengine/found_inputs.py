@@ -1,4 +1,4 @@
-"""The inputs of a saved result, found again by their hashes."""
+"""Finds the inputs of a saved result by their hashes."""
 
 import base64
 import hashlib
@@ -19,23 +19,23 @@ from styleengine.style_library import SHIPPED
 from styleengine.stylization import InputRecord, file_name
 from styleengine.video import VideoClip, open_clip
 
-FLAGS = {"clip": "content", LEARNT_STYLE: "style"}  # what names a file of that role, if not the role's name
-MOST_FILES = 500  # of a folder that are opened in search of an input
+FLAGS = {"clip": "content", LEARNT_STYLE: "style"}  # the flag for a role, if it is not the role's name
+MOST_FILES = 500  # opened per folder in the search for an input
 CLIP_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"}
 PICTURE_SUFFIXES = {*Image.registered_extensions(), ".heic", ".heif", ""} - {".pdf", ".ps", ".eps", ".mpg", ".mpeg"}
 SUFFIXES = {Kind.IMAGE: PICTURE_SUFFIXES, Kind.MASK: PICTURE_SUFFIXES}
 SUFFIXES |= {Kind.CLIP: CLIP_SUFFIXES, Kind.LEARNT_STYLES: {SUFFIX}}
 
 Opened = Image.Image | LearnedStyle | VideoClip
-Known = dict[str, tuple[Opened, bool]]  # by its hash what a file holds, and whether that is the negative of a mask
+Known = dict[str, tuple[Opened, bool]]  # by hash: a file's content, and whether it is the negative of a mask
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a result was made from, found again: its record, what it was opened as, and its file.
+    """An input of a result: its record, its opened content, and its file.
 
-    `path` is None for a mask from the record itself. `negative` says that the run used the negative of the mask that
-    the file holds; `opened` is as the run used it.
+    `path` is None for a mask stored in the record. `negative` means that the run used the negative of the mask
+    in the file; `opened` is the content as the run used it.
     """
 
     entry: InputRecord
@@ -55,15 +55,15 @@ def find_inputs(
     folders: Sequence[Path],
     result: str,
 ) -> list[Found]:
-    """The inputs in the record's order; equal ones are looked for once. `kinds` are theirs by role.
+    """The inputs in the record's order. Equal ones are searched for once. `kinds` are the kinds by role.
 
-    Raises StyleEngineError for `files` that are no inputs, and for inputs that are not found.
+    Raises StyleEngineError for `files` that are not inputs of the result, and for inputs that are not found.
     """
     missing = {(entry.role, entry.sha256): entry for entry in entries}
     found: dict[tuple[str, str], tuple[Opened, bool, Path | None]] = {}
 
     def take(path: Path | None, role: str, known: Known) -> bool:
-        """Whether what a file was opened as is one of the missing inputs of that role; it is missing no more."""
+        """Marks the missing inputs of that role in `known` as found; returns whether there were any."""
         taken = [key for key in missing if key[0] == role and key[1] in known]
         for key in taken:
             found[key] = (*known[key[1]], path)
@@ -73,12 +73,12 @@ def find_inputs(
     for flag, given in files.items():
         roles = {entry.role for entry in entries if FLAGS.get(entry.role, entry.role) == flag}
         if given and not roles:
-            raise StyleEngineError(f"{result} was made without what --{flag} names: leave it out.")
+            raise StyleEngineError(f"{result} has no input --{flag}: leave it out.")
         for path, role in ((Path(source), role) for source in given for role in roles):
             known = _open(path, kinds[role], _what(role))
             if not take(path, role, known) and not any((role, sha256) in found for sha256 in known):
                 raise StyleEngineError(
-                    f"{file_name(path)} is not the {_what(role)} of this result: its content is another. "
+                    f"{file_name(path)} is not the {_what(role)} of this result: its content differs. "
                     f"Name the right one with --{flag}."
                 )
     for entry in entries:
@@ -108,7 +108,7 @@ def _as_used(entry: InputRecord, opened: Opened, negative: bool, path: Path | No
 
 
 def _candidates(entries: Sequence[InputRecord], folders: Sequence[Path]) -> Iterator[Path]:
-    """Files that may be inputs: those of the recorded names first, in all the folders, then the others."""
+    """Files that may be inputs: those with recorded names first, in all folders, then the others."""
     yield from (file for file in folders if os.path.isfile(file))
     listed = [folder for folder in folders if os.path.isdir(folder)]
     listed += [SHIPPED] if any(entry.role == LEARNT_STYLE for entry in entries) else []
@@ -123,7 +123,7 @@ def _candidates(entries: Sequence[InputRecord], folders: Sequence[Path]) -> Iter
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The pictures, clips and styles that lie in a folder, not too many of them."""
+    """At most `MOST_FILES` images, clips and styles in a folder."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -133,7 +133,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _open(path: Path, kind: Kind, what: str = "image") -> Known:
-    """What a file holds, by its hash. A mask comes with its negative, whose hash older records have.
+    """A file's content, by its hash. For a mask also its negative, whose hash older records have.
 
     Raises StyleEngineError for a file that cannot be opened.
     """
@@ -150,7 +150,7 @@ def _open(path: Path, kind: Kind, what: str = "image") -> Known:
 
 
 def _open_one_of(path: Path, kind: Kind, wanted: Container[str]) -> Known:
-    """As `_open`, of a file that was met by chance: nothing where it cannot be opened, or is clearly another."""
+    """As `_open`, for a file that may be unrelated: empty if it cannot be opened or has another hash."""
     try:
         if kind is Kind.CLIP:
             with open(path, "rb") as file:
@@ -167,7 +167,7 @@ def _with_negative(mask: Image.Image) -> Known:
 
 
 def _open_data(entry: InputRecord, result: str) -> Known:
-    """The mask that the record carries whole."""
+    """The mask stored in the record."""
     try:
         known = _with_negative(open_mask(base64.b64decode(entry.data, validate=True)))
     except ValueError:  # StyleEngineError is one
@@ -183,11 +183,11 @@ def _missing_sentence(entries: Sequence[InputRecord], taken_names: Container[str
     clauses = []
     for entry in entries:
         name = f"“{shortened(entry.name)}”" if entry.name else "given without a file"
-        other = ", where the file of that name has another content" if entry.name in taken_names else ""
+        other = ", and the file of that name has different content" if entry.name in taken_names else ""
         clauses.append(f"the {_what(entry.role)} {name} (--{FLAGS.get(entry.role, entry.role)} FILE){other}")
     return (
-        f"Not found beside {result} or in the current folder: {'; '.join(clauses)}. Name each one by its flag, "
-        "or a folder where it lies, under whatever name, with --inputs FOLDER."
+        f"Not found beside {result} or in the current folder: {'; '.join(clauses)}. Name each file with its flag, "
+        "or a folder that contains it, under any name, with --inputs FOLDER."
     )
 
 

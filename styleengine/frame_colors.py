@@ -1,4 +1,4 @@
-"""Decoded video frames as pictures: 8-bit RGB laid on white, with square pixels, turned as players show them."""
+"""Converts decoded video frames to images: 8-bit RGB on white, square pixels, display rotation applied."""
 
 import math
 from fractions import Fraction
@@ -8,7 +8,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image
 
-# The matrix by its number in ITU-T H.273; others are guessed, as where none is stated.
+# Matrices by their number in ITU-T H.273. Others are guessed, as if none were stated.
 MATRICES = {
     1: Colorspace.ITU709,
     4: Colorspace.FCC,
@@ -19,7 +19,7 @@ MATRICES = {
     10: Colorspace.BT2020,
 }
 UNSTATED = {0, 2}
-HD_WIDTH, HD_HEIGHT = 1280, 720  # from either on, BT.709 where no matrix is stated; else BT.601
+HD_WIDTH, HD_HEIGHT = 1280, 720  # if no matrix is stated: BT.709 from this width or height on, else BT.601
 
 EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
@@ -34,13 +34,13 @@ WIDE = {ColorPrimaries.BT2020: FROM_BT2020, ColorPrimaries.SMPTE431: FROM_P3, Co
 BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
-WHITE = 203.0  # cd/m² of a white sheet of paper in HDR (ITU-R BT.2408)
-PEAK = 1000.0  # cd/m² that become the brightest white; what is brighter still is clipped
+WHITE = 203.0  # cd/m² of diffuse white in HDR (ITU-R BT.2408)
+PEAK = 1000.0  # cd/m² that become full white; brighter values are clipped
 SDR_GAMMA = 2.4  # of the signal that an SDR version of the clip would have (ITU-R BT.1886)
-KNEE = 0.8  # share of WHITE up to which light is kept as it is
-BAND = 1 << 20  # pixels whose colours are computed at a time
+KNEE = 0.8  # share of WHITE up to which luminance is unchanged
+BAND = 1 << 20  # pixels converted at a time
 
-TURNS = {  # by the signs of the display matrix: of its diagonal, or else of its other diagonal
+TURNS = {  # by the signs of the display matrix's entries
     (1, 0, 0, 1): None,
     (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
     (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
@@ -54,7 +54,7 @@ ASKEW = 0.02  # share of the largest entry that counts as zero: about one degree
 
 
 def to_image(frame: Any, aspect: Fraction | float = 1) -> Image.Image:
-    """The frame as it is meant to be seen; `aspect` is the width of a pixel over its height."""
+    """The frame as players display it; `aspect` is the width of a pixel over its height."""
     image = _colored(frame)
     size = square_size(image.size, aspect)
     if size != image.size:
@@ -69,9 +69,9 @@ def square_size(size: tuple[int, int], aspect: Fraction | float) -> tuple[int, i
 
 
 def turn_of(matrix: tuple[float, float, float, float]) -> Image.Transpose | None:
-    """What PIL is to do for a display matrix (a, b, c, d): x' = a·x + c·y, y' = b·x + d·y, y downwards.
+    """The PIL transpose for a display matrix (a, b, c, d): x' = a·x + c·y, y' = b·x + d·y, y downwards.
 
-    Its scale is ignored, and a matrix that is none of the eight turns and mirrorings altogether.
+    The scale is ignored. None for a matrix that is not one of the eight rotations and reflections.
     """
     largest = max(map(abs, matrix))
     a, b, c, d = (0 if abs(entry) <= ASKEW * largest else int(math.copysign(1, entry)) for entry in matrix)
@@ -79,18 +79,18 @@ def turn_of(matrix: tuple[float, float, float, float]) -> Image.Transpose | None
 
 
 def color_note(frame: Any) -> str:
-    """A sentence where the frame's colours cannot be kept as they are, else nothing."""
+    """A sentence if the frame's colours had to be mapped to another range, else an empty string."""
     curve = HDR.get(frame.color_trc)
     if not curve:
         return ""
     return (
         f"The clip is HDR ({curve}): it was mapped to standard range, its white ({WHITE:.0f} cd/m²) to white, "
-        "and what is brighter was dimmed."
+        "and brighter areas were dimmed."
     )
 
 
 def _colored(frame: Any) -> Image.Image:
-    """The frame's pixels in the order they are stored in, as 8-bit RGB laid on white."""
+    """The frame's pixels in their stored orientation, as 8-bit RGB on white."""
     transparent = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     curve = HDR.get(frame.color_trc)
     wide = WIDE.get(frame.color_primaries, FROM_BT2020 if curve else None)
@@ -106,7 +106,7 @@ def _colored(frame: Any) -> Image.Image:
 
 
 def _encoding(frame: Any) -> dict[str, Any]:
-    """How the frame's YCbCr is to be read: as stated, else as players guess. Nothing for RGB and grey."""
+    """The frame's YCbCr matrix and range: as stated, else as players guess. Empty for RGB and grey."""
     if frame.format.is_rgb or frame.format.has_palette or len(frame.format.components) < 3:
         return {}
     matrix = MATRICES.get(frame.colorspace)
@@ -123,7 +123,7 @@ def _encoding(frame: Any) -> dict[str, Any]:
 def _display_matrix(frame: Any) -> tuple[float, float, float, float]:
     try:
         stored = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not know a kind of data that the frame carries beside it
+    except ValueError:  # PyAV does not support all kinds of side data
         angle = math.radians(frame.rotation)  # counterclockwise
         return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
     if stored is None or len(bytes(stored)) < 9 * 4:
@@ -133,7 +133,7 @@ def _display_matrix(frame: Any) -> tuple[float, float, float, float]:
 
 
 def _narrowed(pixels: np.ndarray, gamut: np.ndarray, curve: str | None) -> np.ndarray:
-    """(height, width, 3 or 4) of 16 bits in a wide gamut, perhaps HDR → 8 bits as in an SDR clip of BT.709."""
+    """(height, width, 3 or 4), 16-bit, wide gamut, possibly HDR → 8-bit BT.709 in standard range."""
     rows = max(1, BAND // pixels.shape[1])
     bands = [_narrowed_band(pixels[i : i + rows], gamut, curve) for i in range(0, len(pixels), rows)]
     return np.concatenate(bands)
@@ -155,25 +155,25 @@ def _narrowed_band(pixels: np.ndarray, gamut: np.ndarray, curve: str | None) -> 
 
 
 def _pq_light(signal: np.ndarray) -> np.ndarray:
-    """SMPTE ST 2084: signal in [0, 1] → light, WHITE being 1."""
+    """SMPTE ST 2084: signal in [0, 1] → luminance in units of WHITE."""
     m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
     root = np.power(signal, 1 / m2)
     return 10000 / WHITE * np.power((root - c1).clip(0) / (c2 - c3 * root), 1 / m1)
 
 
 def _hlg_light(signal: np.ndarray) -> np.ndarray:
-    """ARIB STD-B67: signal in [0, 1] → light of the scene in [0, 1]."""
+    """ARIB STD-B67: signal in [0, 1] → scene light in [0, 1]."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
 
 
 def _sdr_light(signal: np.ndarray) -> np.ndarray:
-    """ITU-R BT.1886: signal in [0, 1] → light on a display of standard range."""
+    """ITU-R BT.1886: signal in [0, 1] → luminance of a standard-range display."""
     return signal**SDR_GAMMA
 
 
 def _rolled_off(light: np.ndarray) -> np.ndarray:
-    """Light as it is up to KNEE, then bent smoothly, such that PEAK becomes 1 (a Möbius curve)."""
+    """Luminance unchanged up to KNEE, then compressed smoothly so that PEAK becomes 1 (a Möbius curve)."""
     peak = PEAK / WHITE
     a = -(KNEE**2) * (peak - 1) / (KNEE**2 - 2 * KNEE + peak)
     b = (KNEE**2 - 2 * KNEE * peak + peak) / (peak - 1)

@@ -1,8 +1,7 @@
-"""Encoded pictures: what is read of a file, and the decoder for it, before any pixel is decoded.
+"""Reads encoded images and selects their decoder, before any pixel is decoded.
 
-A file is read whole and once, up to `MOST_BYTES`. Of PNG, JPEG and TIFF files only what makes the pixels goes
-to Pillow; colour profile and orientation are taken from the rest here, so that metadata which cannot be
-read is left out.
+A file is read once and completely, up to `MOST_BYTES`. For PNG, JPEG and TIFF, Pillow gets only the data of
+the pixels; colour profile and orientation are parsed here, so that unreadable metadata is dropped.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from styleengine.errors import StyleEngineError
 
 EncodedSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
-# All that is ever decoded: none of these runs another program. TGA has no signature, so it comes last.
+# The only formats decoded; none of the decoders runs another program. TGA has no signature, so it is last.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM", "ICO", "TGA")
 ADVICE = "Choose a PNG, JPEG, WebP, HEIC, AVIF, GIF, TIFF or BMP file."
 
@@ -37,26 +36,26 @@ JPEG_SIGNATURE = b"\xff\xd8\xff"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 MOST_TAGS = 2**16 - 1
-TIFF_SIDE_MATTERS = {330, 700, 34665, 34853, 40965}  # further folders (thumbnails, Exif, GPS) and XMP
+TIFF_SIDE_MATTERS = {330, 700, 34665, 34853, 40965}  # further directories (thumbnails, Exif, GPS) and XMP
 ICON_SIGNATURE = b"\0\0\1\0"
 LARGEST_ICON = 256
 
-# What Pillow finds odd in a file is either left out or worded as an error.
+# Problems that Pillow warns of are either ignored or reported as errors.
 warnings.filterwarnings("ignore", module=r"(PIL|pillow_heif)\b")
 
 
 def is_encoded(source: object) -> TypeGuard[EncodedSource]:
-    """Whether it is of a type that `encoded_content` takes. An empty name is none."""
+    """Whether `encoded_content` accepts this type. An empty path is not accepted."""
     return isinstance(source, (bytes, bytearray, memoryview, os.PathLike)) or (
         source != "" if isinstance(source, str) else hasattr(source, "read")
     )
 
 
 def encoded_content(source: EncodedSource, what: str) -> tuple[bytes, str]:
-    """The bytes of a picture, and the words that name it, such as "The style image waves.jpg".
+    """The bytes of an image, and its name in messages, such as "The style image waves.jpg".
 
-    An open file is read from its start (a pipe from where it stands) and left open.
-    Raises StyleEngineError for what is no file, cannot be read, is empty, or has more than 512 MB.
+    An open file is read from its start (a pipe from its position) and left open.
+    Raises StyleEngineError if it is not a file, cannot be read, is empty, or has more than 512 MB.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         name, content = f"The {what}", bytes(source)
@@ -68,21 +67,21 @@ def encoded_content(source: EncodedSource, what: str) -> tuple[bytes, str]:
         name = f"The {what}"
         content = _stream_content(source, name)
     if not content:
-        raise StyleEngineError(f"{name} is empty (0 bytes). Choose a picture, such as a PNG or JPEG.")
+        raise StyleEngineError(f"{name} is empty (0 bytes). Choose an image, such as a PNG or JPEG.")
     return content, name
 
 
 def shown_name(path: str | os.PathLike[str]) -> str:
-    """A file's name without its folder, as it can be printed anywhere: what cannot be is a "?"."""
+    """A file's name without its folder, shortened, with "?" for unprintable characters."""
     name = "".join(letter if letter.isprintable() else "?" for letter in Path(os.fsdecode(path)).name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def decoder(encoded: bytes) -> Image.Image | None:
-    """The picture, its header read and no pixel decoded; None where it is of no format in `FORMATS`.
+    """The image with its header read and no pixel decoded; None if its format is not in `FORMATS`.
 
-    Of its metadata (`info`, `getexif`) nothing is left that can make loading fail.
-    Raises Image.DecompressionBombError where a decoder finds it far too large while it reads the header.
+    Metadata (`info`, `getexif`) that could make loading fail is removed.
+    Raises Image.DecompressionBombError if a decoder rejects the size in the header.
     """
     info: dict[str, Any] = {}
     if encoded.startswith(PNG_SIGNATURE):
@@ -97,7 +96,7 @@ def decoder(encoded: bytes) -> Image.Image | None:
         with contextlib.suppress(struct.error, OverflowError):
             encoded = tiff_pixels(encoded)
     image = _identified(encoded)
-    if image is None and encoded[4:8] == b"ftyp":  # an AVIF file's Exif data are read at once
+    if image is None and encoded[4:8] == b"ftyp":  # the AVIF decoder reads Exif data on opening
         image = _identified(encoded.replace(b"Exif", b"free"))
     if image:
         image.info |= info
@@ -105,10 +104,10 @@ def decoder(encoded: bytes) -> Image.Image | None:
 
 
 def png_pixels(encoded: bytes) -> tuple[bytes, dict[str, Any]]:
-    """A PNG with nothing but what its pixels are made of, and of the rest what bears on how they are shown.
+    """A PNG reduced to its pixel data, and the metadata that affects its display.
 
-    The latter is as in Pillow's `info`: "icc_profile", "exif", "Raw profile type exif" and "xmp". A
-    chunk whose checksum is wrong is left out, as are those of an animation: what remains is its first frame.
+    The metadata is as in Pillow's `info`: "icc_profile", "exif", "Raw profile type exif" and "xmp". Chunks with
+    a wrong checksum are dropped, as are those of an animation: its first frame remains.
     """
     kept: list[bytes | memoryview] = [PNG_SIGNATURE]
     info: dict[str, Any] = {}
@@ -122,7 +121,7 @@ def png_pixels(encoded: bytes) -> tuple[bytes, dict[str, Any]]:
             kept.append(view[place:end])
         elif end <= len(encoded) and zlib.crc32(view[place + 4 : end - 4]) == int.from_bytes(view[end - 4 : end]):
             body = bytes(view[place + 8 : end - 4])
-            if name == b"tRNS" and place > len(PNG_SIGNATURE):  # depth and kind of pixels stand in the first chunk
+            if name == b"tRNS" and place > len(PNG_SIGNATURE):  # bit depth and colour type are in the first chunk
                 kept.append(_transparency_chunk(body, *encoded[24:26]))
             else:
                 _note_png_chunk(name, body, info)
@@ -132,7 +131,7 @@ def png_pixels(encoded: bytes) -> tuple[bytes, dict[str, Any]]:
 
 
 def jpeg_pixels(encoded: bytes) -> tuple[bytes, dict[str, Any]]:
-    """A JPEG with nothing but what its pixels are made of; of the rest, as `png_pixels`, what bears on them."""
+    """A JPEG reduced to its pixel data, and the metadata that affects its display, as in `png_pixels`."""
     kept: list[bytes | memoryview] = [encoded[:2]]
     info: dict[str, Any] = {}
     profile: list[bytes] = []
@@ -142,12 +141,12 @@ def jpeg_pixels(encoded: bytes) -> tuple[bytes, dict[str, Any]]:
         if marker == 0xFF:  # padding
             place += 1
             continue
-        if marker < 0xC0 or 0xD0 <= marker <= 0xDA or end > len(encoded):  # the scan begins, or is not understood
+        if marker < 0xC0 or 0xD0 <= marker <= 0xDA or end > len(encoded):  # start of the scan, or an unknown marker
             break
         body = bytes(view[place + 4 : end])
         jfif = marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
         adobe = marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12
-        if jfif or adobe or not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # those two say what colours are
+        if jfif or adobe or not (0xE0 <= marker <= 0xEF or marker == 0xFE):  # these two define the colours
             kept.append(view[place:end])
         elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
             info.setdefault("exif", body)
@@ -164,10 +163,10 @@ def jpeg_pixels(encoded: bytes) -> tuple[bytes, dict[str, Any]]:
 
 
 def tiff_pixels(encoded: bytes) -> bytes:
-    """A TIFF with its first page alone, and of that page's entries those whose values lie inside the file.
+    """A TIFF reduced to its first page, with only the entries whose values lie inside the file.
 
-    Exif, GPS and XMP are left out: Pillow reads them while it decodes, and orientation is an entry of its own.
-    Raises struct.error where the file is too short to have a page.
+    Exif, GPS and XMP are removed: Pillow reads them while decoding, and orientation is a separate entry.
+    Raises struct.error if the file is too short to have a page.
     """
     order, big = "<" if encoded.startswith(b"II") else ">", b"+" in encoded[2:4]
     count_form, entry_form, pointer_form = ("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I")
@@ -189,7 +188,7 @@ def tiff_pixels(encoded: bytes) -> bytes:
 
 
 def _file_content(path: str, name: str) -> bytes:
-    """Of an ordinary file alone: a device or a pipe could be read for ever."""
+    """The content of a regular file. Devices and pipes are rejected: reading them may never end."""
     missing = f"{name} does not exist or is not a file: check where it is."
     try:
         file = open(path, "rb") if stat.S_ISREG(os.stat(path).st_mode) else None  # noqa: SIM115 - closed below
@@ -205,12 +204,12 @@ def _file_content(path: str, name: str) -> bytes:
 
 def _stream_content(stream: BinaryIO, name: str) -> bytes:
     try:
-        with contextlib.suppress(OSError, AttributeError):  # a pipe has but one place
+        with contextlib.suppress(OSError, AttributeError):  # a pipe cannot seek
             stream.seek(0)
         return _read(stream, name)
     except StyleEngineError:
         raise
-    except Exception as error:  # whatever an object that was given as a file may raise
+    except Exception as error:  # file-like objects may raise anything
         raise StyleEngineError(f"{name} cannot be read: open the file for reading, in binary mode (“rb”).") from error
 
 
@@ -225,11 +224,11 @@ def _read(stream: BinaryIO, name: str) -> bytes:
 
 
 def _identified(encoded: bytes) -> Image.Image | None:
-    """As `Image.open(…, formats=FORMATS)`, but with no opinion on sizes, which `check_size` has."""
+    """As `Image.open(…, formats=FORMATS)`, without its size limit: see `check_size`."""
     Image.init()
     if encoded[4:8] == b"ftyp":
-        with contextlib.suppress(ImportError):  # of which AVIF needs nothing
-            _learn_heif()
+        with contextlib.suppress(ImportError):  # not needed for AVIF
+            _register_heif()
     for form in FORMATS:
         factory, accepts = Image.OPEN.get(form, (None, None))
         if factory and (not accepts or accepts(encoded[:16]) is not False):
@@ -237,31 +236,31 @@ def _identified(encoded: bytes) -> Image.Image | None:
                 return factory(io.BytesIO(encoded), "")
             except Image.DecompressionBombError:
                 raise
-            except Exception:  # noqa: BLE001 - of damaged files decoders raise anything, RuntimeError included
+            except Exception:  # noqa: BLE001 - decoders raise any exception for damaged files
                 continue
     return None
 
 
 @functools.cache
-def _learn_heif() -> None:
-    """Only once a file asks for it."""
+def _register_heif() -> None:
+    """Called once, and only if a file needs it."""
     import pillow_heif
 
     pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 
 def _icon(encoded: bytes) -> Image.Image | None:
-    """The largest picture of an icon file, whose directory may say another size than the picture itself."""
+    """The largest image of an icon file. The size in the directory may differ from the image's own."""
     largest = IcoImagePlugin.IcoFile(io.BytesIO(encoded)).entry[0]
     content = encoded[largest.offset :]
     if content.startswith(PNG_SIGNATURE):
         return decoder(content)
-    width, height = BmpImagePlugin.DibImageFile(io.BytesIO(content)).size  # colours and, below them, the mask
+    width, height = BmpImagePlugin.DibImageFile(io.BytesIO(content)).size  # the colours, and the mask below them
     return _identified(encoded) if width <= LARGEST_ICON and height <= 2 * LARGEST_ICON else None
 
 
 def _transparency_chunk(body: bytes, depth: int, kind: int) -> bytes:
-    """A tRNS chunk as Pillow compares it with 8-bit pixels; nothing where it does not fit the kind of pixels."""
+    """A tRNS chunk as Pillow compares it with 8-bit pixels; empty if it does not fit the colour type."""
     if kind == 0 and len(body) == 2 and depth in {2, 4}:
         body = bytes([0, (body[1] * 255 // (2**depth - 1)) & 255])
     elif kind == 2 and len(body) == 6 and depth == 16:
@@ -272,7 +271,7 @@ def _transparency_chunk(body: bytes, depth: int, kind: int) -> bytes:
 
 
 def _note_png_chunk(name: bytes, body: bytes, info: dict[str, Any]) -> None:
-    """Adds to `info` what a chunk says of colours or orientation; of two that say it, the first counts."""
+    """Adds a chunk's colour profile or orientation to `info`. The first of several counts."""
     key, _, rest = body.partition(b"\0")
     if name == b"iCCP":
         info.setdefault("icc_profile", _unpacked(rest[1:]))
@@ -286,7 +285,7 @@ def _note_png_chunk(name: bytes, body: bytes, info: dict[str, Any]) -> None:
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """What zlib packed; nothing where it is damaged or more than `LARGEST_METADATA`."""
+    """Decompressed zlib data; empty if it is damaged or larger than `LARGEST_METADATA`."""
     unpacking = zlib.decompressobj()
     try:
         content = unpacking.decompress(packed, LARGEST_METADATA)

@@ -1,6 +1,6 @@
-"""Pictures in and out: opened, checked and sized once, at the door.
+"""Opens, checks, resizes and saves images.
 
-Inside the package a picture is a float32 tensor (batch, 3, height, width) in [−1, 1].
+Inside the package an image is a float32 tensor (batch, 3, height, width) in [−1, 1].
 """
 
 import contextlib
@@ -25,10 +25,10 @@ SMALLEST_SIDE = 16
 MOST_PIXELS = 50_000_000
 MOST_WORKING_PIXELS = 4_000_000
 MOST_ELONGATED = 8
-LARGEST_STRETCH = 1.02  # of a mask: less is rounding
+LARGEST_STRETCH = 1.02  # of a mask; less is a rounding difference
 
-WHITES = (1, 255, 1023, 4095, 65535)  # the usual ones: yes or no (or floats), 8, 10, 12 and 16 bits
-OVERSHOOT = 0.1  # of white: by this much resampled floats may go beyond their range
+WHITES = (1, 255, 1023, 4095, 65535)  # the usual maxima: binary (or float), 8, 10, 12 and 16 bits
+OVERSHOOT = 0.1  # share of white by which resampled floats may exceed their range
 DARKEST_WHITE = 1 / 16
 TURNS: dict[Any, Image.Transpose] = {  # by Exif's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,14 +43,14 @@ PROFILED = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # modes, and the colour
 
 
 def open_image(source: ImageSource, what: str = "image") -> Image.Image:
-    """The picture upright, as 8-bit sRGB without transparency (which is laid on white).
+    """The image upright, as 8-bit sRGB; transparency is laid on white.
 
     Takes a path, encoded bytes, an open binary file (read from its start and left open), a PIL image
     of any mode, or an array (height, width[, 1, 3 or 4]) of uint8, uint16, bool or floats in [0, 1].
-    Greys of more than eight bits are scaled by the smallest of the usual ranges (`WHITES`) that holds
-    them. `what` names the picture in error messages, which hold no folder.
+    Greys of more than eight bits are scaled by the smallest of the usual ranges (`WHITES`) that contains
+    them. `what` names the image in error messages, which never contain a folder.
 
-    Raises StyleEngineError for what cannot be read, is smaller than 16 pixels on a side, has more
+    Raises StyleEngineError if the image cannot be read, is smaller than 16 pixels on a side, has more
     than 50 megapixels, is more than eight times as long as wide, or has greys in no usual range.
     """
     colours, alpha = _colours(source, what)
@@ -63,9 +63,9 @@ def open_image(source: ImageSource, what: str = "image") -> Image.Image:
 def open_mask(source: ImageSource, what: str = "mask") -> Image.Image:
     """A mask as 8-bit grey ("L"), white = 255 = inside; colour becomes luminance. As `open_image`.
 
-    Where a picture has transparency, what is to be seen of it is inside, whatever its colour: strokes
-    on a transparent layer, something cut out. Only where that is itself a mask, that is greys from
-    black to white, both count: its luminance times its alpha.
+    For an image with transparency the mask is its alpha, whatever the colour: strokes on a transparent
+    layer, or a cutout. Only if the visible part is itself a mask, that is grey from black to white, the
+    mask is luminance times alpha.
     """
     colours, alpha = _colours(source, what)
     luminance = colours.convert("L")
@@ -75,7 +75,7 @@ def open_mask(source: ImageSource, what: str = "mask") -> Image.Image:
 
 
 def check_size(size: tuple[int, int], what: str) -> None:
-    """StyleEngineError for fewer than 16 pixels on a side, too many in all, or too long a shape."""
+    """Raises StyleEngineError for fewer than 16 pixels on a side, too many pixels, or too long a shape."""
     width, height = size
     shown = f"{width}×{height} pixels"
     if width * height > MOST_PIXELS:
@@ -96,24 +96,24 @@ def working_size(image: Image.Image, size: int, multiple: int) -> tuple[int, int
     width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in image.size)
     if width * height > MOST_WORKING_PIXELS:
         raise StyleEngineError(
-            f"At size {size} this picture would be worked on at {width}×{height} pixels, which is more "
+            f"At size {size} this image would be processed at {width}×{height} pixels, which is more "
             f"than {MOST_WORKING_PIXELS / 1e6:.0f} megapixels. Choose a smaller size."
         )
     return width, height
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The image at exactly (width, height): scaled evenly to cover it, the overhang cut off."""
+    """The image at exactly (width, height): scaled to cover it, then cropped."""
     return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 
 def lay_over(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The mask ("L") at exactly (width, height), stretched: its corners lie on the content's corners."""
+    """The mask ("L") stretched to exactly (width, height), so that it covers the whole content."""
     return mask if mask.size == size else mask.resize(size, Image.Resampling.LANCZOS)
 
 
 def stretch_note(mask: Image.Image, content: Image.Image) -> str:
-    """A sentence where the mask's aspect ratio is clearly not the content's, else nothing."""
+    """A sentence if the mask's aspect ratio clearly differs from the content's, else an empty string."""
     stretch = (mask.width / mask.height) / (content.width / content.height)
     if 1 / LARGEST_STRETCH <= stretch <= LARGEST_STRETCH:
         return ""
@@ -136,16 +136,16 @@ def to_images(tensor: torch.Tensor) -> list[Image.Image]:
 
 
 def content_hash(image: Image.Image) -> str:
-    """SHA-256 over mode, size and pixels: equal for equal pictures, however they were stored."""
+    """SHA-256 over mode, size and pixels: equal for equal images, whatever the file format."""
     digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()
 
 
 def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> Path:
-    """Writes a PNG with text metadata; the file appears whole or not at all.
+    """Writes a PNG with text metadata, atomically.
 
-    What is no text of UTF-8, as in some file names, is written as JSON escapes it.
+    Text that is not UTF-8, as in some file names, is written as JSON escapes.
     """
     path = check_output(path)
     text = PngImagePlugin.PngInfo()
@@ -162,7 +162,7 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping
 
 
 def check_output(path: str | os.PathLike[str], suffix: str = ".png") -> Path:
-    """The path, if a result can be saved there; StyleEngineError for another suffix or no folder."""
+    """The path, if a result can be saved there. StyleEngineError for another suffix or a missing folder."""
     path = Path(path)
     if path.suffix.lower() != suffix:
         kind = suffix.removeprefix(".").upper()
@@ -174,7 +174,7 @@ def check_output(path: str | os.PathLike[str], suffix: str = ".png") -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes `content` beside `path` and moves it there: a reader never sees half a file."""
+    """Writes `content` atomically: to a temporary file beside `path`, which is then renamed."""
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -187,7 +187,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _colours(source: ImageSource, what: str) -> tuple[Image.Image, Image.Image | None]:
-    """The picture upright in sRGB ("RGB"), and its alpha ("L") where it has any."""
+    """The image upright in sRGB ("RGB"), and its alpha ("L") if it has any."""
     image, name = _opened(source, what)
     check_size(image.size, what)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -196,28 +196,28 @@ def _colours(source: ImageSource, what: str) -> tuple[Image.Image, Image.Image |
         image.load()
         check_size(image.size, what)
         turn = _turn(image)
-        profile = image.info.get("icc_profile") if image.mode != "LAB" else None  # which needs none
+        profile = image.info.get("icc_profile") if image.mode != "LAB" else None  # LAB needs no profile
         image = _to_eight_bits(image.transpose(turn) if turn is not None else image, what)
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         colours = _to_srgb(_without_alpha(image), profile)
     except StyleEngineError:
         raise
-    except Exception as error:  # damaged files make decoders raise anything, RuntimeError included
+    except Exception as error:  # decoders raise any exception for damaged files
         raise StyleEngineError(
             f"{name} could not be decoded (it may be cut off or damaged). Save it again as PNG or JPEG."
         ) from error
-    colours.info = {}  # nothing is left that would be applied once more
+    colours.info = {}  # removes metadata that would be applied again
     return colours, alpha
 
 
 def _opened(source: ImageSource, what: str) -> tuple[Image.Image, str]:
-    """The picture, not decoded yet where it is encoded, and what to call it."""
+    """The image, not yet decoded if it was encoded, and its name in messages."""
     if isinstance(source, Image.Image):
         return source, f"The {what}"
     if isinstance(source, np.ndarray):
         return _from_array(source, what), f"The {what}"
     if not is_encoded(source):
-        raise StyleEngineError(f"No {what} was given. Choose a picture, such as a PNG or JPEG.")
+        raise StyleEngineError(f"No {what} was given. Choose an image, such as a PNG or JPEG.")
     encoded, name = encoded_content(source, what)
     try:
         image = decoder(encoded)
@@ -226,20 +226,20 @@ def _opened(source: ImageSource, what: str) -> tuple[Image.Image, str]:
             f"{name} has far more than {MOST_PIXELS / 1e6:.0f} megapixels. Scale it down first."
         ) from error
     if image is None:
-        raise StyleEngineError(f"{name} is not a picture that can be read. {ADVICE}")
+        raise StyleEngineError(f"{name} is not an image that can be read. {ADVICE}")
     return image, name
 
 
 def _check_tiles(image: TiffImagePlugin.TiffImageFile, what: str) -> None:
-    """A TIFF file's tiles are decoded whole, however small the picture that they are parts of."""
+    """Rejects huge tiles: a TIFF file's tiles are decoded completely, however small the image."""
     width, height = (image.tag_v2.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
     if not isinstance(width, int) or not isinstance(height, int) or width * height > MOST_PIXELS:
-        raise StyleEngineError(f"The {what} has tiles of more than {MOST_PIXELS / 1e6:.0f} megapixels. Save it anew.")
+        raise StyleEngineError(f"The {what} has tiles of more than {MOST_PIXELS / 1e6:.0f} megapixels. Save it again.")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How its metadata says that a picture is to be turned; None where that cannot be read."""
-    with contextlib.suppress(Exception):  # metadata may hold anything
+    """The transpose for the image's Exif orientation; None if that cannot be read."""
+    with contextlib.suppress(Exception):  # metadata may contain anything
         value = image.getexif().get(ExifTags.Base.Orientation)
         return TURNS.get(value[0] if isinstance(value, (tuple, bytes)) else value)
     return None
@@ -277,10 +277,10 @@ def _to_eight_bits(image: Image.Image, what: str) -> Image.Image:
 
 
 def _scaled(values: np.ndarray, what: str) -> np.ndarray:
-    """Values of any range as uint8, 255 = the smallest of `WHITES` that holds them all.
+    """Values of any range as uint8, 255 = the smallest of `WHITES` that contains them all.
 
-    Raises StyleEngineError where no range fits: for values below zero, above 16 bits, NaN, or so dark
-    in their range that it can hardly be meant.
+    Raises StyleEngineError if no range fits: for values below zero, above 16 bits or NaN, or with a maximum
+    below `DARKEST_WHITE` of the range.
     """
     low, high = float(values.min()), float(values.max())
     slack = OVERSHOOT if values.dtype.kind == "f" else 0
@@ -294,7 +294,7 @@ def _scaled(values: np.ndarray, what: str) -> np.ndarray:
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
-    """The colours in a mode that profiles are for, whatever they are to be mixed with."""
+    """The colours without alpha, in a mode that colour profiles apply to."""
     if image.mode in PROFILED:
         return image
     grey = image.mode in {"1", "LA", "La"}
@@ -304,9 +304,9 @@ def _without_alpha(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
-    """Colours in the sRGB sense ("RGB"), by a profile if it is one and of the image's colour space."""
+    """The colours in sRGB ("RGB"), converted by the profile if it is valid for the image's colour space."""
     if isinstance(profile, bytes) and profile:
-        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # of a damaged one, the bare numbers are the best
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a damaged profile is ignored
             embedded = ImageCms.core.profile_frombytes(profile)
             if embedded.xcolor_space == PROFILED[image.mode]:
                 srgb = ImageCms.createProfile("sRGB")
@@ -315,10 +315,10 @@ def _to_srgb(image: Image.Image, profile: object) -> Image.Image:
 
 
 def _is_mask(colours: Image.Image, alpha: Image.Image) -> bool:
-    """Whether what is to be seen is grey, with both dark and bright parts."""
+    """Whether the visible pixels are grey, with both dark and bright parts."""
     opacity, pixels = np.asarray(alpha), np.asarray(colours)
-    seen = pixels[opacity >= max(1, int(opacity.max()) / 2)]
-    if not seen.size:
+    visible = pixels[opacity >= max(1, int(opacity.max()) / 2)]
+    if not visible.size:
         return False
-    brightest = seen.max(-1)
-    return int((brightest - seen.min(-1)).max()) < 32 and int(brightest.min()) < 64 and int(brightest.max()) > 191
+    brightest = visible.max(-1)
+    return int((brightest - visible.min(-1)).max()) < 32 and int(brightest.min()) < 64 and int(brightest.max()) > 191

@@ -1,8 +1,7 @@
-"""A painting learnt as a word, and the file that carries it: safetensors with metadata, never a pickle.
+"""A painting's style learnt as a token embedding, and its file: safetensors with metadata, never a pickle.
 
-A file may come from anybody. Its length and its header's length are bounded before anything is
-read, and names, shapes, types and values are checked before anything is used. No sentence about a
-file names its folder.
+Style files are untrusted. The lengths of file and header are limited before anything is read, and names,
+shapes, types and values are checked before anything is used. No message contains a file's folder.
 """
 
 import base64
@@ -34,13 +33,13 @@ THUMBNAIL_SIDE = 128
 MOST_BYTES = 1 << 20  # of a style
 MOST_BYTES_WITH_STATE = 1 << 29
 MOST_HEADER_BYTES = 1 << 19
-MOST_NAME = 48  # letters: a file name holds 255 bytes
-LARGEST_NUMBER = 1e4  # in a word or a latent: those of trained models are below 100
+MOST_NAME = 48  # characters: a file name has at most 255 bytes
+LARGEST_NUMBER = 1e4  # in an embedding or a latent: those of trained models are below 100
 TENSORS = ("word", "latent_mean", "latent_std")
-STATE = "state."  # tensors to go on learning with begin so
+STATE = "state."  # name prefix of the tensors needed to resume learning
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³")}
-# Marks and letters that nothing is drawn for: variation selectors, Hangul fillers, joiners and the like.
+# Marks and letters without a glyph: variation selectors, Hangul fillers, joiners and the like.
 INVISIBLE = {*"\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0", *map(chr, (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10)))}
 
 StyleSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
@@ -61,10 +60,10 @@ Judged = tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, allow_i
 
 
 class StyleRecord(Settings):
-    """All about a learnt style but its tensors: what is written into its file, and checked when it is read.
+    """Everything about a learnt style except its tensors, as written to its file and validated on reading.
 
     `words` is `LatentBackbone.words` of the model it was learnt on; `history` are pairs of step and
-    loss on the fixed (t, ε) set; `best_step` is the step whose word was kept, `step` the last one.
+    validation loss on the fixed (t, ε) set; `best_step` is the step whose embedding was kept, `step` the last one.
     """
 
     format: Literal[1] = FORMAT
@@ -83,10 +82,10 @@ class StyleRecord(Settings):
 
 @dataclass(frozen=True)
 class LearnedStyle:
-    """A word that says a painting's style, on the CPU in float32.
+    """A token embedding of a painting's style, on the CPU in float32.
 
-    `word` (width,) is a token embedding; `latent_mean` and `latent_std` (channels,) are those of the
-    painting's latents. `state` is what learning needs to go on, and empty in a style that is shared.
+    `word` (width,) is the token embedding; `latent_mean` and `latent_std` (channels,) are those of the
+    painting's latents. `state` is needed to resume learning, and empty in a shared style.
     """
 
     record: StyleRecord
@@ -99,7 +98,7 @@ class LearnedStyle:
 
     @property
     def sha256(self) -> str:
-        """Equal for styles that draw equally, whatever they are called."""
+        """A hash of the tensors, independent of the name."""
         digest = hashlib.sha256()
         for x in (self.word, self.latent_mean, self.latent_std):
             digest.update(x.numpy().tobytes())
@@ -109,26 +108,26 @@ class LearnedStyle:
         return replace(self, state={})
 
     def renamed(self, name: str) -> "LearnedStyle":
-        """The style under another name, made to fit; the file's name does not matter."""
+        """A copy with another name, made valid by `fitting_name`."""
         return replace(self, record=self.record.replace(name=fitting_name(name)))
 
     @property
     def shape(self) -> tuple[str, int, int]:
-        """What a model must have in common with the one it was learnt on: see `shape_for`."""
+        """What a model must have in common with the one the style was learnt on: see `shape_for`."""
         return self.record.words, len(self.word), len(self.latent_mean)
 
     def check_fits(self, backbone: LatentBackbone) -> None:
-        """StyleEngineError unless the backbone's text encoder can read the word."""
+        """Raises StyleEngineError unless the embedding fits the backbone's text encoder."""
         record = self.record
         if self.shape != shape_for(backbone):
             raise StyleEngineError(
                 f"The style “{record.name}” was learnt on the model “{record.backbone}” ({record.words}); the model "
-                f"“{model_name(backbone.name)}” cannot read it ({backbone.words}). Choose that model, or learn the "
-                "painting anew."
+                f"“{model_name(backbone.name)}” cannot use it ({backbone.words}). Choose that model, or learn the "
+                "painting again."
             )
 
     def note_for(self, backbone: LatentBackbone) -> str:
-        """A sentence where the model is not the very one it was learnt on, else nothing."""
+        """A sentence if the model is not exactly the one it was learnt on, else an empty string."""
         record = self.record
         if record.revision == backbone.revision:
             return ""
@@ -138,7 +137,7 @@ class LearnedStyle:
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the file, which appears whole or not at all; StyleEngineError where it cannot."""
+        """Writes the file atomically; StyleEngineError if it cannot be written."""
         path = check_output(path, SUFFIX)
         try:
             write_whole(path, self.to_bytes())
@@ -147,9 +146,9 @@ class LearnedStyle:
         return path
 
     def to_bytes(self) -> bytes:
-        """The file's content, the same for the same style.
+        """The file's content, deterministic for a style.
 
-        Of the thumbnail it holds the pixels alone, nothing that the painting's file said.
+        The thumbnail is stored without metadata.
         """
         tensors: dict[str, torch.Tensor] = {name: getattr(self, name) for name in TENSORS}
         tensors |= {STATE + name: x for name, x in self.state.items()}
@@ -165,11 +164,11 @@ class LearnedStyle:
 
     @classmethod
     def open(cls, source: StyleSource, *, with_state: bool = False) -> "LearnedStyle":
-        """Reads a style, which may be anybody's, from a path, a file's content or an open binary file.
+        """Reads an untrusted style from a path, bytes or an open binary file.
 
-        What `with_state` adds only the learner needs. No more is read than a style may have.
+        `with_state` also accepts the state for resuming. Reading stops at the largest size a style may have.
 
-        Raises StyleEngineError, in one sentence, for what is missing, damaged, too large or no style.
+        Raises StyleEngineError for a file that is missing, damaged, too large or not a style.
         """
         most = MOST_BYTES_WITH_STATE if with_state else MOST_BYTES
         name, content = _content(source, most)
@@ -179,7 +178,7 @@ class LearnedStyle:
             style = cls._read(content, with_state)
         except _NoStyleError as error:
             raise StyleEngineError(
-                f"{name} is no style that can be used: {error}. Choose a file that StyleEngine has saved."
+                f"{name} is not a usable style: {error}. Choose a file that StyleEngine has saved."
             ) from error
         return replace(style, source=str(Path(source).resolve()) if isinstance(source, (str, os.PathLike)) else "")
 
@@ -190,7 +189,7 @@ class LearnedStyle:
         thumbnail = _thumbnail(metadata)
         try:
             tensors = load(content)
-        except Exception as error:  # damaged files make it raise anything
+        except Exception as error:  # it raises any exception for damaged files
             raise _NoStyleError("its tensors are damaged or cut off") from error
         _check(tensors, with_state)
         state = {name.removeprefix(STATE): tensors.pop(name) for name in list(tensors) if name.startswith(STATE)}
@@ -199,17 +198,17 @@ class LearnedStyle:
 
 
 def shape_for(backbone: LatentBackbone) -> tuple[str, int, int]:
-    """The `LearnedStyle.shape` of styles that the backbone can read: its text encoder, width of words, channels."""
+    """The `LearnedStyle.shape` that fits the backbone: its text encoder, embedding width, latent channels."""
     return backbone.words, backbone.word_width, backbone.unet.config.in_channels
 
 
 def mixed(one: LearnedStyle, other: LearnedStyle, share: float) -> LearnedStyle:
-    """The style between two: `share` 0 is `one` itself, 1 is `other`.
+    """A mix of two styles: `share` 0 is `one` itself, 1 is `other`.
 
-    The words are interpolated in a straight line and brought to the length between theirs: the
-    middle of two words that point apart is otherwise too short to say anything.
+    The embeddings are interpolated linearly, then scaled to the interpolated norm: the mean of two
+    dissimilar embeddings is otherwise too short to have an effect.
 
-    Raises StyleEngineError for words of different width.
+    Raises StyleEngineError for embeddings of different width.
     """
     if one.word.shape != other.word.shape or one.latent_mean.shape != other.latent_mean.shape:
         raise StyleEngineError(
@@ -230,25 +229,25 @@ def mixed(one: LearnedStyle, other: LearnedStyle, share: float) -> LearnedStyle:
 
 
 def thumbnail_of(painting: Image.Image) -> Image.Image:
-    """The middle square of a painting, small."""
+    """The central square of a painting, scaled down."""
     return fit(painting, (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
 
 
 def fitting_name(text: str) -> str:
-    """A name for a style from any text: letters, digits, spaces, hyphens, dots and underscores, not too long.
+    """A valid style name from any text: letters, digits, spaces, hyphens, dots and underscores, limited in length.
 
-    It is a safe file name on every system, and fits itself.
+    It is a safe file name on every system. The function is idempotent.
     """
     kept = "".join(_kept(unicodedata.normalize("NFC", text)))
-    kept = unicodedata.normalize("NFC", kept)  # what stood between two letters that make one may be gone
+    kept = unicodedata.normalize("NFC", kept)  # letters that combine may have become adjacent
     name = " ".join(kept.split()).strip(".- ")
-    if name.partition(".")[0].rstrip().casefold() in RESERVED:  # Windows opens a device by such a name
+    if name.partition(".")[0].rstrip().casefold() in RESERVED:  # device names on Windows
         name = f"style {name}"
     return name[:MOST_NAME].rstrip(".- ") or "style"
 
 
 def _kept(text: str) -> Iterator[str]:
-    """The characters that a name may have, spaces for the others. Marks stay on the letters that they belong to."""
+    """The allowed characters, and spaces for the others. Combining marks stay on their letters."""
     before = " "
     for char in text:
         kind = unicodedata.category(char)[0]
@@ -259,24 +258,24 @@ def _kept(text: str) -> Iterator[str]:
 
 
 def quoted(text: object) -> str:
-    """What somebody has called something, short enough to stand in a sentence."""
+    """Text from a user, quoted and shortened for a message."""
     shown = "".join(char if char.isprintable() else " " for char in str(text))
     return f"“{shown[:60]}…”" if len(shown) > 60 else f"“{shown}”"
 
 
 class _NoStyleError(ValueError):
-    """Why a file is not a style, as the rest of a sentence."""
+    """The reason why a file is not a style, as the end of a sentence."""
 
 
 def _content(source: StyleSource, most: int) -> tuple[str, bytes]:
-    """What to call it in a sentence, and its content: one byte more than `most` where there is too much."""
+    """The name for messages, and the content, read up to `most` + 1 bytes."""
     name = "The file"
     try:
         if isinstance(source, bytes):
             content = source
         elif isinstance(source, (str, os.PathLike)):
             name = "".join(char if char.isprintable() else "?" for char in Path(source).name) or name
-            if not os.path.isfile(source):  # nor a pipe or a device, which may never end
+            if not os.path.isfile(source):  # pipes and devices may never end
                 raise StyleEngineError(f"The style {name} does not exist or is not a file: check the path.")
             with open(source, "rb") as file:
                 content = file.read(most + 1)
@@ -292,17 +291,17 @@ def _content(source: StyleSource, most: int) -> tuple[str, bytes]:
 
 
 def _in_order(content: bytes) -> bytes:
-    """A safetensors file, its metadata in the order of their names: safetensors writes them in any."""
+    """The safetensors file with its metadata sorted by name: safetensors writes them in any order."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the tensors lie where they may be mapped into memory
+    text += b" " * (-len(text) % 8)  # aligns the tensors for memory mapping
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file, its header bounded before it is parsed."""
+    """The metadata of a safetensors file. The header's length is checked before parsing."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 10 or content[8:9] != b"{":
         raise _NoStyleError("it is not a safetensors file")
@@ -321,12 +320,12 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 
 def _from_json(text: str | bytes) -> Any:
-    """JSON in which no name stands twice; ValueError otherwise."""
+    """Parses JSON; ValueError for duplicate names."""
 
     def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         pairs = list(pairs)
         if len(dict(pairs)) < len(pairs):
-            raise ValueError("a name stands twice")
+            raise ValueError("duplicate name")
         return dict(pairs)
 
     return json.loads(text, object_pairs_hook=unique)
@@ -337,9 +336,9 @@ def _record(metadata: Mapping[str, str]) -> StyleRecord:
         stated: Any = _from_json(metadata[METADATA_KEY])
         record = StyleRecord(**stated)
     except (StyleEngineError, ValueError, TypeError, RecursionError) as error:
-        raise _NoStyleError("what it says about itself is damaged, or of another version") from error
+        raise _NoStyleError("its metadata is damaged or of another version") from error
     if fitting_name(record.name) != record.name:
-        raise _NoStyleError("its name has characters that a name may not have")
+        raise _NoStyleError("its name has invalid characters")
     return record
 
 
@@ -350,12 +349,12 @@ def _thumbnail(metadata: Mapping[str, str]) -> Image.Image:
             if image.size != (THUMBNAIL_SIDE, THUMBNAIL_SIDE):
                 raise ValueError("of another size")
             return image.convert("RGB")
-    except Exception as error:  # damaged files make decoders raise anything
-        raise _NoStyleError("its picture is damaged") from error
+    except Exception as error:  # decoders raise any exception for damaged files
+        raise _NoStyleError("its thumbnail is damaged") from error
 
 
 def _bare_png(content: bytes) -> bytes:
-    """The PNG without its ancillary chunks, such as texts and profiles, which unpack to any size."""
+    """The PNG without its ancillary chunks, such as texts and profiles, which may decompress to any size."""
     if not content.startswith(PNG_SIGNATURE):
         raise ValueError("no PNG")
     bare, place = [PNG_SIGNATURE], len(PNG_SIGNATURE)
@@ -375,7 +374,7 @@ def _check(tensors: Mapping[str, torch.Tensor], with_state: bool) -> None:
         if x.dtype != torch.float32:
             raise _NoStyleError(f"“{name}” is of type {str(x.dtype).removeprefix('torch.')}, not float32")
         if not x.numel() or not x.isfinite().all() or (name in named and x.abs().max() > LARGEST_NUMBER):
-            raise _NoStyleError(f"“{name}” has numbers that no style has")
+            raise _NoStyleError(f"“{name}” has non-finite or implausible values")
     word, mean, std = (tensors[name] for name in TENSORS)
     if word.dim() != 1 or mean.dim() != 1 or mean.shape != std.shape or (std < 0).any():
         raise _NoStyleError("its tensors have the wrong shape")

@@ -1,4 +1,4 @@
-"""Memory: how running out of it is recognised and becomes a sentence, and how little of it is held."""
+"""Out-of-memory errors: detection and conversion to messages. Also memory limits and estimates."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ from styleengine.errors import StyleEngineError
 PIXELS_ON_CPU = 4 * 256 * 256
 PIXELS_PER_GIGABYTE_ON_CUDA = 512 * 512
 ARENA_MAX = -8  # glibc's M_ARENA_MAX
-# Where torch has no exception of its own: its CPU allocator (Linux, Windows), CUDA's libraries, Apple's GPUs.
+# Errors without an exception class: torch's CPU allocator (Linux, Windows), CUDA's libraries, Apple's GPUs.
 MESSAGES = (
     "can't allocate memory",
     "cannot allocate memory",
@@ -25,7 +25,7 @@ MESSAGES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, that of the CPU or of a GPU."""
+    """Whether an exception is an out-of-memory error, of the CPU or of a GPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -36,10 +36,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_in_words(sentence: str) -> Iterator[None]:
-    """Within the context running out of memory raises StyleEngineError with this sentence.
+    """Within the context, an out-of-memory error becomes a StyleEngineError with this sentence.
 
-    What the failed work held is let go and given back to the GPU before. The error carries the original's
-    words as a note, and nothing that holds a tensor.
+    The memory of the failed call is released first, also on the GPU. The new error has the original message
+    as a note and references no tensor.
     """
     try:
         yield
@@ -58,7 +58,7 @@ def memory_in_words(sentence: str) -> Iterator[None]:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Empties the frames that an exception and what led to it hold, which have all ended."""
+    """Clears the stack frames, all finished, that an exception and its causes reference."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -68,17 +68,17 @@ def _let_go(error: BaseException | None) -> None:
 
 
 def share_heaps() -> None:
-    """Lets all threads share two heaps, where the C library is glibc.
+    """Limits glibc to two malloc arenas for all threads.
 
-    Otherwise it makes up to eight for each core. Every run has threads of its own, and what they leave
-    in so many heaps does not go back to the system: 60 MiB after a few hundred runs and requests.
+    The default is up to eight per core. Each run has its own threads, and memory freed in so many arenas is not
+    returned to the system: 60 MiB after a few hundred runs and requests.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another system, another C library
+    with contextlib.suppress(OSError, AttributeError):  # another system or C library
         ctypes.CDLL("libc.so.6").mallopt(ARENA_MAX, 2)
 
 
 def gpu_memory(device: torch.device) -> float:
-    """All the memory of a GPU in bytes; no bound for other devices, or where none can be seen yet (ZeroGPU)."""
+    """A GPU's total memory in bytes; infinity for other devices, or if no GPU is available yet (ZeroGPU)."""
     with contextlib.suppress(RuntimeError, AssertionError):
         if device.type == "cuda":
             return torch.cuda.get_device_properties(device).total_memory
@@ -86,14 +86,14 @@ def gpu_memory(device: torch.device) -> float:
 
 
 def at_most(bytes_: int, share: float, memory: float) -> int:
-    """So many bytes, or a share of a memory where that is less."""
+    """The smaller of `bytes_` and `share` of `memory`."""
     return int(min(bytes_, share * memory))
 
 
 def pixels_at_once(device: torch.device) -> int:
-    """How many pixels of pictures the free memory of a device has room for."""
+    """How many image pixels fit into the free memory of a device."""
     if device.type != "cuda":
         return PIXELS_ON_CPU
     free, _ = torch.cuda.mem_get_info(device)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and not in use
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # cached by torch, not in use
     return int((free + kept) / 2**30 * PIXELS_PER_GIGABYTE_ON_CUDA)

@@ -1,4 +1,4 @@
-"""A method, declared once. The engine, the command line, the app, its API and `rerun` derive what they need from it."""
+"""The declaration of a method, from which engine, command line, app, API and `rerun` are derived."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,11 +22,11 @@ from styleengine.styles import Style, style_records, with_shared_mask
 from styleengine.stylization import InputRecord, OnStep, Stylization, file_name, mask_record
 from styleengine.video import VideoClip, open_clip
 
-LEARNT_STYLE = "learnt style"  # the role of such an input in a record
+LEARNT_STYLE = "learnt style"  # the input's role in a record
 
 
 class Kind(Enum):
-    """What an input is, and with it how it is opened, shown, recorded and found again."""
+    """The type of an input. It determines how the input is opened, displayed, recorded and found again."""
 
     IMAGE = "image"
     STYLES = "style images"
@@ -40,8 +40,8 @@ class Kind(Enum):
 class Role:
     """One input of a method.
 
-    `name` is the keyword in Python and in the API. `help` is a sentence for people. `most` is how many
-    styles the app and the API take; Python and the command line set no limit.
+    `name` is the keyword in Python and in the API. `help` describes it in a sentence. `most` is how many
+    styles the app and the API accept; Python and the command line set no limit.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Role:
 
     @property
     def pattern(self) -> str:
-        """What a record's roles, each followed by a comma, are for this input."""
+        """A regular expression for this input's roles in a record, each followed by a comma."""
         if self.kind is Kind.STYLE_MASK:  # each follows its style
             return ""
         one = f"({self.recorded},)"
@@ -73,9 +73,9 @@ class Role:
         return one if self.required else f"{one}?"
 
     def open(self, given: Any) -> Any:
-        """What was given, checked and decoded: an image, a list of styles, a clip; None for an optional one not given.
+        """Checks and decodes the input: an image, a list of styles or a clip; None for an omitted optional input.
 
-        Raises StyleEngineError for what cannot be opened.
+        Raises StyleEngineError if it cannot be opened.
         """
         if self.kind is Kind.STYLES:
             return [style if isinstance(style, Style) else Style.open(style) for style in several(given)]
@@ -89,12 +89,12 @@ class Role:
         return open_image(source, f"{self.title.lower()} image") if self.kind is Kind.IMAGE else open_mask(source)
 
     def records(self, opened: Any, name: str) -> list[InputRecord]:
-        """What a record keeps of the opened input."""
+        """The record entries of the opened input."""
         if self.kind is Kind.STYLES:
             return style_records(opened)
         if self.kind is Kind.LEARNT_STYLES:
             return [InputRecord(LEARNT_STYLE, style.sha256, Path(style.source).name) for style in opened]
-        if opened is None or self.kind is Kind.STYLE_MASK:  # kept with its style
+        if opened is None or self.kind is Kind.STYLE_MASK:  # recorded with its style
             return []
         if self.kind is Kind.CLIP:
             return [InputRecord(self.recorded, opened.sha256, opened.name)]
@@ -104,14 +104,14 @@ class Role:
 
 
 class Inputs:
-    """The inputs of one run, opened, by the names of their roles. The styles have their mask already."""
+    """The opened inputs of one run, by the names of their roles. Styles already have their masks."""
 
     def __init__(self, roles: Sequence[Role], opened: Mapping[str, Any], names: Mapping[str, str]) -> None:
         self.roles, self._opened, self._names = roles, opened, names
 
     @classmethod
     def open(cls, roles: Sequence[Role], given: Mapping[str, Any]) -> "Inputs":
-        """Opens what was given for each role; StyleEngineError for what is missing, unknown or cannot be opened."""
+        """Opens the input of each role; StyleEngineError for missing, unknown or unreadable inputs."""
         known = [role.name for role in roles]
         for name in given:
             if name not in known:
@@ -127,33 +127,33 @@ class Inputs:
         return self._opened[name]
 
     def name(self, role: str) -> str:
-        """The name of an input's file; empty where it has none."""
+        """The file name of an input; empty if it has none."""
         return self._names[role]
 
     def of(self, kind: Kind) -> list[Any]:
-        """The inputs of a kind, without those that were not given."""
+        """The inputs of a kind, without omitted ones."""
         opened = (self._opened[role.name] for role in self.roles if role.kind is kind)
         return [value for value in opened if value is not None]
 
     @property
     def poster(self) -> Image.Image | None:
-        """A picture that stands for the inputs: the first image, or the clip's first frame."""
+        """A preview of the inputs: the first image, or the clip's first frame."""
         pictures = [*self.of(Kind.IMAGE), *(clip.poster for clip in self.of(Kind.CLIP))]
         return pictures[0] if pictures else None
 
     @property
     def records(self) -> list[InputRecord]:
-        """What a record keeps of them, in the order of the roles."""
+        """The record entries of the inputs, in the order of the roles."""
         return [entry for role in self.roles for entry in role.records(self[role.name], self.name(role.name))]
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a method, as the engine hands it over.
+    """The arguments of one method call.
 
-    `on_step` is called after each step and may raise `Cancelled`. `cache` keeps things between runs. `clip`
-    loads CLIP at its first call. `batch(pixels, styles)` is how many pictures of so many pixels fit into
-    memory at once. A method that writes a file gets its path as `output`.
+    `on_step` is called after each step and may raise `Cancelled`. `cache` persists between runs. `clip`
+    loads CLIP on its first call. `batch(pixels, styles)` is the batch size that fits into memory for images
+    of `pixels` pixels. `output` is the path for a method that writes a file.
     """
 
     backbone: Backbone
@@ -169,18 +169,18 @@ class Call:
 
 
 def no_requirement(backbone: Backbone) -> None:
-    """Any model serves."""
+    """Accepts every model."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method: what it is called, what it takes and what runs it.
+    """A method: its names, settings, inputs and function.
 
-    `title` is the paper's name, `summary` a sentence for people, `note` what the API adds to it. `inherits`
-    names a method whose recommended settings count here, too. `suffix` is that of its results. `typed`
-    are settings that have to be given. `models` says that the app offers a choice of models. `endpoint`,
-    `command` and `tool` are its names in the API, on the command line and for MCP, by default its own.
-    `requires` raises StyleEngineError for a model that does not serve.
+    `title` is the paper's name, `summary` a one-sentence description, `note` an addition to it for the API.
+    `inherits` names a method whose recommended settings also apply. `suffix` is the file suffix of results.
+    `typed` are required settings. `models`: the app offers a choice of models. `endpoint`, `command` and
+    `tool` are its names in the API, on the command line and for MCP, by default `name`. `requires` raises
+    StyleEngineError for an unsuitable model.
     """
 
     name: str
@@ -206,24 +206,24 @@ class Method:
 
     @property
     def kinds(self) -> dict[str, Kind]:
-        """The kinds of the inputs by their role in a record; those of masks and styles are MASK and IMAGE."""
+        """The kinds of the inputs by their role in a record; for style masks and styles, MASK and IMAGE."""
         single = {Kind.STYLES: Kind.IMAGE, Kind.STYLE_MASK: Kind.MASK}
         return {role.recorded: single.get(role.kind, role.kind) for role in self.roles}
 
     def recommended(self, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """This method's settings among those that a model recommends, with those of the method it inherits from."""
+        """A model's recommended settings for this method, including those of the method it inherits from."""
         inherited = by_method.get(self.inherits, {})
         shared = {name: value for name, value in inherited.items() if name in self.settings.model_fields}
         return {**shared, **by_method.get(self.name, {})}
 
     @property
     def pattern(self) -> str:
-        """What the roles in a record, each followed by a comma, have to be."""
+        """A regular expression for the roles in a record, each followed by a comma."""
         return "".join(role.pattern for role in self.roles)
 
 
 def several(given: Any) -> list[Any]:
-    """A list of what was given: one thing alone, or several of a kind. Text is one path, never its letters."""
+    """The given value or values as a list. A string is a single path."""
     alone = (str, os.PathLike, bytes, bytearray, Image.Image, np.ndarray, Style, LearnedStyle)
     if given is None:
         return []
@@ -233,7 +233,7 @@ def several(given: Any) -> list[Any]:
 
 
 def opened_styles(styles: ImageSource | Style | Iterable[ImageSource | Style], mask: ImageSource | None) -> list[Style]:
-    """Styles with their share of one mask for all."""
+    """The opened styles, with the shared mask applied."""
     return with_shared_mask(
         [style if isinstance(style, Style) else Style.open(style) for style in several(styles)],
         open_mask(mask) if mask is not None else None,
@@ -242,7 +242,7 @@ def opened_styles(styles: ImageSource | Style | Iterable[ImageSource | Style], m
 
 
 def opened_learned(style: Any) -> LearnedStyle:
-    """A learnt style from its file, or from the library by its name; StyleEngineError for what is neither."""
+    """A learnt style from its file, or from the library by its name; StyleEngineError for anything else."""
     if isinstance(style, LearnedStyle):
         return style
     if isinstance(style, str) and not style.endswith(SUFFIX) and not os.path.exists(style):

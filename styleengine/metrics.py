@@ -1,6 +1,6 @@
-"""Measures of pictures: what the benchmarks report and what results carry as details.
+"""Image metrics, for benchmarks and for the details of results.
 
-Tensors are (batch, 3, height, width) in [−1, 1]; larger PSNR and SSIM are better, smaller losses are.
+Tensors are (batch, 3, height, width) in [−1, 1]. Higher PSNR and SSIM are better; lower losses are better.
 """
 
 from collections.abc import Iterable
@@ -53,7 +53,7 @@ def color_distance(image: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def frame_differences(frames: Iterable[torch.Tensor]) -> list[float]:
-    """Diff = mean |F_i − F_{i−1}| of each pair of neighbours, for values in [0, 1]: the smaller, the steadier."""
+    """Diff = mean |F_i − F_{i−1}| of each pair of neighbours, for values in [0, 1]: lower is steadier."""
     differences, previous = [], None
     for frame in frames:
         if previous is not None:
@@ -66,8 +66,7 @@ def frame_differences(frames: Iterable[torch.Tensor]) -> list[float]:
 def encoder_features(vae: AutoencoderTiny, picture: torch.Tensor) -> list[torch.Tensor]:
     """The outputs of an AutoencoderTiny encoder after each change of resolution, finest first.
 
-    Stands in for VGG19's φ_1 … φ_5, whose weights the embedded model cannot bring along; figures
-    made with it say so.
+    Replaces VGG19's φ_1 … φ_5, whose weights are not part of the embedded model; reported values state this.
     """
     hidden = picture.to(next(vae.parameters())).add(1).div(2)
     features = []
@@ -86,7 +85,7 @@ def content_loss(features: list[torch.Tensor], reference: list[torch.Tensor]) ->
 def style_loss(features: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
     """L_s (Eq. 21): distances of the channels' means and standard deviations, averaged over depths.
 
-    Each channel is measured in units of the reference's spread at that depth, so that no depth rules.
+    Each channel is in units of the reference's standard deviation at that depth, so that all depths count equally.
     """
     total = 0.0
     for one, other in zip(features, reference, strict=True):

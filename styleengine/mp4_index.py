@@ -1,7 +1,7 @@
-"""How many packets an MP4 or MOV file promises, before FFmpeg makes an index of them all.
+"""Counts the packets that an MP4 or MOV file declares, before FFmpeg builds an index of them.
 
-A header of a few hundred bytes can promise a billion, each of which would take memory. Other formats
-state each packet by itself. Names are those of ISO 14496-12.
+A header of a few hundred bytes can declare a billion packets, each of which would take memory. In other formats
+each packet has its own header. Names are those of ISO 14496-12.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-# Boxes that hold boxes, as FFmpeg reads them.
+# Boxes that contain boxes, as in FFmpeg.
 NESTED = {
     "moov",
     "trak",
@@ -31,11 +31,11 @@ NESTED = {
 }
 DEEPEST = 16
 PICTURES, SOUND = int.from_bytes(b"vide", "big"), int.from_bytes(b"soun", "big")
-AT_LEAST = 512  # samples of raw sound that FFmpeg puts into a packet, while a chunk has them
+AT_LEAST = 512  # samples of raw audio in each of FFmpeg's packets, except the last of a chunk
 
 
-class TooMany(Exception):  # noqa: N818 - the caller says it in words
-    """The file promises more than was asked about."""
+class TooMany(Exception):  # noqa: N818 - the caller raises the error for users
+    """The file declares more packets than allowed."""
 
 
 @dataclass
@@ -43,12 +43,12 @@ class _Track:
     samples: int = 0
     edits: int = 1
     sound: bool = False
-    ticking: bool = False  # one sample to the tick; such sound is raw, and packed by chunks
+    ticking: bool = False  # one sample per tick: raw audio, packed by chunks
     chunks: int = 0
-    in_chunks: np.ndarray | None = None  # (entries, 3): first chunk, samples in each, which description
+    in_chunks: np.ndarray | None = None  # (entries, 3): first chunk, samples per chunk, description
 
     def packets(self) -> int:
-        """At most so many; each edit may show all of them again."""
+        """An upper bound; each edit may repeat all samples."""
         count = self.samples
         if self.sound and self.ticking and self.in_chunks is not None:
             first = np.append(self.in_chunks[:, 0], self.chunks + 1).astype(float)
@@ -57,7 +57,7 @@ class _Track:
 
 
 def check_promises(path: Path, most: int) -> None:
-    """Raises TooMany where the file promises more than `most` packets, or has more boxes; nothing for other formats."""
+    """Raises TooMany if the file declares more than `most` packets or boxes. Ignores other formats."""
     with open(path, "rb") as file:
         _Walk(file, most).through(0, os.fstat(file.fileno()).st_size, _Track(), 0)
 
@@ -91,8 +91,8 @@ class _Walk:
             start = stop
 
     def note(self, kind: str, track: _Track, size: int) -> None:
-        """Takes in what a box says of numbers; the file stands at its content."""
-        if kind == "cmov":  # a header that is compressed: its promises cannot be seen
+        """Updates the counts from a box. The file is positioned at the box's content."""
+        if kind == "cmov":  # a compressed header, which cannot be counted
             raise TooMany
         if kind not in ("hdlr", "stsz", "stz2", "stts", "stco", "co64", "elst", "trun", "stsc"):
             return

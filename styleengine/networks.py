@@ -1,6 +1,7 @@
-"""What the package takes from diffusers, imported so that nothing needless comes along.
+"""The diffusers classes that the package uses.
 
-diffusers imports xformers wherever it is installed. Without CUDA it has no kernels, and says so at length.
+diffusers imports xformers if it is installed. Without CUDA, xformers has no kernels and prints long warnings,
+so it is disabled here.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Pictures and words as CLIP sees them: embeddings to compare, patch tokens to learn a style from."""
+"""CLIP embeddings of images and texts, and CLIP's patch tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from styleengine.backbones import Backbone, cut_note, load_clip
 
 
 class Clip:
-    """The CLIP that goes with a backbone. Everything about pictures is differentiable.
+    """The CLIP model of a backbone. All functions of images are differentiable.
 
-    Pictures are (batch, 3, height, width) in [−1, 1], of any size. Of a text, `longest_text` tokens
-    are read, its start and its end among them; what is beyond is cut off.
-    Raises StyleEngineError where the backbone brings no CLIP and the hub has none.
+    Images are (batch, 3, height, width) in [−1, 1], of any size. Texts are truncated to `longest_text`
+    tokens, including the start and end tokens.
+    Raises StyleEngineError if the backbone has no CLIP and none can be downloaded.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -32,7 +32,7 @@ class Clip:
         return sum(weight.nbytes for weight in self.model.parameters())
 
     def framed(self, pictures: torch.Tensor) -> torch.Tensor:
-        """The middle square of each picture at CLIP's size."""
+        """The central square of each image at CLIP's resolution."""
         height, width = pictures.shape[2:]
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
@@ -42,11 +42,11 @@ class Clip:
         return F.interpolate(square, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False)
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
-        """The middle square of each picture at CLIP's size, normalised as its image processor does."""
+        """The central square of each image at CLIP's resolution, normalised as in its image processor."""
         return (self.framed(pictures).clamp(-1, 1).add(1).div(2) - self.mean) / self.std
 
     def embed(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`image_embeddings` and `patch_tokens` of the pictures, in one forward pass."""
+        """`image_embeddings` and `patch_tokens` of the images, in one forward pass."""
         output = self.model.vision_model(pixel_values=self.prepare(pictures))
         return F.normalize(self.model.visual_projection(output.pooler_output), dim=-1), output.last_hidden_state[:, 1:]
 
@@ -55,20 +55,20 @@ class Clip:
         return self.embed(pictures)[0]
 
     def patch_tokens(self, pictures: torch.Tensor) -> torch.Tensor:
-        """The image encoder's last states without that of the class token: (batch, patches, width)."""
+        """The image encoder's last hidden states without the class token: (batch, patches, width)."""
         return self.embed(pictures)[1]
 
     def reads(self, text: str) -> bool:
-        """Whether the tokenizer finds anything in the text that it knows."""
+        """Whether the text has tokens other than special tokens."""
         marks = {*self.tokenizer.all_special_ids}
         return any(token not in marks for token in self._tokens(text).input_ids)
 
     def _tokens(self, text: str, **options: Any) -> Any:
-        """The text's tokens, however many, a start and an end among them."""
+        """The text's tokens, not truncated, including the start and end tokens."""
         return self.tokenizer(text, verbose=False, **options)
 
     def note_on(self, text: str) -> str:
-        """A sentence where only the beginning of the text is read, else nothing."""
+        """A sentence if the text is truncated, else an empty string."""
         ends = [stop for _, stop in self._tokens(text, return_offsets_mapping=True).offset_mapping]
         if len(ends) <= self.longest_text:
             return ""

@@ -1,10 +1,10 @@
-"""The phases of a run, as values."""
+"""The phases of a run."""
 
 from enum import Enum
 
 
 class Stage(Enum):
-    """What a phase does, in the words that people read."""
+    """The stage of a phase, with its display text."""
 
     WAITING = "waiting"
     INVERTING = "inverting"
@@ -14,7 +14,7 @@ class Stage(Enum):
 
 
 class Phase(str):
-    """A phase of a run: what it does, and with what. As text it is what programs compare, such as "content 1"."""
+    """A phase of a run: a stage and its subject. As a string it is a stable identifier, such as "content 1"."""
 
     stage: Stage
 
@@ -28,13 +28,13 @@ class Phase(str):
 
     @property
     def title(self) -> str:
-        """For people: “Inverting content 1”, “Stylizing”."""
+        """The display text: “Inverting content 1”, “Stylizing”."""
         text = f"{self.stage.value} {self}" if self.stage is Stage.INVERTING else str(self)
         return text[:1].upper() + text[1:]
 
     @property
     def previewed(self) -> bool:
-        """Whether there is a result to preview: the phases before only invert what is given."""
+        """Whether there is a result to preview; inversions have none."""
         return self.stage in (Stage.STYLIZING, Stage.LEARNING)
 
 
@@ -45,10 +45,10 @@ LEARNING = Phase(Stage.LEARNING)
 
 
 def inverting(subject: str) -> Phase:
-    """Of "content 1", "style 2", "frames 1–4"."""
+    """The inversion of "content 1", "style 2" or "frames 1–4"."""
     return Phase(Stage.INVERTING, subject)
 
 
 def stylizing(subject: str) -> Phase:
-    """Of one of several parts, such as "frame 3 of 7"."""
+    """The stylization of one of several parts, such as "frame 3 of 7"."""
     return Phase(Stage.STYLIZING, f"{Stage.STYLIZING.value} {subject}")

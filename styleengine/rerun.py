@@ -1,4 +1,4 @@
-"""A saved result made again, from the record that its PNG or MP4 carries."""
+"""Reproduces a saved result from the record in its PNG or MP4."""
 
 import os
 import re
@@ -56,12 +56,12 @@ class Rerun:
     ) -> "Rerun":
         """Reads the record and finds the inputs, by their hashes.
 
-        They are looked for among `files` (by role: "content", "style", "mask" …, any number of each), in the
-        record itself (a painted mask), among the styles that come with the package, beside the result, in the current
-        folder, and in `folders`, one of which may also be a file. A folder's own folders are not searched.
+        They are searched for in `files` (by role: "content", "style", "mask" …, any number of each), in the
+        record (a painted mask), among the bundled styles, in the result's folder, in the current folder, and in
+        `folders`, which may also be files. Subfolders are not searched.
 
-        Raises StyleEngineError for a file without a record or with a damaged one, a method that this version
-        does not know, files that are no inputs of the result, and inputs that are not found.
+        Raises StyleEngineError for a missing or damaged record, a method that this version does not have,
+        files that are not inputs of the result, and inputs that are not found.
         """
         path = Path(path)
         record = _clip_record(path) if _suffix(path) == ".mp4" else Record(**read_record(path))
@@ -89,14 +89,14 @@ class Rerun:
 
     @property
     def beside(self) -> Path:
-        """Where a second one goes if nobody says otherwise."""
+        """The default output path."""
         return self.path.with_name(f"{self.path.stem}-again{self.suffix}")
 
     @property
     def model(self) -> str:
-        """The recorded model as StyleEngine takes it: of a hub model the recorded revision, a local one by its folder.
+        """The recorded model as StyleEngine takes it: a hub id with the recorded revision, or a local folder.
 
-        Raises StyleEngineError for a local folder that is not found.
+        Raises StyleEngineError if a local folder is not found.
         """
         name, revision = self.record.backbone, self.record.revision
         known = named_backbones().get(name)
@@ -117,14 +117,14 @@ class Rerun:
         )
 
     def run(self, engine: StyleEngine, output: Path, on_step: OnStep | None = None) -> Stylization:
-        """Makes the result again. A clip is written to `output`; a picture is left to be saved."""
+        """Reproduces the result. A clip is written to `output`; an image is not saved."""
         method = METHODS[self.record.method]
         inputs = {role.name: _given(role, self.inputs) for role in method.roles}
         clip = output if method.suffix == ".mp4" else None
         return engine.run(method, inputs, self.settings, output=clip, on_step=on_step)
 
     def differences(self, result: Stylization) -> list[str]:
-        """What differs between the two runs that may change pixels, as “device: cuda then, cpu now”."""
+        """Differences between the two runs that may change pixels, such as “device: cuda then, cpu now”."""
         now = result.record()
         pairs = {"model": (self.record.backbone, now["backbone"]), "revision": (self.record.revision, now["revision"])}
         pairs |= {"device": (self.record.device, now["device"]), "precision": (self.record.dtype, now["dtype"])}
@@ -169,7 +169,7 @@ def _checked_folders(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
 
 
 def _given(role: Role, inputs: Sequence[Found]) -> Any:
-    """What the engine takes as the input of a role."""
+    """The input of a role, as the engine takes it."""
     if role.kind is Kind.STYLE_MASK:  # each style has its own
         return None
     if role.kind is Kind.STYLES:
@@ -177,12 +177,12 @@ def _given(role: Role, inputs: Sequence[Found]) -> Any:
     here = [given for given in inputs if given.entry.role == role.recorded]
     if role.kind is Kind.LEARNT_STYLES:
         return [given.opened for given in here]
-    # The file, which has a name, or else a mask that has none.
+    # The file, which has a name, or a mask without a file.
     return (here[0].path if here[0].path and not here[0].negative else here[0].opened) if here else None
 
 
 def _styles(inputs: Sequence[Found]) -> list[Style]:
-    """The styles with their weights, and each with the mask that follows it."""
+    """The styles with their weights and the masks that follow them."""
     styles: list[Style] = []
     for given in inputs:
         if not isinstance(given.opened, Image.Image) or given.entry.role not in ("style", "mask"):

@@ -1,7 +1,7 @@
-"""One run of a method: all that is not the method itself.
+"""One run of a method: inversion, sampling, caching, progress, previews, timing and the record.
 
-A method plans its phases, inverts images, predicts noise at levels of its schedule, samples, and hands
-over its pictures. Caching, progress, previews, timing and the record are kept here.
+A method plans its phases, inverts images, predicts noise at levels of its schedule, samples, and passes
+its images to `Run.result`.
 """
 
 import time
@@ -42,8 +42,8 @@ class Trajectory:
 class Run:
     """A run on `backbone` along `schedule`. Levels count from 0 (clean) to `schedule.steps` (noise).
 
-    `on_step` is called after each step and may raise `Cancelled`. `cache` keeps inversions, and whatever
-    a method puts there, between runs.
+    `on_step` is called after each step and may raise `Cancelled`. `cache` keeps inversions and a method's
+    other entries between runs.
     """
 
     def __init__(
@@ -63,17 +63,17 @@ class Run:
     # Progress
 
     def plan(self, phases: Sequence[Phase], first_preview: Image.Image) -> None:
-        """The phases to come, each of the schedule's steps; `first_preview` is shown until something can be decoded."""
+        """Sets the phases, each with the schedule's steps. `first_preview` is shown until something can be decoded."""
         self.phases, self.first_preview = list(phases), first_preview
 
     def begin(self, phase: Phase) -> None:
-        """Reports that all before `phase` is done: what the cache spared counts too."""
+        """Reports that all phases before `phase` are done, including cached ones."""
         if self.on_step and phase in self.phases:
             first = self.first_preview
             self.on_step(StepEvent(phase, self._done(phase), self._total, lambda: first))  # type: ignore[arg-type,return-value]
 
     def after(self, phase: Phase) -> ddim.AfterStep | None:
-        """What to call after each step of `phase`: it reports, and previews the first of a batch."""
+        """The callback after each step of `phase`. It reports progress and previews the first image of a batch."""
         if self.on_step is None or phase not in self.phases:
             return None
         on_step, done = self.on_step, self._done(phase)
@@ -86,7 +86,7 @@ class Run:
     def _preview(self, clean: torch.Tensor) -> Image.Image:
         try:
             return to_images(self.backbone.decode(clean[:1]))[0]
-        except StyleEngineError:  # x̂0 on the way need not be a picture; x_0 must
+        except StyleEngineError:  # an intermediate x̂0 may not decode; x_0 must
             return self.first_preview  # type: ignore[return-value] - planned before anything is reported
 
     def _done(self, phase: Phase) -> int:
@@ -107,11 +107,11 @@ class Run:
         return self.backbone.predict_noise(x_t, self.schedule.timesteps[level], self.null)
 
     def noise_with_gradient(self, x_t: torch.Tensor, level: int) -> torch.Tensor:
-        """`noise`, differentiable by x_t where gradients are enabled."""
+        """`noise`, differentiable with respect to x_t if gradients are enabled."""
         return self.backbone.predict_noise_with_gradient(x_t, self.schedule.timesteps[level], self.null)
 
     def invert(self, image: Image.Image, size: tuple[int, int], iterations: int, phase: Phase) -> Trajectory:
-        """The image, brought to `size` (width, height), inverted under the null condition, or from the cache."""
+        """The image, resized to `size` (width, height) and inverted under the null condition, or from the cache."""
 
         def make() -> Trajectory:
             x_0 = self.backbone.encode(to_tensor(fit(image, size)))
@@ -121,7 +121,7 @@ class Run:
         return self.cache.get_or_make(self.key(image, size, iterations), make)
 
     def key(self, image: Image.Image, size: tuple[int, int], iterations: int) -> tuple[Hashable, ...]:
-        """What an inversion depends on."""
+        """The cache key of an inversion: everything it depends on."""
         return content_hash(image), size, self.backbone.identity, self.schedule.timesteps, iterations
 
     def sample(self, x_T: torch.Tensor, noise: ddim.NoisePredictor, phase: Phase) -> torch.Tensor:  # noqa: N803
@@ -146,7 +146,7 @@ class Run:
         notes: Sequence[str] = (),
         share: int = 1,
     ) -> Stylization:
-        """The picture with all that is needed to make it again; one of `share` that the run made together."""
+        """The image with everything needed to reproduce it. `share` is how many images the run made together."""
         backbone = self.backbone
         return Stylization(
             image=image,
@@ -164,7 +164,7 @@ class Run:
 
 
 def part_of(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
-    """Makes the steps of one of several equal runs count towards them all."""
+    """An `on_step` for one of several equal runs, counting steps over all of them."""
     if on_step is None or count == 1:
         return on_step
 
@@ -175,7 +175,7 @@ def part_of(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
 
 
 def waiting(on_step: OnStep | None, shown: Image.Image | None = None) -> Callable[[], None] | None:
-    """What reports to `on_step` that a run waits for its turn; `shown` is its preview."""
+    """A callback that reports to `on_step` that a run is waiting; `shown` is its preview."""
     if on_step is None:
         return None
     picture = shown or Image.new("RGB", (1, 1), "white")

@@ -1,4 +1,4 @@
-"""The base of every method's settings, and the one place where bad values become sentences.
+"""The base class of all settings, and the error messages for invalid values.
 
 A method declares its settings once, as a pydantic model: each field has a type, a default from the
 paper, bounds and a one-line description. Controls, command-line flags, API docs and the metadata
@@ -15,13 +15,13 @@ from pydantic_core import PydanticCustomError
 
 from styleengine.errors import StyleEngineError
 
-MOST_NAMED = 8  # settings, where one that is none was given
-LONGEST_SHOWN = 60  # characters of a wrong value that are repeated to who gave it
+MOST_NAMED = 8  # settings listed in the message about an unknown one
+LONGEST_SHOWN = 60  # characters of an invalid value in a message
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One field of a settings class as a control or a command-line flag needs to know it."""
+    """One field of a settings class, as needed for a control or a command-line flag."""
 
     name: str
     title: str
@@ -44,9 +44,9 @@ def knob(
     suggestions: tuple[str, ...] = (),
     **bounds: Any,
 ) -> Any:
-    """A settings field. `rare` ones are folded away in the app; `bounds` are pydantic's ge, le …
+    """A settings field. `rare` ones are collapsed in the app; `bounds` are pydantic's ge, le …
 
-    `suggestions` are some of the values that a text may have.
+    `suggestions` are example values of a text.
     """
     extra: dict[str, Any] = {"rare": rare, "suggestions": suggestions}
     return Field(default, title=title or None, description=description, json_schema_extra=extra, **bounds)
@@ -107,7 +107,7 @@ class Settings(BaseModel):
         )
 
 
-# What pydantic finds, in words; {} are the values of its error's context.
+# Messages by pydantic's error type; {} are values of the error's context.
 WRONG = {
     "greater_than_equal": "must be at least {ge:.12g}",
     "greater_than": "must be above {gt:.12g}",
@@ -130,7 +130,7 @@ MOST_CLAUSES = 5
 
 
 def _sentence(settings: type[Settings], error: ValidationError) -> str:
-    """What pydantic found, in words: one clause for each wrong value."""
+    """The error message: one clause for each invalid value."""
     problems = error.errors(include_url=False)
     clauses = [_clause(settings, problem) for problem in problems[:MOST_CLAUSES]]
     if len(problems) > MOST_CLAUSES:
@@ -169,5 +169,5 @@ def shortened(text: str) -> str:
 
 
 def on_one_line(text: str) -> str:
-    """A text without what moves a console's cursor or changes its colours."""
+    """The text with unprintable characters replaced, such as terminal escape codes."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -1,6 +1,6 @@
-"""A clip's sound on its way into an MP4: as it is where MP4 can hold it, else as AAC.
+"""Transfers a clip's sound into an MP4: copied if MP4 supports its codec, else encoded as AAC.
 
-What will do is found out by a rehearsal, before any frame is drawn.
+A dry run decides which, before any frame is redrawn.
 """
 
 import contextlib
@@ -15,24 +15,24 @@ import av
 
 from styleengine.containers import open_container, pictures_of
 
-COPIED = {"aac", "mp3", "mp3float", "opus", "flac"}  # what MP4 may hold and browsers play
+COPIED = {"aac", "mp3", "mp3float", "opus", "flac"}  # codecs that MP4 supports and browsers play
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # of samples per second
 EPSILON = 1e-6  # seconds
-REFUSALS = (av.FFmpegError, ValueError, TypeError, OverflowError, ZeroDivisionError)  # PyAV's, for what it cannot take
+REFUSALS = (av.FFmpegError, ValueError, TypeError, OverflowError, ZeroDivisionError)  # PyAV's, for unsupported data
 
 
 @dataclass(frozen=True)
 class Sound:
-    """How the sound of a part of a clip is taken over, and a sentence on what is lost of it, if anything."""
+    """How the sound of a part of a clip is transferred, and a sentence on any loss."""
 
     path: Path
-    begin: float  # second of the clip, which begins at 0
+    begin: float  # in seconds from the start of the clip
     way: Literal["copied", "encoded", "none"]
     note: str = ""
 
 
 def choose_sound(path: Path, begin: float, seconds: float) -> Sound:
-    """Tries the ways in turn, writing to nowhere; never raises for what is wrong with the sound."""
+    """Tries the ways in turn, writing to the null device. Never raises for faulty sound."""
     try:
         with open_container(path) as source:
             streams = source.streams.audio
@@ -55,13 +55,13 @@ def choose_sound(path: Path, begin: float, seconds: float) -> Sound:
             return Sound(path, begin, "none", note)
         note = f"The clip's sound is damaged after {track.seconds:.1f} s and ends there." if track.damaged else ""
         return Sound(path, begin, way, note)
-    return Sound(path, begin, "none", "The clip's sound was left out: it is of a kind that cannot be taken over.")
+    return Sound(path, begin, "none", "The clip's sound was left out: its format is not supported.")
 
 
 class SoundTrack:
-    """A stream of sound in a container that is being written, and its source; a context manager.
+    """An audio stream in an output container, and its source; a context manager.
 
-    `seconds` is how far it has got, `damaged` whether the source ended in a fault.
+    `seconds` is the length written so far; `damaged` is whether the source ended with an error.
     """
 
     def __init__(self, container: Any, sound: Sound) -> None:
@@ -90,7 +90,7 @@ class SoundTrack:
         self.source.close()
 
     def mux_until(self, seconds: float) -> None:
-        """Passes on what sounds before `seconds` of the result."""
+        """Writes the sound up to `seconds` of the result."""
         if self.seconds >= seconds:
             return
         for moment, packet in self.waiting:
@@ -122,7 +122,7 @@ class SoundTrack:
             yield from ((_end(packet), packet) for packet in self.target.encode())
 
     def _resampled(self, stream: Any) -> Iterator[Any]:
-        """Frames of the target's rate and layout, whatever the source's are and become; the first with its time."""
+        """Frames in the target's rate and layout, even if the source's change. The first has its time."""
         resampler, kind = None, None
         for frame in self._readable(self.source.decode(stream)):
             if frame.time is not None and frame.time < self.begin - EPSILON:
@@ -137,7 +137,7 @@ class SoundTrack:
             yield from resampler.resample(None)
 
     def _readable(self, items: Iterator[Any]) -> Iterator[Any]:
-        """The items up to where the file is damaged."""
+        """The items up to the first damage in the file."""
         try:
             yield from items
         except av.FFmpegError:
@@ -145,23 +145,23 @@ class SoundTrack:
 
 
 def mux_quietly(track: SoundTrack, seconds: float) -> None:
-    """As `mux_until`; a fault, which the rehearsal should have met, ends the sound rather than the clip."""
+    """As `mux_until`. An error that the dry run did not meet ends the sound, not the clip."""
     with contextlib.suppress(*REFUSALS):
         track.mux_until(seconds)
 
 
 def _end(packet: Any) -> float:
-    """The second at which the packet's sound ends."""
+    """The end of the packet's sound, in seconds."""
     return float((packet.pts + (packet.duration or 0)) * packet.time_base)
 
 
 def _decodable(source: Any) -> Any:
-    """The first stream of sound that can be decoded, or None."""
+    """The first audio stream that can be decoded, or None."""
     return next((stream for stream in source.streams.audio if stream.codec_context is not None), None)
 
 
 def _aac_rate(rate: int) -> int:
-    """The lowest rate that loses nothing, or the highest of all."""
+    """The lowest AAC rate that is at least `rate`, or the highest."""
     return next((known for known in AAC_RATES if known >= rate), AAC_RATES[-1])
 
 

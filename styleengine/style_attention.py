@@ -1,4 +1,4 @@
-"""What Z-STAR+ for pictures and for clips share: attention over styles and content, masks, and SAIN.
+"""The shared parts of Z-STAR+ for images and clips: attention over styles and content, masks, and SAIN.
 
 Equation numbers are those of the paper, "Z-STAR+: A Zero-shot Style Transfer Method via Adjusting
 Style Distribution".
@@ -34,39 +34,49 @@ LAYERS = 16
 HISTOGRAM_BINS = 64
 MOST_WEIGHT = 1e6  # of a style
 TINY = 1e-30
-LARGEST_STYLE_RECORD = 1 << 30  # bytes; beyond it a style's keys and values are made anew each run
+LARGEST_STYLE_RECORD = 1 << 30  # bytes; above it a style's keys and values are recomputed each run
 
 
 class StyleAttentionSettings(Settings):
-    """What pictures and videos have in common; the defaults are the paper's for Stable Diffusion 1.5."""
+    """Settings shared by images and clips; the defaults are the paper's for Stable Diffusion 1.5."""
 
     strength: float = knob(
-        1.2, "How much more the styles count than the content's own detail (λ).", title="Strength λ", ge=0, le=4
+        1.2,
+        "Scale of the style attention logits (λ): higher is more style, less content detail.",
+        title="Strength λ",
+        ge=0,
+        le=4,
     )
     size: int = knob(512, "Length of the result's shorter side in pixels.", ge=64, le=1536)
     steps: int = knob(30, "Denoising steps; more is slower and finer.", ge=2, le=200)
-    seed: int = knob(0, "Picks one variation. Without variation every seed gives the same picture.", ge=0, le=2**32 - 1)
+    seed: int = knob(0, "Random seed; only used when Variation is above 0.", ge=0, le=2**32 - 1)
     variation: float = knob(
-        0.0, "Share of fresh noise mixed into the content's; 0 keeps its structure exactly.", rare=True, ge=0, le=1
+        0.0,
+        "Share of random noise mixed into the inverted content; 0 keeps its structure exactly.",
+        rare=True,
+        ge=0,
+        le=1,
     )
     color: Literal["sain", "mean", "none"] = knob(
-        "sain", "How colours are aligned before the first step: as the paper does, fully, or not.", rare=True
+        "sain", "Colour alignment before the first step: weighted (SAIN, as in the paper), full, or none.", rare=True
     )
     mode: Literal["reweight", "simple_addition", "style_only"] = knob(
-        "reweight", "How style and content attention meet; the other two are the paper's ablations.", rare=True
+        "reweight", "How style and content attention are combined; the other two are the paper's ablations.", rare=True
     )
     addition_weight: float = knob(
         0.5, "Share of the style's attention in mode “simple_addition”.", rare=True, ge=0, le=1
     )
     first_layer: int = knob(10, "First self-attention layer with style attention.", rare=True, ge=0, le=15)
     last_layer: int = knob(15, "Last self-attention layer with style attention.", rare=True, ge=0, le=15)
-    start: float = knob(1 / 6, "Part of the run after which the styles come in (step 5 of 30).", rare=True, ge=0, le=1)
-    end: float = knob(1.0, "Part of the run after which the styles leave again.", rare=True, ge=0, le=1)
+    start: float = knob(
+        1 / 6, "Fraction of the run after which style attention starts (step 5 of 30).", rare=True, ge=0, le=1
+    )
+    end: float = knob(1.0, "Fraction of the run after which style attention ends.", rare=True, ge=0, le=1)
     feather: float = knob(
         0.03, "Width of the soft border of masks, as a share of the shorter side.", rare=True, ge=0, le=0.25
     )
     inversion_iterations: int = knob(
-        1, "Refinements of each inversion step; 1 is plain, 3 comes back nearly exactly.", rare=True, ge=1, le=8
+        1, "Iterations per inversion step; 1 is plain DDIM, 3 reconstructs nearly exactly.", rare=True, ge=1, le=8
     )
 
     def styled_steps(self) -> range:
@@ -79,7 +89,7 @@ class StyleAttentionSettings(Settings):
 
 
 class StyleAttention:
-    """Styles, inverted, on a content of `size` (width, height): what its self-attention attends to at each level."""
+    """Inverted styles for a content of `size` (width, height); provides the tap for each level."""
 
     def __init__(
         self,
@@ -94,13 +104,13 @@ class StyleAttention:
         self.injection = StyleInjection(settings, styles, masks, size, run.backbone.multiple)
 
     def start(self, x_T: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the paper's symbol
-        """The content's inverted noise with its colours aligned to the styles', and varied where that is asked for."""
+        """The content's inverted noise with its colours aligned to the styles', and with variation if set."""
         style_noises = [path.x_T for path in self.paths]
         start = align_colors(x_T, style_noises, self.injection.shares(x_T), self.settings.color)
         return vary(start, self.settings.variation, self.settings.seed) if self.settings.variation else start
 
     def at(self, level: int) -> "StyleInjection | None":
-        """The tap for a level, with the styles' keys and values; None where no style has a part."""
+        """The tap for a level, with the styles' keys and values; None if no style applies."""
         if self.settings.steps - level not in self.settings.styled_steps() or not self.injection.visible:
             return None
         self.injection.keys_values = [
@@ -110,7 +120,7 @@ class StyleAttention:
         return self.injection
 
     def noise(self, x_t: torch.Tensor, level: int) -> torch.Tensor:
-        """ε_θ of the content path with the styles attended to."""
+        """ε_θ of the content path with style attention."""
         injection = self.at(level)
         if injection is None:
             return self.run.noise(x_t, level)
@@ -144,7 +154,7 @@ class StyleInjection:
         self.settings, self.styles, self.masks = settings, styles, masks
         self.latent_size = (size[0] // multiple, size[1] // multiple)
         self.keys_values: list[KeysValues] = []
-        # A style whose mask is black everywhere takes no part at all: the arithmetic stays plain.
+        # A style whose mask is black everywhere is skipped: the result equals that without it, bit for bit.
         self.visible_styles = [mask is None or mask.getextrema() != (0, 0) for mask in masks]
         self._biases: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -191,9 +201,9 @@ class StyleInjection:
         return F.interpolate(pixels, (height, width), mode="area").flatten()
 
     def shares(self, latents: torch.Tensor) -> list[torch.Tensor]:
-        """Each style's part at each place of the latents (height, width): weight × mask, shared out.
+        """Each style's share at each latent position (height, width): weight × mask, normalised.
 
-        Where the masks together leave something open, the parts sum to what they cover, not to 1.
+        Where the masks sum to less than 1, so do the shares.
         """
         height, width = latents.shape[2:]
         masks = torch.stack([self.mask_at(i, height * width) for i in range(len(self.styles))])
@@ -202,7 +212,7 @@ class StyleInjection:
         return list(parts.view(-1, height, width).to(latents))
 
     def coverage(self, q: torch.Tensor) -> torch.Tensor | None:
-        """How far any style reaches each query, as (tokens, 1), for the modes without content keys."""
+        """The sum of the masks at each query, at most 1, as (tokens, 1), for modes without content keys."""
         shown = [i for i, visible in enumerate(self.visible_styles) if visible]
         if any(self.masks[i] is None for i in shown):
             return None
@@ -216,13 +226,13 @@ def align_colors(
     shares: Sequence[torch.Tensor | float],
     mode: str,
 ) -> torch.Tensor:
-    """SAIN (Eq. 15–17): the content's noise with its channel means drawn towards the styles'.
+    """SAIN (Eq. 15–17): the content's noise with its channel means shifted towards the styles'.
 
-    x̂ = x_c − w·μ_c + w·μ_s. The paper prints w = exp(KL) and says that the weight is smaller the
-    larger the difference; only w = exp(−KL) ∈ (0, 1] does that, so this is what is computed, per
-    channel, KL(style‖content) between the histograms of values. Mode "mean" takes w = 1, "none"
-    leaves x_T alone. `shares` says how much each style draws: a number, or with masks one number
-    per place, so that colours change only where the style applies.
+    x̂ = x_c − w·μ_c + w·μ_s. The paper prints w = exp(KL), but states that the weight decreases
+    with the difference. Only w = exp(−KL) ∈ (0, 1] does, so it is used here, with KL(style‖content) between
+    the value histograms of each channel. Mode "mean" uses w = 1, "none" returns x_T. `shares` are the
+    styles' shares: a number, or with masks one number per position, so that colours change only where the
+    style applies.
     """
     if mode == "none":
         return x_T
@@ -238,7 +248,7 @@ def align_colors(
 def sain_weight(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
     """exp(−KL(style‖content)) of each channel's value histogram: (batch, channels, 1, 1).
 
-    Each row of `content` is compared with the style by itself: the histograms' range is that of the two.
+    Each row of `content` is compared separately: the histogram range is that of the row and the style.
     """
     weights = [torch.stack(_channel_weights(row, style[0])) for row in content.float().cpu()]
     return torch.stack(weights).view(*content.shape[:2], 1, 1).to(content)
@@ -266,7 +276,7 @@ def vary(x_T: torch.Tensor, share: float, seed: int) -> torch.Tensor:  # noqa: N
 
 
 def region(mask: Image.Image | None, size: tuple[int, int], feather: float) -> Image.Image | None:
-    """The mask at working size with its border blurred; None where it is white all over."""
+    """The mask at working size with its border blurred; None if it is white everywhere."""
     if mask is None:
         return None
     grey = lay_over(mask.convert("L"), size)
@@ -277,7 +287,7 @@ def region(mask: Image.Image | None, size: tuple[int, int], feather: float) -> I
 
 
 def keys_values_at(run: Run, path: Trajectory, level: int, settings: StyleAttentionSettings) -> KeysValues:
-    """The style path's keys and values at one level, from its own trajectory: it never drifts."""
+    """The style path's keys and values at one level, from its own trajectory, so without drift."""
     known = path.keys_values.get(level, {})
     layers = settings.styled_layers()
     if all(layer in known for layer in layers):
@@ -293,7 +303,7 @@ def keys_values_at(run: Run, path: Trajectory, level: int, settings: StyleAttent
 
 
 def check(backbone: Backbone, styles: Sequence[Style], settings: StyleAttentionSettings) -> None:
-    """StyleEngineError for no style, no weight at all, an empty range of layers or steps, another U-Net."""
+    """StyleEngineError for no style, no positive weight, an empty range of layers or steps, or an unsuitable U-Net."""
     if not styles:
         raise StyleEngineError("No style image was given. Choose at least one.")
     if not all(0 <= style.weight <= MOST_WEIGHT for style in styles) or not any(style.weight for style in styles):
@@ -306,11 +316,11 @@ def check(backbone: Backbone, styles: Sequence[Style], settings: StyleAttentionS
         )
     if not settings.styled_steps():
         raise StyleEngineError(
-            f"None of the {settings.steps} steps lies between where the styles come in (start {settings.start:g}) "
-            f"and where they leave (end {settings.end:g}): move the two apart."
+            f"None of the {settings.steps} steps lies between start ({settings.start:g}) "
+            f"and end ({settings.end:g}) of style attention: move the two apart."
         )
     if len(self_attention_layers(backbone.unet)) != LAYERS:
         raise StyleEngineError(
-            f"The model “{backbone.title}” has not the {LAYERS} self-attention layers of a Stable Diffusion 1 U-Net, "
-            "which Z-STAR+ works in. Choose a latent model, such as “mini” or “sd15”."
+            f"The model “{backbone.title}” does not have the {LAYERS} self-attention layers of a Stable Diffusion 1 "
+            "U-Net, which Z-STAR+ needs. Choose a latent model, such as “mini” or “sd15”."
         )

@@ -1,9 +1,8 @@
-"""The library: a folder of learnt styles, those that come with the package, and paintings not yet learnt to the end.
+"""The style library: a folder of learnt styles, the bundled styles, and unfinished learning runs.
 
-It serves people who do not see its disk: no sentence names a folder, the log does. Nothing is ever
-overwritten. Of paintings not learnt to the end at most `MOST_UNFINISHED` are kept; when one more is
-to be learnt, that one is deleted which nobody has touched for longest, if that was over an hour
-(`LATELY`) ago and it is not in use. If there is none such, the new one is refused.
+Users may be remote, so messages contain no folder; the log does. Nothing is overwritten. At most
+`MOST_UNFINISHED` unfinished runs are kept. Beyond that, a new run replaces the least recently used one that is
+not in use and was last used more than an hour (`LATELY`) ago. If there is none, the new run is refused.
 """
 
 import errno
@@ -31,8 +30,8 @@ from styleengine.learned_style import SUFFIX, LearnedStyle, fitting_name, quoted
 FOLDER_VARIABLE = "STYLEENGINE_STYLES"
 SHIPPED = Path(__file__).parent / "styles"
 MOST_STYLES, MOST_UNFINISHED = 500, 40
-LATELY = 3600.0  # seconds since something unfinished was touched in which it is not deleted
-MOST_NAMED = 20  # styles in a sentence
+LATELY = 3600.0  # seconds after its last use during which an unfinished run is not deleted
+MOST_NAMED = 20  # styles in a message
 UNFINISHED = "unfinished"
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def default_folder() -> Path:
 
 
 class StyleLibrary:
-    """Styles by their names. What is added gets a name of its own; what comes with the package is only read."""
+    """Styles by name. Added styles get unique names; bundled styles are read-only."""
 
     def __init__(self, folder: Path | None = None, shipped: Path = SHIPPED) -> None:
         self.folder, self.shipped = folder or default_folder(), shipped
@@ -54,9 +53,9 @@ class StyleLibrary:
         self._shapes: dict[Path, tuple[tuple[int, int], Shape | None]] = {}
 
     def names(self, backbone: LatentBackbone | None = None) -> list[str]:
-        """All styles, or those that the backbone can read: the package's first, the newest of the others last.
+        """All styles, or those that fit the backbone: bundled ones first, then the others, oldest first.
 
-        A file is read once, and again when its size or its time has changed.
+        A file is read once, and again when its size or modification time has changed.
         """
         files = self._files()
         if backbone is None:
@@ -81,17 +80,17 @@ class StyleLibrary:
         return files[name][0]
 
     def add(self, style: LearnedStyle) -> LearnedStyle:
-        """Keeps a style, under a name that is still free; gives it as it is kept.
+        """Saves a style under a free name; returns it as saved.
 
-        Raises StyleEngineError where the library is full or cannot be written.
+        Raises StyleEngineError if the library is full or cannot be written.
         """
         with self._lock:
             return self._keep(style, self._free(style.record.name))
 
     def put(self, place: "Unfinished", style: LearnedStyle) -> LearnedStyle:
-        """Keeps what has been learnt at a place, in the place of what was kept from there before.
+        """Saves the style of an unfinished run, replacing its earlier version.
 
-        The place is given up if the style is complete. Raises as `add`.
+        The run's folder is deleted if the style is complete. Raises as `add`.
         """
         with self._lock:
             kept = self._keep(style, place.name)
@@ -107,11 +106,11 @@ class StyleLibrary:
         content: Image.Image | None = None,
         in_use: Collection[str] = (),
     ) -> "Unfinished":
-        """A place for a painting that is to be learnt; `run` is plain data about how, `content` is to draw previews on.
+        """Creates the folder of a new run. `run` is JSON data about it; `content` is the image for previews.
 
-        Places named in `in_use` are not deleted, however long nobody has touched them.
+        Runs named in `in_use` are not deleted, however old.
 
-        Raises StyleEngineError where the library is full or cannot be written.
+        Raises StyleEngineError if the library is full or cannot be written.
         """
         with self._lock:
             self._make_room(in_use)
@@ -128,22 +127,22 @@ class StyleLibrary:
         return place
 
     def take_up(self, name: str) -> "Unfinished":
-        """The place of that name, touched, so that it is not deleted; StyleEngineError for one that is not there."""
+        """The unfinished run of that name, marked as used; StyleEngineError if there is none."""
         with self._lock:
             place = self.unfinished().get(name)
             if place is None:
                 raise StyleEngineError(
-                    f"There is no unfinished style {quoted(name)}. Choose one from the list, or begin anew."
+                    f"There is no unfinished style {quoted(name)}. Choose one from the list, or start again."
                 )
             place.touch()
             return place
 
     def unfinished(self) -> dict[str, "Unfinished"]:
-        """The paintings not yet learnt to the end, by name."""
+        """The unfinished runs, by name."""
         return {place.name: place for place in self._places() if place.run_file.is_file()}
 
     def _make_room(self, in_use: Collection[str]) -> None:
-        """Deletes what was half begun when a process died, and one unfinished painting if there are too many."""
+        """Deletes old incomplete folders of crashed processes, and one unfinished run if there are too many."""
         long_ago = time.time() - LATELY
         left = sorted((place for place in self._places() if place.name not in in_use), key=lambda place: place.touched)
         old = [place for place in left if place.touched < long_ago]
@@ -152,7 +151,7 @@ class StyleLibrary:
         if excess > len([place for place in old if place.name in whole]):
             raise StyleEngineError(
                 f"{len(whole)} paintings are being learnt or were left unfinished within the hour, and no more can be "
-                "kept. Go on with one of them until it is learnt, or try again later."
+                "kept. Finish one of them, or try again later."
             )
         for place in old:
             if place.name not in whole:
@@ -163,7 +162,7 @@ class StyleLibrary:
                 excess -= 1
 
     def _claim(self, name: str) -> "Unfinished":
-        """A new place, its folder made. Another process may be making one of the same name."""
+        """Creates a new run folder. Another process may be creating one of the same name."""
         with self._writing():
             (self.folder / UNFINISHED).mkdir(parents=True, exist_ok=True)
             for _ in range(MOST_STYLES):
@@ -174,10 +173,10 @@ class StyleLibrary:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), name)  # a file is in the way
 
     def _free(self, name: str) -> str:
-        """The name itself, made to fit, else the first of “name 2”, “name 3”, … that nobody has.
+        """The name, made valid, else the first free one of “name 2”, “name 3”, ….
 
-        Names that differ in capitals, or in how their letters are encoded, are one name to some file
-        systems and to most people. Raises StyleEngineError where the library is full.
+        Names that differ only in case or Unicode form count as equal, as in some file systems. Raises
+        StyleEngineError if the library is full.
         """
         taken = {_folded(known) for known in [*self._files(), *(place.name for place in self._places())]}
         if len(taken) >= MOST_STYLES:
@@ -199,7 +198,7 @@ class StyleLibrary:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """What goes wrong with the disk as a sentence, which does not name the folder."""
+        """Converts disk errors to messages that do not contain the folder."""
         try:
             yield
         except OSError as error:
@@ -210,12 +209,12 @@ class StyleLibrary:
             ) from error
 
     def _files(self) -> dict[str, tuple[Path, os.stat_result]]:
-        """File and its state of each style, by name."""
+        """Each style's file and stat result, by name."""
         own = sorted(_regular(self.folder), key=lambda entry: entry[1].st_mtime_ns)
         return {file.stem: (file, stat) for file, stat in [*sorted(_regular(self.shipped)), *own]}
 
     def _places(self) -> list["Unfinished"]:
-        """All folders of unfinished paintings, also those of which not all is written."""
+        """All folders of unfinished runs, including incomplete ones."""
         folders = _entries(self.folder / UNFINISHED)
         return [
             Unfinished(Path(entry.path)) for entry in sorted(folders, key=lambda entry: entry.name) if entry.is_dir()
@@ -224,9 +223,9 @@ class StyleLibrary:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A folder with a painting, how it is to be learnt, and what has been learnt of it so far.
+    """The folder of an unfinished run: the painting, the run's data, and the progress.
 
-    The file about how is written last: a folder without it is one that was not begun to the end.
+    `run_file` is written last: a folder without it is incomplete.
     """
 
     folder: Path
@@ -249,55 +248,55 @@ class Unfinished:
 
     @property
     def partial(self) -> Path:
-        """The style file that learning is kept in."""
+        """The style file with the progress."""
         return self.folder / f"partial{SUFFIX}"
 
     @property
     def touched(self) -> float:
-        """When learning was last kept here, or `touch` called, in seconds since the epoch."""
+        """The time of the last saved progress or `touch`, in seconds since the epoch."""
         return max(_modified(self.run_file), _modified(self.partial)) or _modified(self.folder)
 
     def touch(self) -> None:
-        """Notes that somebody still wants it."""
+        """Marks the run as used."""
         try:
             os.utime(self.run_file)
         except OSError:  # deleted by hand, or of another user
             log.warning("cannot be touched: %s", self.run_file)
 
     def painting(self) -> Image.Image:
-        """The painting; StyleEngineError where it is damaged."""
+        """The painting; StyleEngineError if it is damaged."""
         try:
             return open_image(self.painting_file, "painting")
         except StyleEngineError as error:
             raise self.damaged() from error
 
     def content(self) -> Image.Image | None:
-        """The picture to draw previews on, if there is one that can be read."""
+        """The image for previews; None if there is none or it cannot be read."""
         try:
             return open_image(self.content_file, "content image")
         except StyleEngineError:
             return None
 
     def run(self) -> dict[str, Any]:
-        """What `begin` was told; StyleEngineError where it is damaged."""
+        """The run's data, as given to `begin`; StyleEngineError if it is damaged."""
         try:
             return dict(json.loads(self.run_file.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise self.damaged() from error
 
     def damaged(self) -> StyleEngineError:
-        """What to say where something in the folder cannot be used, or the folder is gone."""
-        return StyleEngineError(f"What was kept of learning “{self.name}” is damaged: learn the painting anew.")
+        """The error for a damaged or missing folder."""
+        return StyleEngineError(f"The saved progress of “{self.name}” is damaged: learn the painting again.")
 
     def save_preview(self, step: int, preview: Image.Image) -> None:
-        """Keeps it where it can be kept: learning does not end for a preview."""
+        """Saves a preview. Errors are only logged, so that learning continues."""
         try:
             write_whole(self.folder / f"preview-{step:05}.png", _png(preview))
         except OSError as error:
             log.warning("a preview could not be kept: %s", error)
 
     def previews(self) -> list[tuple[int, Path]]:
-        """Step and file of each, in order."""
+        """(step, file) of each preview, in order."""
         files = [(file.stem.removeprefix("preview-"), file) for file in self.folder.glob("preview-*.png")]
         return sorted((int(step), file) for step, file in files if step.isdecimal())
 
@@ -306,7 +305,7 @@ class Unfinished:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder under names that can be printed and are not hidden; nothing where there is no folder."""
+    """The entries of a folder with printable, visible names; none if there is no folder."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if entry.name.isprintable() and not entry.name.startswith(".")]
@@ -315,7 +314,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _regular(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The style files in a folder, with their state; nothing that vanishes meanwhile, or is no file."""
+    """The style files in a folder with their stat results. Files that vanish meanwhile are skipped."""
     for entry in _entries(folder):
         try:
             if entry.name.endswith(SUFFIX) and entry.is_file():
@@ -327,7 +326,7 @@ def _regular(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def _shape(
     file: Path, stat: os.stat_result, known: tuple[tuple[int, int], Shape | None] | None
 ) -> tuple[tuple[int, int], Shape | None]:
-    """What tells a file from a changed one, and the shape of its style, None where it has none that is sound."""
+    """A file's size and time, to detect changes, and its style's shape; None for an invalid style."""
     state = stat.st_size, stat.st_mtime_ns
     if known and known[0] == state:
         return known
@@ -349,7 +348,7 @@ def _folded(name: str) -> str:
 
 
 def _png(image: Image.Image) -> bytes:
-    """The pixels alone, without what the file that they came from said beside them."""
+    """The image as a PNG without metadata."""
     bare, buffer = image.copy(), io.BytesIO()
     bare.info = {}
     bare.save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""Style images: how much each weighs, and where on the content it applies."""
+"""Style images with their weights and masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from styleengine.stylization import InputRecord, file_name, mask_record
 
 @dataclass(frozen=True)
 class Style:
-    """A style image, how much it weighs among several, and where on the content it applies.
+    """A style image, its weight among several, and its mask on the content.
 
     `mask` is grey, of any size: white = fully, black = not at all; None = everywhere.
     """
@@ -26,7 +26,7 @@ class Style:
 
     @classmethod
     def open(cls, image: ImageSource, weight: float = 1.0, mask: ImageSource | None = None) -> "Style":
-        """A style from files, bytes, arrays or PIL images; StyleEngineError for what is no picture."""
+        """A style from files, bytes, arrays or PIL images; StyleEngineError for anything that is not an image."""
         return cls(
             open_image(image, "style image"),
             weight,
@@ -37,7 +37,7 @@ class Style:
 
 
 def with_shared_mask(styles: Sequence[Style], mask: Image.Image | None, name: str = "") -> list[Style]:
-    """One mask for all: where one style applies, or which of two (white = second, black = first)."""
+    """Applies one mask: where one style applies, or which of two (white = second, black = first)."""
     if mask is None:
         return list(styles)
     if len(styles) == 1:
@@ -51,13 +51,13 @@ def with_shared_mask(styles: Sequence[Style], mask: Image.Image | None, name: st
 
 
 def mask_notes(styles: Sequence[Style], content: Image.Image) -> list[str]:
-    """What there is to say of the styles' masks, each sentence once."""
+    """Notes on the styles' masks, without duplicates."""
     notes = [stretch_note(style.mask, content) for style in styles if style.mask is not None]
     return list(dict.fromkeys(filter(None, notes)))
 
 
 def style_records(styles: Sequence[Style]) -> list[InputRecord]:
-    """What is kept of the styles, each followed by its mask if it has one."""
+    """The record entries of the styles, each followed by its mask's, if any."""
     records = []
     for style in styles:
         records.append(InputRecord("style", content_hash(style.image), style.name, style.weight))

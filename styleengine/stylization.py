@@ -1,4 +1,4 @@
-"""What a run gives (Stylization), what it reports on the way (StepEvent), and how both are kept."""
+"""The results of runs (Stylization), their progress events (StepEvent), and their records."""
 
 import base64
 import contextlib
@@ -34,9 +34,9 @@ Plain = bool | int | float | str
 
 @dataclass(frozen=True)
 class StepEvent:
-    """Progress of a run: `step` of `total` is done; `preview()` decodes the picture as it stands.
+    """Progress of a run: `step` of `total` is done; `preview()` decodes the current image.
 
-    `phase` is text, such as "content 1" or "stylizing", and has a stage and a title for people.
+    `phase` is a string, such as "content 1" or "stylizing", with a stage and a display title.
     """
 
     phase: Phase
@@ -47,9 +47,9 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class LearningEvent(StepEvent):
-    """Progress of learning: `loss` of the step (None before the first), `judged` pairs of step and loss on a fixed set.
+    """Progress of learning: the step's `loss` (None before the first), and `judged`, pairs of step and validation loss.
 
-    `preview()` draws with what is learnt so far, which takes as long as drawing does.
+    `preview()` generates an image with the current embedding, which takes a whole sampling run.
     """
 
     loss: float | None
@@ -64,8 +64,8 @@ OnStep = Callable[[StepEvent], None]
 class InputRecord:
     """One input of a run: its role ("content", "style", "mask", "clip" or "learnt style"), its hash, its file's name.
 
-    Never a path: results are shared. `inverted` says that the run used the negative of the mask with
-    this hash. `data` is a mask that exists in no file, as base64 of a PNG, so that it is not lost.
+    The name is never a path, because results are shared. `inverted` means that the run used the negative of the
+    mask with this hash. `data` is a mask without a file, as a base64-encoded PNG.
     """
 
     role: Line
@@ -81,7 +81,7 @@ class InputRecord:
 
 @dataclass(frozen=True)
 class Stylization:
-    """A picture and all that is needed to make it again. `notes` say in sentences what differs from what was asked."""
+    """An image and everything needed to reproduce it. `notes` are sentences on differences from the request."""
 
     image: Image.Image
     method: str
@@ -97,7 +97,7 @@ class Stylization:
     versions: Mapping[str, str] = field(default_factory=lambda: library_versions())
 
     def record(self) -> dict[str, Any]:
-        """Everything but the picture, as plain data."""
+        """Everything except the image, as JSON data."""
         return {
             "method": self.method,
             "backbone": model_name(self.backbone),
@@ -113,17 +113,16 @@ class Stylization:
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the PNG with the record as text metadata; raises StyleEngineError where it cannot."""
+        """Writes the PNG with the record as text metadata; raises StyleEngineError if it cannot."""
         return save_png(self.image, path, {METADATA_KEY: _as_json(self.record())})
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoStylization(Stylization):
-    """A redrawn clip: `image` is its first frame, `path` the MP4 that holds all `frames` of them.
+    """A redrawn clip: `image` is its first frame, `path` the MP4 with all `frames` frames.
 
-    `complete` is False where the
-    run was cancelled. `differences` are Diff per pair of neighbouring frames (`frame_differences`):
-    of the "result", of the "clip" itself, and of its frames redrawn "alone" where that was asked for.
+    `complete` is False if the run was cancelled. `differences` are Diff per pair of neighbouring frames
+    (`frame_differences`): of the "result", of the input "clip", and, if requested, of its frames redrawn "alone".
     """
 
     path: Path
@@ -144,11 +143,11 @@ class VideoStylization(Stylization):
         }
 
     def as_text(self) -> str:
-        """The record as the MP4 carries it."""
+        """The record as stored in the MP4."""
         return _as_json({METADATA_KEY: self.record()})
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Copies the MP4, record included; raises StyleEngineError where it cannot."""
+        """Copies the MP4, record included; raises StyleEngineError if it cannot."""
         path = check_output(path, ".mp4")
         try:
             write_whole(path, self.path.read_bytes())
@@ -158,7 +157,7 @@ class VideoStylization(Stylization):
 
 
 class Record(BaseModel):
-    """What a saved result says of how it was made, each value checked: it may be anybody's writing."""
+    """The record in a saved result. It is untrusted, so each value is validated."""
 
     method: Line
     backbone: Annotated[Line, Field(min_length=1)]
@@ -172,7 +171,7 @@ class Record(BaseModel):
     @field_validator("inputs", mode="before")
     @classmethod
     def _names_of_older_records(cls, entries: Any) -> Any:
-        """The first version's records have paths, as `source`, where there are names now."""
+        """Records of the first version have a path, `source`, instead of `name`."""
         if not isinstance(entries, list):
             return entries
         return [
@@ -197,7 +196,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parsed_record(text: Any) -> Any:
-    """The JSON value that a text states; None where it states none or is too long."""
+    """The JSON value of a text; None if it is invalid or too long."""
     if not isinstance(text, str) or len(text) > MOST_RECORD:
         return None
     try:
@@ -207,7 +206,7 @@ def parsed_record(text: Any) -> Any:
 
 
 def checked_record(stated: Any, path: str | os.PathLike[str]) -> Record:
-    """What was read as a record, if it is one; StyleEngineError otherwise."""
+    """The validated record; StyleEngineError if it is not one."""
     name = shortened(file_name(path))
     needed = {"method", "backbone", "revision", "settings", "inputs"}
     if not isinstance(stated, dict) or not needed <= stated.keys():
@@ -227,9 +226,9 @@ def checked_record(stated: Any, path: str | os.PathLike[str]) -> Record:
 
 
 def file_name(source: Any) -> str:
-    """The name of the file that an input came from, without its folder; nothing where there is none.
+    """The name of an input's file, without its folder; empty if there is none.
 
-    What of a name is not UTF-8 becomes "?": records are.
+    Characters that are not UTF-8 become "?", because records are UTF-8.
     """
     if not isinstance(source, (str, bytes, os.PathLike)):
         source = getattr(source, "filename", "") or getattr(source, "name", "")
@@ -241,7 +240,7 @@ def file_name(source: Any) -> str:
 
 
 def model_name(model: str) -> str:
-    """What a model is called in what is shared: its name or hub id, or a local folder's own name without its path."""
+    """A model's name for shared files: its name or hub id, or a local folder's name without its path."""
     location = model.partition("@")[0]
     on_hub = location.count("/") <= 1 and not location.startswith((".", "/", "~"))
     if on_hub and not WINDOWS_PATH.match(model) and not os.path.isdir(model):
@@ -250,7 +249,7 @@ def model_name(model: str) -> str:
 
 
 def mask_record(mask: Image.Image, name: str = "", inverted: bool = False) -> InputRecord:
-    """The record of a mask ("L") as the run uses it; one without a file is kept whole, unless it is very large."""
+    """The record of a mask ("L") as the run uses it. One without a file is stored whole, unless it is very large."""
     original = ImageOps.invert(mask) if inverted else mask
     data = ""
     if not name:
@@ -263,7 +262,7 @@ def mask_record(mask: Image.Image, name: str = "", inverted: bool = False) -> In
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what may change pixels: this package and the libraries below it."""
+    """The versions of this package and of libraries that may change pixels."""
     versions = {"styleengine": __version__}
     for library in RECORDED_LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -272,5 +271,5 @@ def library_versions() -> dict[str, str]:
 
 
 def _as_json(value: Any) -> str:
-    """As JSON that is UTF-8, whatever file names and notes may hold."""
+    """JSON that is valid UTF-8, whatever file names and notes contain."""
     return json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()

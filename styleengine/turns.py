@@ -1,4 +1,4 @@
-"""One at a time, in the order in which they came."""
+"""A lock that serves threads in the order of their requests."""
 
 import threading
 from collections import deque
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 
 class Turns:
-    """A lock that serves threads in the order in which they asked for it, and that they may leave while they wait.
+    """A first-in-first-out lock; waiting for it can be cancelled.
 
-    Who gives it back and asks again at once stands behind all that wait.
+    A thread that releases it and requests it again is queued last.
     """
 
     def __init__(self) -> None:
@@ -18,10 +18,10 @@ class Turns:
 
     @contextmanager
     def one(self, while_waiting: Callable[[], None] | None = None, pause: float = 0.2) -> Iterator[None]:
-        """The context is entered once all that came before have left it.
+        """Enters the context after all earlier requests have left it.
 
-        `while_waiting` is called at once if there is anything to wait for, then every `pause` seconds; what it
-        raises ends the waiting.
+        `while_waiting` is called at once if there is anything to wait for, then every `pause` seconds. An
+        exception from it ends the waiting.
         """
         mine = object()
         with self._changed:
@@ -38,6 +38,6 @@ class Turns:
                 self._changed.notify_all()
 
     def _has_come(self, mine: object, seconds: float) -> bool:
-        """Whether it is `mine`'s turn, now or within so many seconds."""
+        """Whether it is `mine`'s turn, now or within `seconds`."""
         with self._changed:
             return self._changed.wait_for(lambda: self._queue[0] is mine, seconds)

@@ -1,6 +1,6 @@
-"""Clips in and out: opened, checked and read at an even frame rate; written as H.264 in MP4.
+"""Opens and checks clips, reads them at a constant frame rate, and writes H.264 in MP4.
 
-Frames are RGB PIL images, upright and with square pixels. Nothing here holds more than a few at a time.
+Frames are RGB PIL images, upright and with square pixels. At most a few are in memory at a time.
 """
 
 import contextlib
@@ -31,24 +31,23 @@ ClipSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 
 MOST_BYTES = 2 << 30
 READ_BYTES = 1 << 20  # of an open file at a time
-MOST_PACKETS = 2_000_000  # of pictures and sound: many hours of film
-FASTEST = 240  # frames per second that a result may take over from its clip
+MOST_PACKETS = 2_000_000  # of video and audio: many hours
+FASTEST = 240  # frames per second, at most, that a result takes from its clip
 SLOWEST = Fraction(1, 1000)
 ENCODER = "libx264"
 ENCODER_OPTIONS = {"crf": "18", "preset": "medium"}
 RECORD_TAG = "comment"
 EPSILON = 1e-6  # seconds
-UNEVEN = 1.5  # times the usual pause between two frames: beyond it a clip's rate counts as variable
+UNEVEN = 1.5  # times the median frame interval: above it a clip's rate counts as variable
 
 
 @dataclass(frozen=True)
 class VideoClip:
-    """A video file that can be read, and what is known of it without decoding it all.
+    """A readable video file, and what is known of it without decoding all of it.
 
-    `times` are the moments in seconds, from 0, at which its frames appear; `seconds` is its length;
-    `poster` its first frame; all frames are brought to its size. `name` is that of the file it came
-    from, if any. `notes` are sentences on what is not shown as it is stored. `holder` keeps the file
-    there, where it is a temporary one.
+    `times` are the presentation times of its frames in seconds, from 0; `seconds` is its length;
+    `poster` its first frame; all frames are resized to its size. `name` is the file's name, if any.
+    `notes` are sentences on changes to the stored frames. `holder` keeps a temporary file alive.
     """
 
     path: Path
@@ -62,19 +61,19 @@ class VideoClip:
 
     @property
     def rate(self) -> Fraction:
-        """Its mean number of frames per second, as a handy fraction."""
+        """Its mean number of frames per second, as a simple fraction."""
         return max(SLOWEST, Fraction(len(self.times) / self.seconds).limit_denominator(1001))
 
     @property
     def variable(self) -> bool:
-        """Whether the frames come at uneven pauses."""
+        """Whether the frame intervals vary."""
         pauses = _pauses(self.times)
         return bool(pauses) and pauses[-1] > UNEVEN * pauses[len(pauses) // 2]
 
     def select(self, rate: float, begin: float, most: int) -> "Selection":
-        """At most `most` frames from second `begin` on, `rate` of them per second (0: the clip's own, if at most 240).
+        """At most `most` frames from second `begin`, at `rate` frames per second (0: the clip's rate, at most 240).
 
-        Raises StyleEngineError where the clip has ended by then.
+        Raises StyleEngineError if the clip ends before `begin`.
         """
         if begin >= self.seconds:
             raise StyleEngineError(f"The clip is only {self.seconds:.1f} s long: let it begin before {begin:g} s.")
@@ -87,7 +86,7 @@ class VideoClip:
 
 @dataclass(frozen=True)
 class Selection:
-    """The part of a clip that is worked on: `count` of the `available` frames from `begin`, at `rate`."""
+    """The part of a clip to process: `count` of the `available` frames from `begin`, at `rate`."""
 
     clip: VideoClip
     rate: Fraction
@@ -100,7 +99,7 @@ class Selection:
         return float(self.count / self.rate)
 
     def notes(self) -> list[str]:
-        """What differs from the whole clip as it was, in sentences."""
+        """Sentences on the differences from the whole clip."""
         clip, notes = self.clip, list(self.clip.notes)
         if clip.variable:
             notes.append(
@@ -118,13 +117,13 @@ class Selection:
         return notes
 
     def sound(self) -> Sound:
-        """How the sound of this part can be taken over."""
+        """How the sound of this part can be transferred."""
         return choose_sound(self.clip.path, self.begin, self.seconds)
 
     def frames(self) -> Iterator[Image.Image]:
-        """The selected frames: at each moment the one that a player would show.
+        """The selected frames: at each time the one that a player would show.
 
-        Raises StyleEngineError where the clip turns out to be damaged.
+        Raises StyleEngineError if the clip is damaged.
         """
         number, shown, size = 0, None, self.clip.poster.size
         for moment, frame, stream in _decoded(self.clip, self.begin):
@@ -134,11 +133,11 @@ class Selection:
                 number += 1
             if number == self.count:
                 return
-            shown = frame, stream  # made into a picture only if it is seen
+            shown = frame, stream  # converted to an image only if it is used
         if shown is None:
             raise StyleEngineError(f"No frame could be decoded after second {self.begin:.1f}: choose another part.")
         last = shown if isinstance(shown, Image.Image) else _picture(*shown, size)
-        for _ in range(number, self.count):  # it stays to the end
+        for _ in range(number, self.count):  # the last frame lasts to the end
             yield last
 
     def _moment(self, number: int) -> float:
@@ -148,10 +147,10 @@ class Selection:
 def open_clip(source: ClipSource | None, what: str = "clip") -> VideoClip:
     """Checks a video file and decodes its first frame; `what` names it in error messages.
 
-    The file is named by its path, or given as its content: as bytes or as a file open for reading.
+    The source is a path, bytes, or a file open for reading.
 
-    Raises StyleEngineError for what is missing, larger than 2 GiB or than 2 million packets, no video,
-    without a video stream, damaged at its start, or of a size that `images.check_size` refuses.
+    Raises StyleEngineError if it is missing, larger than 2 GiB or 2 million packets, not a video, without a
+    video stream, damaged at its start, or of a size that `images.check_size` rejects.
     """
     if isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read"):
         return _from_content(source, what)
@@ -162,11 +161,11 @@ def open_clip(source: ClipSource | None, what: str = "clip") -> VideoClip:
 
 
 def check_clip_output(path: str | os.PathLike[str], clip: VideoClip | None = None) -> Path:
-    """The path, if an MP4 can be saved there; StyleEngineError where not, or where `clip` itself lies there."""
+    """The path, if an MP4 can be saved there; StyleEngineError if not, or if it is the file of `clip`."""
     path = check_output(path, ".mp4")
     name = shown_name(path.name)
     if path.exists() and not path.is_file():
-        raise StyleEngineError(f"{name} is there already and is no file: save under another name.")
+        raise StyleEngineError(f"{name} exists and is not a file: save under another name.")
     if clip and path.exists() and clip.path.exists() and path.samefile(clip.path):
         raise StyleEngineError(f"{name} is the clip itself: save the result under another name.")
     if not os.access(path.parent, os.W_OK):
@@ -182,12 +181,12 @@ def write_clip(
     sound: Selection | None = None,
     record: str = "",
 ) -> Path:
-    """Writes an MP4 that browsers play; the file appears whole or not at all.
+    """Writes an MP4 that browsers play, atomically.
 
-    H.264, 4:2:0, BT.709; an odd side gets one more row or column. `sound` names the part of a clip
-    whose sound comes along, as `Selection.sound` says. `record` is kept as the file's comment.
+    H.264, 4:2:0, BT.709; an odd side is padded by one row or column. `sound` is the part of a clip whose
+    sound is added, as in `Selection.sound`. `record` becomes the file's comment.
 
-    Raises StyleEngineError where the file cannot be written or is the clip whose sound comes along.
+    Raises StyleEngineError if the file cannot be written or is the clip whose sound is added.
     """
     path = check_clip_output(path, sound.clip if sound else None)
     try:
@@ -197,7 +196,7 @@ def write_clip(
         raise _unwritten(path, error) from error
     try:
         with av.open(partial, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            # What is not UTF-8 in a file's name becomes the escape that JSON has for it.
+            # Characters of file names that are not UTF-8 become JSON escapes.
             container.metadata[RECORD_TAG] = record.encode("utf-8", "backslashreplace").decode()
             _encode(container, frames, rate, sound.sound() if sound else None)
         os.chmod(partial, 0o644)
@@ -210,7 +209,7 @@ def write_clip(
 
 
 def read_comment(path: str | os.PathLike[str]) -> str:
-    """What `write_clip` kept as `record`; "" where there is none."""
+    """The `record` written by `write_clip`; "" if there is none."""
     with open_container(open_clip(path, "result").path) as container:
         return container.metadata.get(RECORD_TAG, "")
 
@@ -225,7 +224,7 @@ def beside(pairs: Iterable[tuple[Image.Image, Image.Image]]) -> Iterator[Image.I
 
 
 def _from_content(source: Any, what: str) -> VideoClip:
-    """The clip whose file's content this is, in a temporary file that goes when the clip does."""
+    """The clip with this content, in a temporary file that is deleted with the clip."""
     name = getattr(source, "name", "")
     name = os.path.basename(os.fsdecode(name)) if isinstance(name, (str, bytes, os.PathLike)) else ""
     holder = tempfile.NamedTemporaryFile(prefix="styleengine-clip-", suffix=".video")  # noqa: SIM115 - see VideoClip
@@ -234,11 +233,11 @@ def _from_content(source: Any, what: str) -> VideoClip:
     else:
         try:
             if hasattr(source, "seek"):
-                source.seek(0)  # as Pillow does with pictures
+                source.seek(0)  # as Pillow does with images
             while chunk := source.read(READ_BYTES):
                 holder.write(chunk)
                 if holder.tell() > MOST_BYTES:
-                    break  # _from_file says so
+                    break  # _from_file raises the error
         except (OSError, TypeError, ValueError) as error:
             raise StyleEngineError(f"The {what} cannot be read: give its path, or a file opened as “rb”.") from error
     holder.flush()
@@ -246,11 +245,11 @@ def _from_content(source: Any, what: str) -> VideoClip:
 
 
 def _from_file(path: Path, name: str, what: str) -> VideoClip:
-    """The clip in a file, under the name that it has for whoever gave it."""
+    """The clip in a file; `name` is the file's name for the user."""
     shown = _shown(name, what)
     try:
         size = path.stat().st_size if path.is_file() else None
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # an invalid file name
         size = None
     if size is None:
         raise StyleEngineError(f"{shown} does not exist or is not a file: check the path.")
@@ -263,7 +262,7 @@ def _from_file(path: Path, name: str, what: str) -> VideoClip:
         with open_container(path) as container:
             stream = pictures_of(container, shown)
             context = stream.codec_context
-            if context.width and context.height:  # before memory is taken
+            if context.width and context.height:  # before memory is allocated
                 check_size(square_size((context.width, context.height), stream.sample_aspect_ratio or 1), what)
             times, length = _times(container, stream)
         if not times:
@@ -288,10 +287,10 @@ def _from_file(path: Path, name: str, what: str) -> VideoClip:
 
 
 def _times(container: Any, stream: Any) -> tuple[tuple[float, ...], float]:
-    """When the frames appear, from 0, and how long all last: from the packets, without decoding."""
+    """The frames' presentation times from 0, and the total length; from the packets, without decoding."""
     usual = 1 / float(stream.average_rate or stream.guessed_rate or 25)
     moments, last = list[float](), 0.0
-    for number, packet in enumerate(container.demux()):  # of all streams, so that none is endless
+    for number, packet in enumerate(container.demux()):  # of all streams, so that each is limited
         if number >= MOST_PACKETS:
             raise TooMany
         if packet.size and packet.stream.index == stream.index and not packet.is_discard:
@@ -300,19 +299,19 @@ def _times(container: Any, stream: Any) -> tuple[tuple[float, ...], float]:
             last = float((packet.duration or 0) * packet.time_base)
     moments.sort()
     times = tuple(moment - moments[0] for moment in moments)
-    if len(times) > 1 and not times[-1] > 0:  # no times at all
+    if len(times) > 1 and not times[-1] > 0:  # no timestamps
         times, last = tuple(number * usual for number in range(len(times))), usual
     pauses = _pauses(times)
     return times, (times[-1] + (last or (pauses[len(pauses) // 2] if pauses else 0) or usual) if times else 0.0)
 
 
 def _pauses(times: Sequence[float]) -> list[float]:
-    """What lies between neighbouring moments, shortest first."""
+    """The intervals between neighbouring times, shortest first."""
     return sorted(after - before for before, after in pairwise(times))
 
 
 def _decoded(clip: VideoClip, begin: float) -> Iterator[tuple[float, Any, Any]]:
-    """(moment, frame, its stream) in order, from the frame that is seen at `begin`, or some before it."""
+    """(time, frame, its stream) in order, from the frame shown at `begin` or an earlier one."""
     with open_container(clip.path) as container:
         stream = pictures_of(container, _shown(clip.name))
         offset = None
@@ -327,7 +326,7 @@ def _decoded(clip: VideoClip, begin: float) -> Iterator[tuple[float, Any, Any]]:
                 offset = stamp if offset is None else offset
                 number += 1
                 if stamp - offset <= begin + EPSILON:
-                    held = (stamp - offset, frame, stream)  # it may well be passed over
+                    held = (stamp - offset, frame, stream)  # the next frame may replace it
                     continue
                 if held is not None:
                     yield held
@@ -335,14 +334,14 @@ def _decoded(clip: VideoClip, begin: float) -> Iterator[tuple[float, Any, Any]]:
                 yield stamp - offset, frame, stream
         except av.FFmpegError as error:
             raise StyleEngineError(
-                f"{_shown(clip.name)} is damaged after frame {number}: take fewer frames, or save it anew."
+                f"{_shown(clip.name)} is damaged after frame {number}: take fewer frames, or save it again."
             ) from error
         if held is not None:
             yield held
 
 
 def _picture(frame: Any, stream: Any, size: tuple[int, int] | None, what: str = "clip") -> Image.Image:
-    """The frame as it is meant to be seen, scaled to `size` where it changes within a clip."""
+    """The frame as an image, resized to `size` if the size changes within a clip."""
     aspect = stream.sample_aspect_ratio or 1
     check_size(square_size((frame.width, frame.height), aspect), what)
     picture = to_image(frame, aspect)
@@ -350,7 +349,7 @@ def _picture(frame: Any, stream: Any, size: tuple[int, int] | None, what: str = 
 
 
 def _shown(name: str, what: str = "clip") -> str:
-    """The beginning of a sentence about a clip."""
+    """The subject of a message about a clip."""
     return f"The {what} {shown_name(name)}".rstrip()
 
 

@@ -1,4 +1,4 @@
-"""A folder in which a long run keeps what is finished, so that an interrupted one can go on."""
+"""A folder for the finished parts of a long run, so that it can be resumed."""
 
 import json
 import os
@@ -18,12 +18,12 @@ MANIFEST = "run.json"
 
 
 class WorkFolder:
-    """Frames as PNG, tensors as safetensors, and a manifest that says which run they belong to.
+    """Frames as PNG, tensors as safetensors, and a manifest that identifies their run.
 
-    Each file appears whole or not at all. `fixed` are values of the manifest that a run takes over
-    from the one it continues, in place of its own.
+    Files are written atomically. `fixed` are manifest values that a resumed run takes from the folder
+    instead of its own.
 
-    Raises StyleEngineError where the folder belongs to another run, or cannot be written.
+    Raises StyleEngineError if the folder belongs to another run or cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], manifest: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
@@ -46,11 +46,11 @@ class WorkFolder:
         if others:
             raise StyleEngineError(
                 f"The work folder {self.path.name} belongs to another run (what differs: {', '.join(others)}). "
-                "Delete it to start anew, name another, or repeat that run."
+                "Delete it to start again, name another, or repeat that run."
             )
 
     def save_frame(self, kind: str, number: int, image: Image.Image) -> None:
-        """Keeps frame `number` of a series of frames."""
+        """Saves frame `number` of a series of frames."""
         try:
             (self.path / kind).mkdir(exist_ok=True)
         except OSError as error:
@@ -63,7 +63,7 @@ class WorkFolder:
         try:
             with Image.open(file, formats=["PNG"]) as image:
                 return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for what is cut off or no PNG
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for files that are cut off or not PNG
             raise self._damaged(file) from error
 
     def frames(self, kind: str, count: int) -> Iterator[Image.Image]:
@@ -71,14 +71,14 @@ class WorkFolder:
         return (self.frame(kind, number) for number in range(count))
 
     def finished(self, kind: str) -> int:
-        """How many frames of a series there are, without a gap, from the first on."""
+        """The number of frames of a series before the first gap."""
         count = 0
         while self._frame(kind, count).is_file():
             count += 1
         return count
 
     def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], number: int) -> None:
-        """Keeps named tensors, and the number of the frame they belong to."""
+        """Saves named tensors, and the number of the frame they belong to."""
         file, partial = self._tensors(name), self.path / f".{name}.partial"
         try:
             save_file({key: x.contiguous().cpu() for key, x in tensors.items()}, partial, {"frame": str(number)})
@@ -89,7 +89,7 @@ class WorkFolder:
             partial.unlink(missing_ok=True)
 
     def load_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], int] | None:
-        """What `save_tensors` kept last, or None."""
+        """The tensors and frame number last saved, or None."""
         if not self._tensors(name).is_file():
             return None
         try:
@@ -117,7 +117,7 @@ class WorkFolder:
         return StyleEngineError(f"The run could not be kept in {self.path.name} ({why}): make room there.")
 
     def _damaged(self, file: Path) -> StyleEngineError:
-        return StyleEngineError(f"The file {file.name} is damaged: delete the work folder and start anew.")
+        return StyleEngineError(f"The file {file.name} is damaged: delete the work folder and start again.")
 
     def _frame(self, kind: str, number: int) -> Path:
         return self.path / kind / f"{number:05}.png"

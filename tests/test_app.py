@@ -115,7 +115,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, coffee: Image.Image, cat: Im
     pictures = {"content": coffee, "style": cat, "mask": mask}
     for name, picture in pictures.items():
         picture.save(folder / f"{name}.png")
-    (folder / "broken.png").write_bytes(b"not a picture")
+    (folder / "broken.png").write_bytes(b"not an image")
     frames = panned(coffee, 6, (96, 64), 6)
     clip = write_raw(folder / "clip.mp4", frames, sound="aac")
     return {name: folder / f"{name}.png" for name in (*pictures, "broken")} | {"clip": clip}
@@ -242,7 +242,7 @@ def test_several_styles_come_with_their_weights(zstar: Callable[..., Job]) -> No
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
-        ({"content": "broken"}, "is not a picture that can be read"),
+        ({"content": "broken"}, "is not an image that can be read"),
         ({"style": None}, "No style image was given"),
         ({"strength": 9}, "strength = 9"),
         ({"weight": "heavy"}, "weight is 'heavy': it must be a number"),
@@ -335,11 +335,11 @@ def test_the_qs_attn_api_gives_a_png_with_the_record(qs_attn: Callable[..., Job]
     ("inputs", "sentence"),
     [
         ({"prompt": ""}, "No style was given"),
-        ({"prompt": "🎨"}, "knows nothing of what"),
+        ({"prompt": "🎨"}, "does not know any word of"),
         ({"content": None}, "No content image was given"),
         ({"balance": 2}, "balance = 2"),
         ({"model": "owner/name"}, "There is no model “owner/name” here"),
-        ({"model": "squares"}, "brings no CLIP"),
+        ({"model": "squares"}, "has no CLIP"),
     ],
 )
 def test_bad_input_to_qs_attn_gets_the_engines_sentence(
@@ -404,7 +404,7 @@ def test_a_run_that_is_cancelled_while_it_waits_never_begins(
     while not first.status().progress_data:
         time.sleep(0.05)
     run(page)
-    expect_status(page, "Waiting for its turn")
+    expect_status(page, "Waiting in the queue")
     page.get_by_role("button", name="Cancel").click()
     expect_status(page, "Cancelled.")
     client.predict(api_name="/zstar_cancel")
@@ -430,7 +430,7 @@ def test_a_bad_picture_shows_the_engines_sentence(page: Page, files: dict[str, P
     upload(page, "Content", files["broken"])
     upload(page, "Style", files["style"])
     run(page)
-    expect_status(page, "is not a picture that can be read")
+    expect_status(page, "is not an image that can be read")
     assert "Traceback" not in page.inner_text("body")
 
 
@@ -481,7 +481,7 @@ def test_a_strip_in_the_browser_shows_six_pictures_on_the_chosen_model(
     fill(page, steps=QUICK["steps"])
     page.get_by_label("A strip of γ").check()
     run(page)
-    expect_status(page, "6 times 96×64 pixels in")
+    expect_status(page, "6 images, 96×64 pixels in")
     expect(page.locator(".strip img")).to_have_count(6, timeout=PATIENCE)
     expect(page.locator(".strip")).to_contain_text("γ 0.4")
 
@@ -516,11 +516,11 @@ def test_qs_attn_in_the_browser_draws_shows_its_anchors_and_can_be_cancelled(
     fill(page, steps=2)
     run(page)
     expect_status(page, "96×64 pixels in")
-    expect_status(page, "similarity to the words")
+    expect_status(page, "similarity to the prompt")
     with page.expect_download() as download:
         page.locator("button:visible, a:visible").get_by_text("Download PNG").first.click()
     assert read_record(download.value.path())["settings"]["prompt"] == "ink"
-    page.get_by_role("button", name="What is kept").click()
+    page.get_by_role("button", name="Anchor positions").click()
     page.locator("button.look").click()
     expect(page.locator(".anchors img").first).to_be_visible(timeout=PATIENCE)
 
@@ -669,7 +669,7 @@ def test_a_style_learnt_over_the_api_is_drawn_with_mixed_and_taken_elsewhere(
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [
-        ({"painting": "broken"}, "is not a picture that can be read"),
+        ({"painting": "broken"}, "is not an image that can be read"),
         ({"learning_rate": 7}, "learning_rate = 7"),
         ({"mode": "magic"}, "mode = 'magic'"),
     ],
@@ -695,7 +695,7 @@ def test_bad_input_to_drawing_gets_the_engines_sentence(client: Client, inputs: 
 
 
 def test_an_upload_that_is_no_style_is_refused(client: Client, files: dict[str, Path]) -> None:
-    with pytest.raises(AppError, match="is no style that can be used: it is not a safetensors file"):
+    with pytest.raises(AppError, match="is not a usable style: it is not a safetensors file"):
         client.predict(handle_file(files["broken"]), api_name="/inst_upload")
 
 
@@ -767,7 +767,7 @@ def test_calls_that_wait_for_what_they_learn_keep_nobody_from_the_app(
     until(lambda: len([job for job in jobs if job.done()]) == 3)
     for job in jobs:
         if job.done():
-            with pytest.raises(AppError, match="20 paintings wait or are being learnt already"):
+            with pytest.raises(AppError, match="20 paintings are queued or being learned already"):
                 job.result()
     assert client.predict("nobody's", api_name="/inst_stop") is not None
     assert zstar().result(timeout=60)
@@ -852,7 +852,7 @@ def test_in_the_browser_a_painting_is_learnt_stopped_applied_and_downloaded(page
     expect_status(page, "steps per second")
     expect(page.locator(".learnt-strip img").first).to_be_visible(timeout=PATIENCE)
     page.get_by_role("button", name="Stop").locator("visible=true").click()
-    expect_status(page, "Stopped; learnt “browsed” in")
+    expect_status(page, "Stopped; learned “browsed” in")
     expect(page.locator(".vega-embed:visible").first).to_be_visible(timeout=PATIENCE)
     with page.expect_download() as download:
         page.locator("button:visible, a:visible").get_by_text("Download the style").first.click()
@@ -862,7 +862,7 @@ def test_in_the_browser_a_painting_is_learnt_stopped_applied_and_downloaded(page
 
     page.get_by_role("tab", name="Apply").click()
     expect(page.get_by_label("Style", exact=True).locator("visible=true")).to_have_value("browsed", timeout=PATIENCE)
-    upload(page, "Content (none draws the prompt alone)", files["content"])
+    upload(page, "Content (leave empty for text-to-image)", files["content"])
     fill(page, **QUICK)
     run(page)
     expect_status(page, "96×64 pixels in")
@@ -900,7 +900,7 @@ def test_learning_goes_on_when_the_page_is_closed_and_another_page_finds_it(
     page.locator("button.go-on").click()
     expect_status(page, "steps per second")
     client.predict("left alone", api_name="/inst_stop")
-    expect_status(page, "Stopped; learnt “left alone” in")
+    expect_status(page, "Stopped; learned “left alone” in")
 
 
 # What strangers send
@@ -1305,7 +1305,7 @@ def test_a_run_that_waits_for_the_engine_says_so_and_can_be_cancelled(
     upload(page, "Style", files["style"])
     page.locator("button.run:visible").click()
     assert run.began.wait(SOON)
-    expect_status(page, "Waiting for its turn")
+    expect_status(page, "Waiting in the queue")
     page.get_by_role("button", name="Cancel").click()
     expect_status(page, "Cancelled.")
     assert run.ended.wait(SOON)

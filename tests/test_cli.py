@@ -99,7 +99,7 @@ def test_rerun_refuses_an_input_that_has_changed(
     saved: Path, pictures: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("rerun", saved, "--style", pictures["other"]) == 2
-    assert "is not the style image of this result: its content is another" in capsys.readouterr().err
+    assert "is not the style image of this result: its content differs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["latent", "pixel"])
@@ -178,7 +178,7 @@ def test_an_interrupted_clip_goes_on_with_the_same_command(
     with monkeypatch.context() as patch:
         patch.setattr(StyleEngine, "run", interrupted)
         assert run(*command) == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "Run the same command again to resume" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4.work"]
     assert run(*command) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
@@ -306,7 +306,7 @@ def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style
     with monkeypatch.context() as patch:
         patch.setattr(StyleEngine, "inst_learn", interrupted)
         assert run(*command) == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "Run the same command again to resume" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["again.partial.safetensors"]
     monkeypatch.setattr(StyleEngine, "inst_learn", watched)
     assert run(*command) == 0
@@ -323,10 +323,10 @@ def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style
         (["inst", "learn", "STYLE", "-o", "OUT"], "saved as SAFETENSORS"),
         (["inst", "learn", "STYLE", "-o", "NEW", "--learning-rate", "0"], "must be above 0"),
         (["inst", "apply", "CONTENT", "-o", "OUT"], "No styles were given"),
-        (["inst", "apply", "CONTENT", "STYLE", "LEARNT", "-o", "OUT"], "is a second picture"),
+        (["inst", "apply", "CONTENT", "STYLE", "LEARNT", "-o", "OUT"], "is a second image"),
         (["inst", "apply", "CONTENT", "gone.safetensors", "-o", "OUT"], "gone.safetensors does not exist"),
         (["inst", "apply", "CONTENT", "LEARNT", "-o", "out.jpg"], "saved as PNG"),
-        (["inst", "apply", "CONTENT", "LEARNT", "-o", "OUT", "--model", "mini"], "cannot read it"),
+        (["inst", "apply", "CONTENT", "LEARNT", "-o", "OUT", "--model", "mini"], "cannot use it"),
         (["inst", "apply", "CONTENT", "LEARNT", "-o", "OUT", "--prompt", "ink", "--model", "MODEL"], "has no *"),
         (["qs-attn", "CONTENT", "ink", "-o", "OUT", "--balance", "2"], "must be at most 1"),
         (["qs-attn", "missing.jpg", "ink", "-o", "OUT"], "content image missing.jpg does not exist"),

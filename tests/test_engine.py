@@ -353,7 +353,7 @@ def test_a_stopped_run_keeps_the_cache_within_its_bytes(
 def test_too_little_memory_becomes_a_sentence(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings, error: Exception
 ) -> None:
-    with pytest.raises(StyleEngineError, match=r"not enough memory for pictures of size 64. Choose a smaller size"):
+    with pytest.raises(StyleEngineError, match=r"not enough memory for images of size 64. Choose a smaller size"):
         engine.zstar(astronaut, [coffee], quick, on_step=stop_in("stylizing", error))
 
 
@@ -380,7 +380,7 @@ def test_pictures_come_in_as_paths_bytes_arrays_and_images(
     ("arguments", "sentence"),
     [
         ({"content": "gone.png"}, r"The content image gone\.png does not exist"),
-        ({"content": b"text"}, "The content image is not a picture"),
+        ({"content": b"text"}, "The content image is not an image"),
         ({"content": None}, "No content image was given"),
         ({"styles": []}, "No style image was given"),
         ({"styles": ["gone.png"]}, r"The style image gone\.png does not exist"),
@@ -465,7 +465,7 @@ def test_a_record_cannot_be_read_from_what_is_no_picture(tmp_path: Path) -> None
     with pytest.raises(StyleEngineError, match="does not exist"):
         read_record(tmp_path / "gone.png")
     (tmp_path / "text.png").write_text("text")
-    with pytest.raises(StyleEngineError, match="not a picture"):
+    with pytest.raises(StyleEngineError, match="not an image"):
         read_record(tmp_path / "text.png")
 
 
@@ -775,7 +775,7 @@ def test_what_memory_errors_look_like() -> None:
         ValueError("out of memory"),
         KeyboardInterrupt(),
         OSError(2, "No such file"),
-        StyleEngineError("There is not enough memory for pictures of size 64."),
+        StyleEngineError("There is not enough memory for images of size 64."),
     ]
     assert not any(is_out_of_memory(error) for error in others)
 
@@ -813,7 +813,7 @@ def test_after_running_out_of_memory_nothing_holds_what_was_made_when_the_gpu_is
     monkeypatch.setattr("styleengine.style_attention.attend_with_styles", run_out)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive_then.append(sum(ref() is not None for ref in held)))
-    with pytest.raises(StyleEngineError, match="not enough memory for pictures of size 64") as error:
+    with pytest.raises(StyleEngineError, match="not enough memory for images of size 64") as error:
         engine.zstar(astronaut, coffee, quick)
     assert len(held) == 2
     assert alive_then == [0]

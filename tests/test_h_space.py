@@ -636,10 +636,10 @@ def test_reconstruction_is_measured_when_asked(
     ("arguments", "sentence"),
     [
         ({"content": "gone.png"}, r"The content image gone\.png does not exist"),
-        ({"style": b"text"}, "The style image is not a picture"),
+        ({"style": b"text"}, "The style image is not an image"),
         ({"mask": np.zeros((2, 2))}, "The mask has only 2×2 pixels"),
         ({"t_start": 300, "t_edit": 400}, "None of the 4 steps lies between the timesteps 300 and 400"),
-        ({"t_start": 740, "t_edit": 510}, "move the two apart, or take more steps"),
+        ({"t_start": 740, "t_edit": 510}, "move the two apart, or use more steps"),
         ({"gammas": []}, "No γ was given"),
         ({"gammas": [0.5, 1.5]}, r"from 0 to 1, not 0\.5, 1\.5"),
         ({"gammas": [math.nan]}, "from 0 to 1, not nan"),
@@ -713,5 +713,5 @@ def test_settings_start_from_what_the_chosen_model_recommends(
 def test_z_star_refuses_a_pixel_model_and_says_what_to_choose(
     pixel_engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image
 ) -> None:
-    with pytest.raises(StyleEngineError, match=r"which Z-STAR\+ works in\. Choose a latent model, such as “mini”"):
+    with pytest.raises(StyleEngineError, match=r"which Z-STAR\+ needs\. Choose a latent model, such as “mini”"):
         pixel_engine.zstar(astronaut, [coffee])

@@ -79,7 +79,7 @@ def mean_difference(one: Image.Image, other: Image.Image) -> float:
 GREY = np.linspace(0, 65535, 40 * 60).reshape(40, 60)
 
 BAD = {
-    "text": (b"This is no picture, whatever its name says.", "is not a picture that can be read"),
+    "text": (b"This is no picture, whatever its name says.", "is not an image that can be read"),
     "empty": (b"", r"is empty \(0 bytes\)"),
     "one pixel": (encoded(Image.new("RGB", (1, 1)), "PNG"), "has only 1×1 pixels; both sides must have at least 16"),
     "thin": (encoded(Image.new("RGB", (200, 15)), "PNG"), "has only 200×15 pixels"),
@@ -88,7 +88,7 @@ BAD = {
     "elongated": (encoded(Image.new("RGB", (16 * 8 + 1, 16)), "PNG"), "more than 8 times as long as wide"),
     "cut JPEG": (encoded(PICTURE, "JPEG")[:900], "could not be decoded .*cut off"),
     "cut PNG": (encoded(PICTURE, "PNG")[:900], "could not be decoded"),
-    "header alone": (encoded(PICTURE, "JPEG")[:20], "is not a picture|could not be decoded"),
+    "header alone": (encoded(PICTURE, "JPEG")[:20], "is not an image|could not be decoded"),
 }
 
 
@@ -320,7 +320,7 @@ def test_the_working_size_keeps_the_shape_in_multiples(size: int, multiple: int,
 
 
 def test_working_sizes_too_large_for_any_memory_are_refused() -> None:
-    with pytest.raises(StyleEngineError, match=r"worked on at 12288×1536 pixels.*Choose a smaller size"):
+    with pytest.raises(StyleEngineError, match=r"processed at 12288×1536 pixels.*Choose a smaller size"):
         working_size(Image.new("L", (128, 16)), 1536, 8)
 
 
@@ -875,7 +875,7 @@ def test_only_formats_that_are_named_are_decoded(monkeypatch: pytest.MonkeyPatch
         path.write_bytes(other)
         for source in (other, path):
             with pytest.raises(
-                StyleEngineError, match=r"is not a picture that can be read\. Choose a PNG, JPEG, WebP, HEIC"
+                StyleEngineError, match=r"is not an image that can be read\. Choose a PNG, JPEG, WebP, HEIC"
             ):
                 open_image(source)
 
@@ -903,7 +903,7 @@ def test_photographs_of_telephones_open() -> None:
     stored = heic(PICTURE, icc_profile=profile())
     assert mean_difference(open_image(stored), open_image(encoded(PICTURE, "PNG", icc_profile=profile()))) < 8
     for damaged in (stored[:200], stored[: len(stored) // 2], stored[:60] + b"?" * 60 + stored[120:]):
-        with pytest.raises(StyleEngineError, match=r"is not a picture|could not be decoded"):
+        with pytest.raises(StyleEngineError, match=r"is not an image|could not be decoded"):
             open_image(damaged)
 
 
@@ -952,7 +952,7 @@ def test_headers_are_counted_before_memory_is_taken(content: bytes, monkeypatch:
     monkeypatch.setattr(Image.core, "fill", lambda *arguments: pytest.fail("memory was taken"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(StyleEngineError, match=r"megapixels|is not a picture that can be read"):
+        with pytest.raises(StyleEngineError, match=r"megapixels|is not an image that can be read"):
             open_image(content)
 
 
@@ -1033,7 +1033,7 @@ def test_avif_opens_without_the_library_for_heic(monkeypatch: pytest.MonkeyPatch
     def missing() -> None:
         raise ImportError
 
-    monkeypatch.setattr(image_files, "_learn_heif", missing)
+    monkeypatch.setattr(image_files, "_register_heif", missing)
     assert open_image(encoded(PICTURE, "AVIF")).size == PICTURE.size
 
 

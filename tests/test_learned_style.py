@@ -261,7 +261,7 @@ DAMAGE: dict[str, tuple[Callable[[LearnedStyle], bytes], str]] = {
     "offsets beyond the end": (with_wrong_offsets, "damaged or cut off"),
     "too large": (lambda style: style.to_bytes() + b"\0" * MOST_BYTES, "more than 1 MiB"),
     "a tensor twice": (with_header(twice), "header is damaged"),
-    "a field twice": (with_header(twice_within), "what it says about itself"),
+    "a field twice": (with_header(twice_within), "its metadata"),
     "offsets negative": (entry("word", data_offsets=[-128, 0]), "damaged or cut off"),
     "offsets reversed": (entry("word", data_offsets=[128, 0]), "damaged or cut off"),
     "offsets overlapping": (
@@ -296,46 +296,46 @@ DAMAGE: dict[str, tuple[Callable[[LearnedStyle], bytes], str]] = {
     "tensor missing": (with_tensors(latent_mean=None), "not those of a style"),
     "tensor too many": (with_tensors(extra=torch.ones(2)), "not those of a style"),
     "state where none is wanted": (with_tensors(**{"state.module.a": torch.ones(2)}), "not those of a style"),
-    "NaN": (with_tensors(word=torch.full((32,), torch.nan)), "numbers that no style has"),
-    "infinite": (with_tensors(latent_std=torch.full((4,), torch.inf)), "numbers that no style has"),
-    "enormous": (with_tensors(word=torch.full((32,), 1e20)), "numbers that no style has"),
-    "no numbers": (with_tensors(word=torch.ones(0)), "numbers that no style has"),
+    "NaN": (with_tensors(word=torch.full((32,), torch.nan)), "non-finite or implausible values"),
+    "infinite": (with_tensors(latent_std=torch.full((4,), torch.inf)), "non-finite or implausible values"),
+    "enormous": (with_tensors(word=torch.full((32,), 1e20)), "non-finite or implausible values"),
+    "no numbers": (with_tensors(word=torch.ones(0)), "non-finite or implausible values"),
     "half precision": (with_tensors(word=torch.ones(32).half()), "of type float16"),
     "whole numbers": (with_tensors(word=torch.ones(32).long()), "of type int64"),
     "a matrix for a word": (with_tensors(word=torch.ones(4, 8)), "wrong shape"),
     "unequal channels": (with_tensors(latent_mean=torch.ones(5)), "wrong shape"),
     "negative spread": (with_tensors(latent_std=-torch.ones(4)), "wrong shape"),
-    "record no JSON": (with_metadata(**{METADATA_KEY: "{"}), "what it says about itself"),
-    "record a list": (with_metadata(**{METADATA_KEY: "[1]"}), "what it says about itself"),
+    "record no JSON": (with_metadata(**{METADATA_KEY: "{"}), "its metadata"),
+    "record a list": (with_metadata(**{METADATA_KEY: "[1]"}), "its metadata"),
     "another format": (with_record(format=2), "of another version"),
-    "unknown field": (with_record(run="rm -rf"), "what it says about itself"),
-    "step out of bounds": (with_record(step=-1), "what it says about itself"),
-    "history without end": (with_record(history=[[0, 1.0]] * 10_001), "what it says about itself"),
-    "history not finite": (with_record(history=[[0, float("nan")]]), "what it says about itself"),
-    "settings nested": (with_record(settings={"a": {"b": 1}}), "what it says about itself"),
-    "name too long": (with_record(name="x" * 100), "what it says about itself"),
-    "name a path": (with_record(name="../../x"), "characters that a name may not have"),
-    "name with markup": (with_record(name="<img src=x>"), "characters that a name may not have"),
-    "name of a device": (with_record(name="CON"), "characters that a name may not have"),
-    "name turned around": (with_record(name="a\u202eb"), "characters that a name may not have"),
-    "name no Unicode": (with_record(name="a\ud800"), "what it says about itself"),
-    "name a list": (with_record(name=["a"]), "what it says about itself"),
-    "model of several lines": (with_record(backbone="a\nb"), "what it says about itself"),
-    "model turned around": (with_record(backbone="a\u202eb"), "what it says about itself"),
-    "words with control characters": (with_record(words="a\x1b[2J"), "what it says about itself"),
-    "revision without end": (with_record(revision="x" * 10_000), "what it says about itself"),
-    "settings not finite": (with_record(settings={"a": float("inf")}), "what it says about itself"),
+    "unknown field": (with_record(run="rm -rf"), "its metadata"),
+    "step out of bounds": (with_record(step=-1), "its metadata"),
+    "history without end": (with_record(history=[[0, 1.0]] * 10_001), "its metadata"),
+    "history not finite": (with_record(history=[[0, float("nan")]]), "its metadata"),
+    "settings nested": (with_record(settings={"a": {"b": 1}}), "its metadata"),
+    "name too long": (with_record(name="x" * 100), "its metadata"),
+    "name a path": (with_record(name="../../x"), "its name has invalid characters"),
+    "name with markup": (with_record(name="<img src=x>"), "its name has invalid characters"),
+    "name of a device": (with_record(name="CON"), "its name has invalid characters"),
+    "name turned around": (with_record(name="a\u202eb"), "its name has invalid characters"),
+    "name no Unicode": (with_record(name="a\ud800"), "its metadata"),
+    "name a list": (with_record(name=["a"]), "its metadata"),
+    "model of several lines": (with_record(backbone="a\nb"), "its metadata"),
+    "model turned around": (with_record(backbone="a\u202eb"), "its metadata"),
+    "words with control characters": (with_record(words="a\x1b[2J"), "its metadata"),
+    "revision without end": (with_record(revision="x" * 10_000), "its metadata"),
+    "settings not finite": (with_record(settings={"a": float("inf")}), "its metadata"),
     "settings nested deeply": (
         with_metadata(**{METADATA_KEY: '{"settings": ' + "[" * 100_000 + "}"}),
-        "what it says about itself",
+        "its metadata",
     ),
-    "settings a whole number without end": (with_record(settings={"a": 10**400}), "what it says about itself"),
-    "thumbnail too large": (with_thumbnail(png((129, 128))), "its picture is damaged"),
-    "thumbnail a bomb": (with_thumbnail(huge_png()), "its picture is damaged"),
-    "thumbnail cut off": (with_thumbnail(png()[:60]), "its picture is damaged"),
-    "thumbnail of no chunks": (with_thumbnail(b"\x89PNG\r\n\x1a\n"), "its picture is damaged"),
-    "thumbnail no base64": (with_metadata(**{THUMBNAIL_KEY: "%%"}), "its picture is damaged"),
-    "thumbnail no PNG": (with_metadata(**{THUMBNAIL_KEY: "R0lGODlhAQABAAAAACw="}), "its picture is damaged"),
+    "settings a whole number without end": (with_record(settings={"a": 10**400}), "its metadata"),
+    "thumbnail too large": (with_thumbnail(png((129, 128))), "its thumbnail is damaged"),
+    "thumbnail a bomb": (with_thumbnail(huge_png()), "its thumbnail is damaged"),
+    "thumbnail cut off": (with_thumbnail(png()[:60]), "its thumbnail is damaged"),
+    "thumbnail of no chunks": (with_thumbnail(b"\x89PNG\r\n\x1a\n"), "its thumbnail is damaged"),
+    "thumbnail no base64": (with_metadata(**{THUMBNAIL_KEY: "%%"}), "its thumbnail is damaged"),
+    "thumbnail no PNG": (with_metadata(**{THUMBNAIL_KEY: "R0lGODlhAQABAAAAACw="}), "its thumbnail is damaged"),
 }
 
 
@@ -347,7 +347,7 @@ def test_what_is_no_sound_style_is_refused_in_one_sentence(damage: str, style: L
     with pytest.raises(StyleEngineError, match=words) as caught:
         LearnedStyle.open(path)
     sentence = str(caught.value)
-    assert sentence.startswith("forged.safetensors is no style that can be used: ")
+    assert sentence.startswith("forged.safetensors is not a usable style: ")
     assert len(sentence) < 250
     assert "\n" not in sentence
     assert not Path("/tmp/styleengine-was-unpickled").exists()
@@ -364,7 +364,7 @@ def test_every_cut_of_a_file_is_refused(style: LearnedStyle, tmp_path: Path) -> 
     content, path = style.to_bytes(), tmp_path / "cut.safetensors"
     for length in range(0, len(content), 997):
         path.write_bytes(content[:length])
-        with pytest.raises(StyleEngineError, match="is no style that can be used"):
+        with pytest.raises(StyleEngineError, match="is not a usable style"):
             LearnedStyle.open(path)
 
 
@@ -410,7 +410,7 @@ def test_no_more_is_read_than_a_style_may_have() -> None:
             assert 0 < size <= MOST_BYTES + 1
             return bytes(size)
 
-    with pytest.raises(StyleEngineError, match="The file is no style that can be used: it has more than 1 MiB"):
+    with pytest.raises(StyleEngineError, match="The file is not a usable style: it has more than 1 MiB"):
         LearnedStyle.open(Endless())  # type: ignore[arg-type]
 
 
@@ -432,7 +432,7 @@ def test_a_file_whose_name_is_not_utf_8_is_read(style: LearnedStyle, tmp_path: P
     Path(os.fsdecode(path)).write_bytes(style.to_bytes())
     assert equal(LearnedStyle.open(os.fsdecode(path)), style)
     Path(os.fsdecode(path)).write_bytes(b"broken")
-    with pytest.raises(StyleEngineError, match="no style that can be used") as caught:
+    with pytest.raises(StyleEngineError, match="not a usable style") as caught:
         LearnedStyle.open(os.fsdecode(path))
     assert str(caught.value).isprintable()
 
@@ -479,7 +479,7 @@ def test_a_style_fits_text_encoders_of_its_shape_only(style: LearnedStyle, backb
         replace(style, latent_mean=torch.ones(16), latent_std=torch.ones(16)),
     ]
     for other in others:
-        with pytest.raises(StyleEngineError, match="cannot read it"):
+        with pytest.raises(StyleEngineError, match="cannot use it"):
             other.check_fits(backbone)
 
 

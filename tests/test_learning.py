@@ -20,7 +20,7 @@ from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.phases import LEARNING
 from styleengine.style_library import StyleLibrary
 from styleengine.ui import learning as learning_module
-from styleengine.ui.learning import MOST_KNOWN, MOST_LEARNING, Learning, Learnt
+from styleengine.ui.learning import MOST_KNOWN, MOST_LEARNING, Learning, LearningStatus
 from styleengine.ui.runs import Job, Report, Runner
 
 LEARN: dict[str, Any] = {"size": 32, "steps": 6, "batch": 2, "views": 2, "check_every": 2, "patience": 0}
@@ -39,7 +39,7 @@ class Stub(Runner):
         self.tickets: set[str] = set()
         self.troubles: list[BaseException] = []
 
-    def admit_beyond_session(self, name: str) -> str:
+    def admit_without_session(self, name: str) -> str:
         self.tickets.add(ticket := f"{name} {len(self.asked_by)}")
         return ticket
 
@@ -84,19 +84,19 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "PREVIEW_STEPS", 2)
 
 
-def watched(learning: Learning, name: str) -> Iterator[Learnt]:
+def watched(learning: Learning, name: str) -> Iterator[LearningStatus]:
     """As `Learning.watch`, for who can wait."""
     shown, until = None, time.monotonic() + PATIENCE
     while shown is None or not shown.ended:
         assert time.monotonic() < until
-        known = learning.look(name)
+        known = learning.status(name)
         if known is not shown:
             yield known
         shown = known
         time.sleep(0.01)
 
 
-def end(learning: Learning, name: str) -> Learnt:
+def end(learning: Learning, name: str) -> LearningStatus:
     *_, last = watched(learning, name)
     return last
 
@@ -148,7 +148,7 @@ def test_a_watcher_hears_again_of_what_does_not_change(
     name = learning.begin(cat, SETTINGS, "cat", None)
     until_learning(learning, name)
 
-    async def two() -> list[Learnt]:
+    async def two() -> list[LearningStatus]:
         states = learning.watch(name)
         return [await anext(states), await anext(states)]
 
@@ -166,7 +166,7 @@ def test_of_five_paintings_too_many_each_is_refused_in_words_and_all_others_beco
         except StyleEngineError as error:
             sentences.append(str(error))
     assert len(sentences) == 5
-    assert {sentence[:50] for sentence in sentences} == {"20 paintings wait or are being learnt already. Try"}
+    assert {sentence[:50] for sentence in sentences} == {"20 paintings are queued or being learned already. "}
     assert len(learning.unfinished()) == MOST_LEARNING
     runner.gate.set()
     assert [end(learning, name).phase for name in names] == ["finished"] * MOST_LEARNING
@@ -196,9 +196,8 @@ def test_after_an_error_the_next_painting_is_learnt(
     runner.gate.set()
     first, second = (end(learning, name) for name in names)
     assert (first.phase, second.phase) == ("failed", "finished")
-    assert first.sentence == (
-        "No luck." if isinstance(trouble, StyleEngineError) else "Something went wrong that should not have."
-    )
+    unexpected = "Training failed with an unexpected error. See the server's log."
+    assert first.sentence == ("No luck." if isinstance(trouble, StyleEngineError) else unexpected)
     assert learning.unfinished() == ["first"]
 
 
@@ -222,7 +221,7 @@ def test_what_nobody_knows_cannot_be_stopped_and_leaves_no_trace(
     until_learning(learning, name)
     for number in range(100):
         learning.stop(f"{number}")
-    assert not learning.look(name).ended
+    assert not learning.status(name).ended
     runner.gate.set()
     end(learning, name)
     learning.stop(name)  # too late
@@ -239,8 +238,8 @@ def test_of_what_has_ended_only_the_last_is_remembered(learning: Learning, runne
     for number in range(MOST_KNOWN + 3):
         end(learning, learning.begin(cat, SETTINGS, f"{number}", None))
     assert list(learning._known) == [f"{number}" for number in range(3, MOST_KNOWN + 3)]
-    with pytest.raises(StyleEngineError, match="is not being learnt"):
-        learning.look("0")
+    with pytest.raises(StyleEngineError, match="is not being learned"):
+        learning.status("0")
 
 
 def test_what_waits_is_taken_from_the_queue_at_once_and_kept(
@@ -249,10 +248,10 @@ def test_what_waits_is_taken_from_the_queue_at_once_and_kept(
     first, second = (learning.begin(cat, SETTINGS, name, None) for name in ("first", "second"))
     until_learning(learning, first)
     learning.stop(second)
-    stopped = learning.look(second)
+    stopped = learning.status(second)
     assert (stopped.phase, stopped.style) == ("stopped", None)
     assert stopped.sentence == "Stopped before its first step. It is kept as unfinished."
-    assert learning.go_on(second) == second
+    assert learning.resume(second) == second
     runner.gate.set()
     assert end(learning, second).phase == "finished"
 
@@ -262,7 +261,7 @@ def test_going_on_with_what_is_being_learnt_changes_nothing(
 ) -> None:
     monkeypatch.setattr(learning, "_room", threading.Semaphore(1))
     name = learning.begin(cat, SETTINGS, "cat", None)
-    assert learning.go_on(name) == name
+    assert learning.resume(name) == name
     runner.gate.set()
     assert end(learning, name).phase == "finished"
     assert runner.asked_by == ["nobody"]
@@ -299,7 +298,7 @@ def test_a_folder_that_vanishes_is_explained_without_naming_it(
     runner.gate.set()
     failed = end(learning, names[1])
     assert failed.phase == "failed"
-    assert failed.sentence == "What was kept of learning “b” is damaged: learn the painting anew."
+    assert failed.sentence == "The saved progress of “b” is damaged: learn the painting again."
 
 
 def test_what_waited_or_was_being_learnt_when_the_process_died_is_offered_as_unfinished(
@@ -313,7 +312,7 @@ def test_what_waited_or_was_being_learnt_when_the_process_died_is_offered_as_unf
     again = Learning(after, StyleLibrary(tmp_path, shipped=tmp_path / "none"))
     assert again.unfinished() == ["a", "b", "c"]
     for name in again.unfinished():
-        again.go_on(name)
+        again.resume(name)
     assert end(again, "c").phase == "finished"
 
 
@@ -341,13 +340,13 @@ def test_half_written_files_are_explained_on_use_and_hurt_nothing_else(
     runner.gate.set()
     assert learning.unfinished() == ["cut"]
     try:
-        learning.go_on("cut")
+        learning.resume("cut")
         failed = end(learning, "cut")
         assert failed.phase == "failed"
         sentence = failed.sentence
     except StyleEngineError as error:
         sentence = str(error)
-    assert sentence == "What was kept of learning “cut” is damaged: learn the painting anew."
+    assert sentence == "The saved progress of “cut” is damaged: learn the painting again."
     assert end(learning, learning.begin(cat, SETTINGS, "next", None)).phase == "finished"
 
 
@@ -375,7 +374,7 @@ def test_learning_survives_its_page_and_its_process(
     assert library.names() == ["cat"]
     second = Learning(Runner(shared_engine), StyleLibrary(tmp_path))  # a new process finds it on the disk
     assert second.unfinished() == ["cat"]
-    second.go_on("cat")
+    second.resume("cat")
     steps = []
     for known in watched(second, "cat"):
         steps.append(known.step)
@@ -397,8 +396,8 @@ def test_learning_goes_in_slices_and_lets_others_in_between(
     name = learning.begin(cat, InSTLearningSettings(**{**LEARN, "steps": SO_LONG}), "cat", None)
     next(known for known in watched(learning, name) if known.step >= 1)
     shared_engine.zstar(cat, [cat], ZStarSettings(size=64, steps=4))
-    assert not learning.look(name).ended
-    before = learning.look(name).step
+    assert not learning.status(name).ended
+    before = learning.status(name).step
     next(known for known in watched(learning, name) if known.step > before)
     learning.stop(name)
     *_, stopped = watched(learning, name)
@@ -423,14 +422,14 @@ def test_learning_that_cannot_be_gone_on_with_says_so(
 ) -> None:
     learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
     with pytest.raises(StyleEngineError, match="no unfinished style “gone”"):
-        learning.go_on("gone")
+        learning.resume("gone")
     with pytest.raises(StyleEngineError, match="has no text encoder"):
         Learning(Runner(shared_pixel_engine), StyleLibrary(tmp_path)).begin(cat, InSTLearningSettings(), "a", None)
     place = StyleLibrary(tmp_path).begin(
         cat, "cut", {"settings": InSTLearningSettings(**LEARN).model_dump(), "model": shared_engine.backbone.name}
     )
     place.partial.write_bytes(b"cut off")
-    learning.go_on("cut")
+    learning.resume("cut")
     *_, failed = watched(learning, "cut")
     assert failed.phase == "failed"
-    assert "is no style that can be used" in failed.sentence
+    assert "is not a usable style" in failed.sentence

@@ -633,13 +633,13 @@ def test_prompts_are_told_apart_by_bars_and_weighed() -> None:
     [
         ({"prompt": ""}, "No style was given"),
         ({"prompt": " | "}, "No style was given"),
-        ({"prompt": "ink::much"}, "“much” is no weight"),
+        ({"prompt": "ink::much"}, "“much” is not a weight"),
         ({"prompt": "ink::-1"}, "must be above 0"),
         ({"prompt": "ink::nan"}, "must be above 0"),
-        ({"prompt": "photo"}, "says the same as the text for the content"),
-        ({"prompt": "🎨"}, "knows nothing of what “🎨” says"),
-        ({"prompt": "水彩"}, "knows nothing of what"),
-        ({"prompt": "ink::2 | oil", "order": "in_sequence"}, "leave the weights away"),
+        ({"prompt": "photo"}, "has the same embedding as the text for the content"),
+        ({"prompt": "🎨"}, "does not know any word of “🎨”"),
+        ({"prompt": "水彩"}, "does not know any word of"),
+        ({"prompt": "ink::2 | oil", "order": "in_sequence"}, "Weights have no effect"),
         ({"prompt": "ink", "window": 4}, "must be odd"),
     ],
 )
@@ -682,7 +682,7 @@ def without_clip(pixel_model_folder: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_a_model_without_clip_says_what_to_do_and_still_shows_its_anchors(
     without_clip: StyleEngine, cat: Image.Image, fast: QSAttnSettings
 ) -> None:
-    with pytest.raises(StyleEngineError, match=r"brings no CLIP .* choose a model with a CLIP"):
+    with pytest.raises(StyleEngineError, match=r"has no CLIP .* choose a model with a CLIP"):
         without_clip.qs_attn(cat, settings=fast)
     assert without_clip.qs_attn_anchors(cat, fast).height == 64
 

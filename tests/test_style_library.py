@@ -62,7 +62,7 @@ def test_styles_of_other_models_and_damaged_files_are_not_offered(
     library.add(replace(style.renamed("wide"), word=torch.ones(768)))
     (library.folder / "broken.safetensors").write_bytes(b"broken")
     assert library.names(backbone) == ["cat"]
-    with pytest.raises(StyleEngineError, match="is no style that can be used"):
+    with pytest.raises(StyleEngineError, match="is not a usable style"):
         library.open("broken")
 
 
@@ -287,5 +287,5 @@ def test_what_a_painting_s_file_says_beside_its_pixels_is_not_kept(
 def test_a_damaged_record_of_a_run_is_named(library: StyleLibrary, cat: Image.Image) -> None:
     place = library.begin(cat, "cat", {})
     place.run_file.write_text("{")
-    with pytest.raises(StyleEngineError, match="What was kept of learning “cat” is damaged"):
+    with pytest.raises(StyleEngineError, match="The saved progress of “cat” is damaged"):
         place.run()

@@ -703,7 +703,7 @@ def test_the_clip_itself_is_not_overwritten(tmp_path: Path, link: Callable[[Path
 
 def test_a_folder_in_the_place_of_the_result_is_said_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "out.mp4").mkdir()
-    with pytest.raises(StyleEngineError, match="is no file"):
+    with pytest.raises(StyleEngineError, match="is not a file"):
         write_clip(tmp_path / "out.mp4", iter(pytest.fail, None), Fraction(5))
 
 

@@ -1,1 +1,1 @@
-"""How the embedded models were made: one module a stage, each run as `python -m training.STAGE`."""
+"""Training of the embedded models: one module per stage, each run as `python -m training.STAGE`."""

@@ -1,7 +1,7 @@
 """Stage 3: train the autoencoder.
 
-Pixels are compared at full and at coarser scales; a small weight on the differences between
-neighbouring pixels keeps strokes and lines sharp. No network from elsewhere judges the pictures.
+The loss compares pixels at full and at coarser scales. A term on the differences between neighbouring
+pixels keeps strokes and lines sharp. No pretrained network is used for the loss.
 
     accelerate launch -m training.autoencoder --work training/work --minutes 30
 """
@@ -25,7 +25,7 @@ LATENT_CHANNELS = 16
 
 
 def make_autoencoder() -> AutoencoderTiny:
-    """8×, a million parameters: residual blocks where pixels are few, none at full resolution."""
+    """8× downsampling, a million parameters; residual blocks only at low resolutions."""
     return AutoencoderTiny(
         encoder_block_out_channels=(48, 48, 48, 48),
         decoder_block_out_channels=(48, 48, 48, 48),
@@ -37,7 +37,7 @@ def make_autoencoder() -> AutoencoderTiny:
 
 
 def encode(model, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents, and the penalty that keeps each channel's mean at 0 and deviation at LATENT_STD."""
+    """Latents, and a penalty that keeps each channel's mean at 0 and its standard deviation at LATENT_STD."""
     latents = model.encoder(pixels)
     mean, std = latents.float().mean((0, 2, 3)), latents.float().std((0, 2, 3))
     return latents, mean.square().mean() + (std / LATENT_STD - 1).square().mean()
@@ -48,7 +48,7 @@ def decode(model, latents: torch.Tensor) -> torch.Tensor:
 
 
 def picture_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Charbonnier distance at three scales, plus that of neighbouring pixels' differences."""
+    """Charbonnier distance at three scales, of pixels and of differences between neighbouring pixels."""
     loss = output.new_zeros(())
     for scale in range(3):
         difference = output - target
@@ -63,7 +63,7 @@ def picture_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def held_out_quality(model, crops: np.ndarray, grid: Path | None) -> float:
-    """Mean PSNR (dB) over the crops; the first sixteen and their copies go into `grid`."""
+    """Mean PSNR (dB) over the crops. Writes the first sixteen and their reconstructions to `grid`."""
     values, rows = [], []
     for start in range(0, len(crops), 16):
         pixels = as_tensor(crops[start : start + 16]).to(next(model.parameters()).device)
@@ -82,7 +82,7 @@ def held_out_quality(model, crops: np.ndarray, grid: Path | None) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument("--minutes", type=float, default=30, help="length of the schedule from its start to its end")
+    parser.add_argument("--minutes", type=float, default=30, help="duration of the whole schedule")
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-3)

@@ -1,7 +1,6 @@
-"""Words for the pictures: what is to be seen (the subject) and how it was made (the medium).
+"""Captions of the images: subject and medium.
 
-Most packages name their files well enough; wallpapers have poetic names, so they were looked at and
-described by hand.
+For most packages they are derived from file names. Wallpapers have unspecific names and were captioned by hand.
 """
 
 import re
@@ -49,7 +48,7 @@ WALLPAPERS = {
     "summer_1am": "photo of the sky over a lake after sunset",
     "wood-d": "photo of dark wood",
     "wood-l": "photo of light wood",
-    # paintings, drawings, pictures made with a computer
+    # paintings, drawings, digital art
     "elephants": "painting of elephants",
     "autumn": "painting of an autumn tree and a fox",
     "altai": "poster of mountains by a lake",
@@ -67,7 +66,7 @@ WALLPAPERS = {
     "desert": "poster of a desert",
 }
 
-# The medium of a package's pictures where no folder says more.
+# The default medium of a package's images; folders take precedence.
 MEDIA = {
     "extremetuxracer-data": "game texture of",
     "hedgewars-data": "cartoon of",
@@ -82,7 +81,7 @@ MEDIA = {
     "gcompris-qt-data": "photo of",
     "opencv-doc": "photo of",
 }
-FOLDER_MEDIA = (  # (part of the path, medium): the first that fits
+FOLDER_MEDIA = (  # (part of the path, medium): the first match counts
     ("gcompris-qt-data/*paintings", "painting of"),
     ("gcompris-qt-data/*words_sample", "drawing of"),
     ("gcompris-qt-data/*babyshapes", "drawing of"),
@@ -97,9 +96,9 @@ FOLDER_MEDIA = (  # (part of the path, medium): the first that fits
     ("tuxpaint-data/*starters", "drawing of"),
     ("supertuxkart-data/*skybox", "photo of the sky,"),
 )
-# Kinds of things, and the words that tell them in folders and captions.
+# Kinds of subjects, and the words in folders and captions that indicate them.
 KINDS = {
-    "": "furniture clothing hats smilies bodypart symbols signs knot",  # no kind, though in a folder of one
+    "": "furniture clothing hats smilies bodypart symbols signs knot",  # no kind, even inside a folder of one
     "an animal": (
         "animal animals mammals bird birds insect insects bugs fish fishes amphibians marsupials "
         "dinosaurs dino reptile cat cats housecats dog dogs horse horses bear bears lion tiger cow sheep "
@@ -163,14 +162,14 @@ DROPPED = {
 
 
 def words_in(text: str) -> list[str]:
-    """Lower-case words of a file name: CamelCase and under_scores taken apart, numbers dropped."""
+    """Lower-case words of a file name: CamelCase and under_scores are split, numbers dropped."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
     words = re.sub(r"[^A-Za-z]+", " ", apart).lower().split()
     return [word for word in words if len(word) > 2 and word not in DROPPED]
 
 
 def group_of(path: Path) -> str:
-    """What files that show the same picture, or pieces of it, have in common."""
+    """A key that is equal for files with the same image or pieces of it."""
     stem = path.stem
     if "wallpapers/" in path.as_posix() and "contents" in path.parts:
         stem = path.parts[path.parts.index("contents") - 1]
@@ -182,7 +181,7 @@ def group_of(path: Path) -> str:
 
 
 def caption_of(path: Path, package: str) -> str:
-    """ "photo of a frog": the medium, "of", the subject; from a description file, by hand, or from names."""
+    """ "photo of a frog": medium, "of", subject. From a description file, the tables above, or the file name."""
     medium = _medium(path, package)
     description = path.with_suffix(".txt")
     if package == "tuxpaint-stamps-default" and description.exists():
@@ -201,7 +200,7 @@ def caption_of(path: Path, package: str) -> str:
 
 
 def kind_of(path: Path, caption: str) -> str:
-    """ "an animal", "a plant", …: by the nearest folder that tells, else the caption's first word that does; or ""."""
+    """ "an animal", "a plant", … or "": from the nearest folder with a known word, else from the caption."""
     if caption.startswith(KINDLESS_MEDIA) or " themes " in caption:  # textures, and pieces of game scenery
         return ""
     if " the sky," in caption:

@@ -1,14 +1,14 @@
 """Stage 5: train a small CLIP on the captioned crops and their redrawn versions.
 
-Its text encoder conditions the U-Net; its image encoder is InST's eye, QS-Attn's guide and the
-judge of the offline measures. Pictures are seen at 128 pixels. While it trains, other processes redraw
-crops anew at every step, in several styles each, so that styles are told apart by how a picture is
-made and not by what it shows. For most of the time three quarters of the patches are left out (FLIP, Li et al. 2023).
+Its text encoder conditions the U-Net. Its image encoder is used by InST, by QS-Attn's losses and by the
+offline metrics. Images are 128 pixels wide. During training, worker processes redraw crops at every step, in
+several styles each, so that the embedding of a style does not depend on the subject. For most of the
+training three quarters of the patches are dropped (FLIP, Li et al. 2023).
 
     accelerate launch -m training.clip --work training/work --minutes 25
 
-Of several processes (see unet.py) each sets its own pictures against its own texts: with two of them and
---batch 96 a picture is told from 47 others.
+With several processes (see unet.py) each contrasts only its own images and texts: two processes and
+--batch 96 give 47 negatives per image.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from training.styles import STYLES, apply
 from training.text import LENGTH
 
 SIDE = 128
-REDRAWN_ANEW = (2, 3)  # crops at each step and process, and styles to each
-CROPS_SHARE = 0.5  # of the batch are crops as stored, the others redrawn anew, at this or an earlier step
+REDRAWN_ANEW = (2, 3)  # per step and process: crops, and styles per crop
+CROPS_SHARE = 0.5  # of the batch are stored crops, the others redrawn at this or an earlier step
 PATCHES_KEPT = 0.25
-WHOLE_SHARE = 0.15  # of the time, at the end, all patches are seen
-STYLE_WEIGHT = 1.0  # of the loss that sets each redrawn picture against the words of all the styles
+WHOLE_SHARE = 0.15  # of the training, at the end, uses all patches
+STYLE_WEIGHT = 1.0  # weight of the classification of redrawn images among the texts of all styles
 COLOURS, DETAIL, DETAIL_GAIN = 3, 2.0, 4.0  # see `start_with_textures`
-WIDTH = 192  # of the text encoder's states: what the U-Net's cross-attention takes
+WIDTH = 192  # of the text encoder's states; the U-Net's cross_attention_dim
 
 
 def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -56,7 +56,7 @@ def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 7, "num_attention_heads": 8,
         "image_size": SIDE, "patch_size": 16, "projection_dim": 256,
     }  # fmt: skip
-    # softmax(qk)v written out is faster than the fused kernel for so few tokens on a CPU
+    # on a CPU, with so few tokens, eager attention is faster than the fused kernel
     return CLIPModel(
         CLIPConfig(text_config=text, vision_config=vision, projection_dim=256, attn_implementation="eager")
     )
@@ -73,13 +73,13 @@ def image_processor() -> CLIPImageProcessorPil:
 
 @torch.no_grad()
 def start_with_textures(model: CLIPModel, crops: np.ndarray) -> None:
-    """Has the image encoder see fine detail from the first step on: how strongly each component of a patch is there.
+    """Initializes the image encoder so that it represents fine detail from the first step.
 
-    Four fifths of the variance of a patch is its mean colour, a hundredth its fine detail; an embedding
-    learnt from there sees nothing but colour, and mosaic and watercolor look the same to it. Here the
-    principal components of patches after the mean colours come in at nearly equal strength, each in a direction
-    of its own, clear of the colours'. Pairs of the first MLP's units, one for each sign, then tell the magnitude
-    of each, wherever in its patch a stroke or a grid line lies. The units are those that did least.
+    Mean colour is four fifths of a patch's variance, fine detail a hundredth. An embedding trained from the
+    default initialization represents only colour and does not separate mosaic from watercolor. Here the
+    principal components of patches after the mean colours get nearly equal scale, each in a direction of its
+    own, orthogonal to the colours'. Pairs of units of the first MLP, one per sign, then compute the magnitude
+    of each component, wherever in the patch a stroke or a grid line lies. The least used units are replaced.
     """
     vision, layer = model.vision_model, model.vision_model.encoder.layers[0]
     embedding, mlp, norm = vision.embeddings.patch_embedding, layer.mlp, layer.layer_norm2
@@ -109,7 +109,7 @@ def start_with_textures(model: CLIPModel, crops: np.ndarray) -> None:
 
 
 def sampled_caption(words: dict, rng: np.random.Generator) -> str:
-    """What a crop is called this time: mostly its caption, at times its style or subject alone, or with its kind."""
+    """A random text for a crop: mostly its caption, sometimes only its style or subject, or with its kind."""
     chance = rng.random()
     if words["style"] and chance < 0.2:
         return STYLES[words["style"]].words()
@@ -126,7 +126,7 @@ def redrawn(task: tuple[np.ndarray, str, int]) -> np.ndarray:
 
 
 class Redrawings:
-    """Crops redrawn anew at each step by other processes; all are kept and come again."""
+    """Crops that worker processes redraw at each step. All are kept and sampled again later."""
 
     def __init__(self, crops: np.ndarray, words: list[dict], workers: Executor) -> None:
         self.crops, self.words, self.workers = crops, words, workers
@@ -136,7 +136,7 @@ class Redrawings:
         self.coming: list[tuple[Future[np.ndarray], dict]] = []
 
     def begin(self, rng: np.random.Generator) -> None:
-        """Has the next step's pictures painted while this one computes."""
+        """Starts redrawing the next step's images while the current step computes."""
         count, styles = REDRAWN_ANEW
         for crop in rng.choice(self.plain, count, replace=False):
             words = self.words[crop]
@@ -147,7 +147,7 @@ class Redrawings:
                 self.coming.append((self.workers.submit(redrawn, task), about))
 
     def some(self, count: int, rng: np.random.Generator) -> tuple[list[np.ndarray], list[dict]]:
-        """The newest and as many of the others as `count` leaves room for: pictures and words."""
+        """Images and their annotations: the newest, filled up to `count` with earlier ones."""
         for future, about in self.coming:
             self.pixels.append(future.result())
             self.of_pixels.append(about)
@@ -159,7 +159,7 @@ class Redrawings:
 
 
 def views(crops: list[np.ndarray], rng: np.random.Generator) -> torch.Tensor:
-    """The crops as seen this time: a part of each, back at full size, half of them mirrored."""
+    """Augmented crops: a random part of each, resized to full size, half of them mirrored."""
     side = int(rng.choice((96, 112, 128)))
     batch = np.empty((len(crops), side, side, 3), np.uint8)
     for row, crop in enumerate(crops):
@@ -172,7 +172,7 @@ def views(crops: list[np.ndarray], rng: np.random.Generator) -> torch.Tensor:
 
 @contextmanager
 def patch_dropout(model: CLIPModel, kept: float) -> Iterator[None]:
-    """Within the context the image encoder sees a random share `kept` of each picture's patches."""
+    """Within the context the image encoder gets a random share `kept` of each image's patches."""
 
     def choose(module: torch.nn.Module, args: tuple, states: torch.Tensor) -> torch.Tensor:
         batch, tokens, width = states.shape
@@ -193,9 +193,9 @@ def patch_dropout(model: CLIPModel, kept: float) -> Iterator[None]:
 def style_classification_loss(
     images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, words: list[dict]
 ) -> torch.Tensor:
-    """Cross-entropy of each redrawn picture's own style among all, as when it is asked; 0 where none is redrawn.
+    """Cross-entropy of each redrawn image's style among all styles; 0 if no image is redrawn.
 
-    `images` (batch, width) and `texts`, of the styles' bare words (styles, width), are unit vectors.
+    `images` (batch, width) and `texts` (styles, width), those of the styles without subject, are unit vectors.
     """
     names, rows = list(STYLES), [row for row, entry in enumerate(words) if entry["style"]]
     if not rows:
@@ -205,14 +205,14 @@ def style_classification_loss(
 
 
 def contrastive_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
-    """Symmetric cross-entropy; pictures whose words are equal share the target."""
+    """Symmetric cross-entropy. Images with equal texts share the target."""
     target = same / same.sum(1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 @torch.no_grad()
 def embeddings(model: CLIPModel, tokenizer: CLIPTokenizer, crops: np.ndarray | None, texts: list[str]) -> torch.Tensor:
-    """Unit embeddings of crops, or of texts where crops are None: (count, 256)."""
+    """Unit embeddings of crops, or of texts if crops is None: (count, 256)."""
     device, parts = model.device, []
     for start in range(0, len(texts) if crops is None else len(crops), 64):
         if crops is None:
@@ -249,18 +249,16 @@ def quality(model: CLIPModel, tokenizer: CLIPTokenizer, crops: np.ndarray, words
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument("--minutes", type=float, default=25, help="length of the schedule from its start to its end")
-    parser.add_argument("--batch", type=int, default=96, help="over all processes")
+    parser.add_argument("--minutes", type=float, default=25, help="duration of the whole schedule")
+    parser.add_argument("--batch", type=int, default=96, help="total over all processes")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--workers", type=int, help="processes that redraw, beside each one that trains")
+    parser.add_argument("--workers", type=int, help="redrawing processes per training process")
     parser.add_argument("--report-minutes", type=float, default=4)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument(
-        "--start-with-textures", action="store_true", help="once, for a model begun without: see that function"
+        "--start-with-textures", action="store_true", help="apply that initialization to a resumed model, once"
     )
-    parser.add_argument(
-        "--keep-text-encoder", action="store_true", help="leave the U-Net's copy of the text encoder as it knows it"
-    )
+    parser.add_argument("--keep-text-encoder", action="store_true", help="do not update the text encoder of the U-Net")
     arguments = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision=precision())
@@ -325,7 +323,7 @@ def main() -> None:
         losses = np.array([loss.item(), styles_apart.item()])
         average = 0.98 * average + 0.02 * losses if step - first_step > 1 else losses
         spent = (time.time() - began) / (60 * arguments.minutes)
-        spent = broadcast(torch.tensor(spent, device=device)).item()  # all end at the same step
+        spent = broadcast(torch.tensor(spent, device=device)).item()  # so that all processes stop at the same step
         if not accelerator.is_main_process:
             continue
         if time.time() - reported > 60 * arguments.report_minutes or spent >= 1:

@@ -1,9 +1,9 @@
-"""Stage 1: fetch the Debian packages, unpack them and list every usable picture.
+"""Stage 1: download the Debian packages, unpack them and list every usable image.
 
 Writes, under --work:
-  pictures/PACKAGE/…     the pictures (Qt resource files are opened too)
-  pictures.jsonl         one line a picture: path, package, width, height, caption, held_out
-  licences.md            what each package's own copyright file says
+  pictures/PACKAGE/…     the images (also those inside Qt resource files)
+  pictures.jsonl         one line per image: path, package, width, height, caption, held_out
+  licences.md            the licences in each package's copyright file
 
     python -m training.collect --work training/work
 """
@@ -29,7 +29,7 @@ from training.sources import HELD_OUT_WORDS, PACKAGES, SKIPPED_WORDS
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 MANIFEST = "pictures.jsonl"
 SMALLEST_SIDE = 112
-HELD_OUT_SHARE = 20  # one picture in twenty is never trained on
+HELD_OUT_SHARE = 20  # one image in twenty is held out
 
 
 def fetch(package: str, debs: Path) -> Path:
@@ -72,7 +72,7 @@ def resource_files(blob: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def unpack(package: str, debs: Path, pictures: Path) -> None:
-    """The package's pictures and its copyright file, laid under pictures/PACKAGE."""
+    """Writes the package's images and its copyright file to pictures/PACKAGE."""
     target = pictures / package
     if target.exists():
         return
@@ -95,7 +95,7 @@ def unpack(package: str, debs: Path, pictures: Path) -> None:
 
 
 def describe(task: tuple[Path, str, Path]) -> dict[str, object] | None:
-    """One manifest line, or None for what cannot be read, is too small or is nearly flat."""
+    """One manifest row; None for an image that cannot be read, is too small or nearly uniform."""
     path, package, root = task
     try:
         with Image.open(path) as image:
@@ -124,7 +124,7 @@ def describe(task: tuple[Path, str, Path]) -> dict[str, object] | None:
 
 
 def licence_lines(package: str, pictures: Path) -> str:
-    """The licence names that the package's copyright file gives, most frequent first."""
+    """The licence names in the package's copyright file, most frequent first."""
     files = sorted((pictures / package).rglob("copyright"))
     text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
     names = re.findall(r"^License:\s*(\S.*)$", text, re.MULTILINE)
@@ -139,7 +139,7 @@ def read_manifest(work: Path) -> list[dict]:
 
 
 def main() -> None:
-    Image.MAX_IMAGE_PIXELS = 400_000_000  # our own packages' wallpapers are no attack
+    Image.MAX_IMAGE_PIXELS = 400_000_000  # trusted packages contain very large wallpapers
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     arguments = parser.parse_args()
@@ -158,7 +158,7 @@ def main() -> None:
     with ProcessPoolExecutor() as pool:
         described = [row for row in pool.map(describe, tasks, chunksize=32) if row]
 
-    # Wallpapers come in many resolutions: of pictures that look alike, keep the largest.
+    # Wallpapers come in many resolutions: of equal images, keep the largest.
     largest: dict[object, dict[str, object]] = {}
     for row in sorted(described, key=lambda row: -int(str(row["width"])) * int(str(row["height"]))):
         largest.setdefault(row["fingerprint"], row)
@@ -168,7 +168,7 @@ def main() -> None:
         digest = int(str(row.pop("fingerprint")), 16)
         if digest % HELD_OUT_SHARE == 0 or any(word in str(row["path"]).lower() for word in HELD_OUT_WORDS):
             held_groups.add(row["group"])
-    for row in rows:  # another view of a held-out picture is held out, too
+    for row in rows:  # other files with a held-out image are held out, too
         row["held_out"] = row.pop("group") in held_groups
 
     with open(arguments.work / MANIFEST, "w", encoding="utf-8") as file:
@@ -177,7 +177,7 @@ def main() -> None:
         "\n".join(licence_lines(package, pictures) for package in PACKAGES) + "\n"
     )
     held = sum(bool(row["held_out"]) for row in rows)
-    print(f"{len(tasks)} files, {len(rows)} distinct pictures, {held} of them held out")
+    print(f"{len(tasks)} files, {len(rows)} distinct images, {held} of them held out")
 
 
 if __name__ == "__main__":

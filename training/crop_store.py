@@ -1,4 +1,4 @@
-"""The cut crops as memory-mapped arrays, decoded once, and the words that belong to them."""
+"""The crops as memory-mapped arrays, decoded once, and their annotations."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def _decoded(task: tuple[bytes, int]) -> np.ndarray:
 
 
 def load_words(work: Path, name: str) -> list[dict]:
-    """What is known of each crop, in the order of `load_crops`: caption, kind, whole, style ("" for none)."""
+    """The annotations of each crop, in the order of `load_crops`: caption, kind, whole, style ("" for none)."""
     return [json.loads(line) for line in _members(work, name, "json")]
 
 
@@ -43,7 +43,7 @@ def load_crops(work: Path, name: str, side: int = SIDE) -> np.ndarray:
     cache = work / f"{name}-{side}.npy"
     if not cache.exists():
         jpegs = list(_members(work, name, "jpg"))
-        partial = cache.with_suffix(f".{os.getpid()}.partial.npy")  # several processes may come here at once
+        partial = cache.with_suffix(f".{os.getpid()}.partial.npy")  # several processes may write at once
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(jpegs), side, side, 3))
         with ProcessPoolExecutor() as pool:
             tasks = ((jpeg, side) for jpeg in jpegs)
@@ -55,8 +55,8 @@ def load_crops(work: Path, name: str, side: int = SIDE) -> np.ndarray:
 
 
 def precision() -> str:
-    """What Accelerate is to compute in: bfloat16 where its device has it, float32 where it would be emulated slowly."""
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # without it torchrun's processes stay alone
+    """Accelerate's mixed precision: bfloat16 if the device supports it natively, else float32."""
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else torchrun's processes form no group
     on_gpu = state.device.type == "cuda"
     native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
     return "bf16" if native else "no"
@@ -68,7 +68,7 @@ def as_tensor(pixels: np.ndarray) -> torch.Tensor:
 
 
 def training_views(crops: np.ndarray, indices: np.ndarray, side: int, seed: int) -> torch.Tensor:
-    """One random `side`-pixel view of each crop, a third of them taken at half scale."""
+    """One random `side`-pixel view of each crop, about a third of them at half scale."""
     rng = np.random.default_rng(seed)
     views = np.empty((len(indices), side, side, 3), np.uint8)
     for row, index in enumerate(indices):

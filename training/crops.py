@@ -1,10 +1,9 @@
-"""Stage 2: cut the pictures into 256-pixel crops at many scales, and redraw each in one style.
+"""Stage 2: cut the images into 256-pixel crops at many scales, and redraw each in one procedural style.
 
-Writes tar shards under WORK/crops (each below 60 MB, small enough to send anywhere), one set to
-train on and one held out: JPEGs, and beside each a line of JSON with its caption, what kind of thing
-it shows ("an animal"), whether it shows the whole picture, and the name of its procedural style ("" for
-the crop as it is). Cut-outs are laid whole on plain or photographic backgrounds, each time on another.
-The same pictures give the same crops.
+Writes tar shards below 60 MB under WORK/crops, a training and a held-out set. Each JPEG has a JSON file with
+its caption, its kind of subject ("an animal"), whether it shows the whole image, and the name of its
+procedural style ("" for the original crop). Cut-outs are composited whole on varying plain or photographic
+backgrounds. The crops are deterministic.
 
     python -m training.crops --work training/work
 """
@@ -27,14 +26,14 @@ from training.styles import STYLES, apply
 
 SIDE = 256
 SHARD_BYTES = 58_000_000
-PUZZLE_PIECES = "/paintings/"  # pieces of paintings: transparent at the rim, but pictures, not cut-outs
-TRANSPARENT_SHARE = 0.05  # from this share of transparent pixels on a picture is a cut-out
-WHOLE_SHAPE = 1.5  # a picture up to so much longer than wide is still whole when its middle square is shown
-OFTEN = {"an animal": 4, "a plant": 4}  # cut-outs of these kinds that are trained on are laid out so often
+PUZZLE_PIECES = "/paintings/"  # pieces of paintings: transparent at the rim, but not cut-outs
+TRANSPARENT_SHARE = 0.05  # images with at least this share of transparent pixels are cut-outs
+WHOLE_SHAPE = 1.5  # up to this aspect ratio the centre square counts as the whole image
+OFTEN = {"an animal": 4, "a plant": 4}  # crops per training cut-out of these kinds
 
 
 def backdrop(size: tuple[int, int], photographs: list[Path], rng: random.Random) -> Image.Image:
-    """A background for a cut-out: white, a colour, a gradient of two, or a part of a photograph."""
+    """A background for a cut-out: white, a colour, a gradient, or part of a photograph."""
     kind = rng.random()
     colours = [tuple(rng.randrange(256) for _ in range(3)) for _ in range(2)]
     if kind < 0.25:
@@ -50,7 +49,7 @@ def backdrop(size: tuple[int, int], photographs: list[Path], rng: random.Random)
 
 
 def opened(path: Path) -> Image.Image:
-    """The picture, no side beyond 2048: RGBA, cut to what is to be seen, if it is a cut-out, else RGB."""
+    """The image, at most 2048 pixels long: a cut-out as RGBA, cropped to its visible part, others as RGB."""
     with Image.open(path) as image:
         image.draft("RGB", (2048, 2048))
         if max(image.size) > 2048:
@@ -71,7 +70,7 @@ def varied(crop: Image.Image) -> bool:
 def laid_out(
     cut_out: Image.Image, count: int, photographs: list[Path], rng: random.Random
 ) -> list[tuple[Image.Image, bool]]:
-    """Up to `count` times the whole cut-out, in changing places and sizes on changing backdrops: as `crops_of`."""
+    """As `crops_of`, for a cut-out: up to `count` crops with varying position, size and background."""
     crops = []
     for _ in range(count):
         scale = SIDE * rng.uniform(0.7, 0.98) / max(cut_out.size)
@@ -85,7 +84,7 @@ def laid_out(
 
 
 def crops_of(image: Image.Image, count: int, rng: random.Random) -> list[tuple[Image.Image, bool]]:
-    """Up to `count` crops, nearer and nearer, and of each whether it shows the picture as good as whole."""
+    """Up to `count` crops with increasing zoom, and for each whether it shows almost the whole image."""
     width, height = image.size
     short = min(width, height)
     nearest = max(1.0, short / SIDE)
@@ -113,7 +112,7 @@ def subject_of(caption: str) -> str:
 
 
 def in_general(words: dict) -> str:
-    """A crop's caption with its kind in place of the subject, if it has a kind: "photo of an animal"."""
+    """A crop's caption with the kind instead of the subject, if it has a kind: "photo of an animal"."""
     caption, kind = words["caption"], words["kind"]
     if words["style"] and kind:
         return STYLES[words["style"]].words(kind)
@@ -127,7 +126,7 @@ def encoded(picture: Image.Image | np.ndarray) -> bytes:
 
 
 def cut(task: tuple[dict, Path, list[Path]]) -> list[tuple[bytes, dict, bool]]:
-    """(JPEG bytes, words about it, held out) of each crop of one picture: as it is, and right after it redrawn."""
+    """(JPEG bytes, annotations, held out) of each crop of one image; each is followed by its redrawn version."""
     row, pictures, photographs = task
     rng = random.Random(row["path"])
     count = CROPS_PER_PICTURE.get(row["package"], CROPS_OTHERWISE)
@@ -158,7 +157,7 @@ def cut(task: tuple[dict, Path, list[Path]]) -> list[tuple[bytes, dict, bool]]:
 
 
 class Shards:
-    """Writes JPEGs and their words to numbered tar files of bounded size."""
+    """Writes JPEGs and their annotations to numbered tar files of bounded size."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
@@ -183,7 +182,7 @@ class Shards:
 
 
 def main() -> None:
-    Image.MAX_IMAGE_PIXELS = 400_000_000  # our own packages' wallpapers are no attack
+    Image.MAX_IMAGE_PIXELS = 400_000_000  # trusted packages contain very large wallpapers
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
     arguments = parser.parse_args()
@@ -207,7 +206,7 @@ def main() -> None:
                 shards[held_out].add(jpeg, words)
     for shard in shards.values():
         shard.close()
-    print(f"{shards[False].count} crops to train on, {shards[True].count} held out")
+    print(f"{shards[False].count} training crops, {shards[True].count} held out")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""After stage 8: learns the paintings that come with the package as styles for the embedded model.
+"""After stage 8: trains the styles that are bundled with the embedded model, from the example paintings.
 
 python -m training.example_styles
 """
@@ -33,7 +33,7 @@ def main() -> None:
             style = engine.inst_learn(PAINTINGS / f"{painting}.jpg", name=name, on_step=on_step)
         file = style.save(arguments.to / f"{name}{SUFFIX}")
         losses = [loss for _, loss in style.record.history]
-        print(f"{file}: {style.record.step} steps, loss {losses[0]:.4f} to {min(losses):.4f}")
+        print(f"{file}: {style.record.step} steps, validation loss {losses[0]:.4f} to {min(losses):.4f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 8: put the parts together as a diffusers folder, in half precision and shards below 10 MB.
+"""Stage 8: export the model as a diffusers folder, in half precision and shards below 10 MB.
 
 python -m training.export --work training/work --to styleengine/models/mini
 """
@@ -47,9 +47,9 @@ def main() -> None:
     CLIPImageProcessorPil.from_pretrained(clip).save_pretrained(target / "clip")
     for file in target.glob("*/config.json"):
         config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)  # a path of the machine that trained it
+        config.pop("_name_or_path", None)  # a path on the training machine
         if file.parent.name == "vae":
-            config.pop("block_out_channels", None)  # AutoencoderTiny works it out, and warns when it reads it
+            config.pop("block_out_channels", None)  # AutoencoderTiny derives it, and warns if it is given
         file.write_text(json.dumps(config, indent=2) + "\n")
     for file in target.rglob("*.safetensors"):
         file.chmod(0o644)

@@ -1,7 +1,7 @@
-"""Stage 9: train the small unconditional DDPM "figures", which works on pixels, and write its folder.
+"""Stage 9: train and export "figures", a small unconditional pixel-space DDPM.
 
-It learns one domain: the painted figures of Wesnoth's portraits, on plain backgrounds, at 64 pixels.
-h-space injection was published for models of this kind.
+Its domain is painted figures, Wesnoth's portraits on plain backgrounds, at 64 pixels. h-space injection was
+published for such single-domain models.
 
     accelerate launch -m training.figures --work training/work --minutes 60
 """
@@ -30,14 +30,14 @@ from training.unet_common import (
 )
 
 SIDE = 64
-STORED = 96  # pixels a figure is kept at, cut from anew each time
+STORED = 96  # pixels; side of a stored figure, from which views are cropped
 FOLDER, PACKAGE = "portraits", "wesnoth-1.16-data"
 SKIP_LEVELS = 3
 TARGET = Path("styleengine/models/figures")
 
 
 def make_unet() -> UNet2DModel:
-    """About seven million parameters; its bottleneck has 8×8 places."""
+    """About seven million parameters; the bottleneck is 8×8."""
     unet = UNet2DModel(
         sample_size=SIDE,
         block_out_channels=(32, 64, 128, 192),
@@ -56,7 +56,7 @@ def make_scheduler() -> DDPMScheduler:
 
 
 def load_figures(work: Path, held_out: bool) -> list[Image.Image]:
-    """Each figure, RGBA, whole in a square of STORED pixels: its feet may be cut, its head is not."""
+    """Each figure as an RGBA square of STORED pixels, cropped at the bottom if necessary."""
     figures = []
     for row in read_manifest(work):
         if row["package"] == PACKAGE and f"/{FOLDER}/" in row["path"] and row["held_out"] == held_out:
@@ -68,7 +68,7 @@ def load_figures(work: Path, held_out: bool) -> list[Image.Image]:
 
 
 def view(figure: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """The figure as seen this time: mirrored or not, nearer or farther, on one colour or between two."""
+    """A random view of the figure: mirrored or not, with random scale, on a colour or a gradient."""
     side = rng.uniform(0.8, 1.15) * STORED
     left, top = rng.uniform(0, STORED - side, 2) if side < STORED else (STORED - side) * rng.uniform(0.3, 0.7, 2)
     framed = Image.new("RGBA", (2 * STORED, 2 * STORED))
@@ -91,7 +91,7 @@ def batch_of(figures: list[Image.Image], count: int, rng: np.random.Generator) -
 
 @torch.no_grad()
 def held_out_error(unet: UNet2DModel, scheduler: DDPMScheduler, x_0: torch.Tensor) -> float:
-    """Mean error of the velocity on figures never trained on, with fixed noises and timesteps."""
+    """Mean velocity error on held-out figures, with fixed noise and timesteps."""
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(x_0)
     timesteps = torch.linspace(20, 980, len(x_0)).long().to(x_0.device)
     predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps).sample
@@ -100,7 +100,7 @@ def held_out_error(unet: UNet2DModel, scheduler: DDPMScheduler, x_0: torch.Tenso
 
 @torch.no_grad()
 def save_samples(unet: UNet2DModel, scheduler: DDPMScheduler, path: Path, count: int = 8) -> None:
-    """Figures drawn from fixed noise in 25 DDIM steps, in two rows."""
+    """Samples from fixed noise in 25 DDIM steps, in two rows."""
     sampler = DDIMScheduler.from_config(scheduler.config, clip_sample=False)
     sampler.set_timesteps(25)
     x = torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).to(unet.device)
@@ -112,7 +112,7 @@ def save_samples(unet: UNet2DModel, scheduler: DDPMScheduler, path: Path, count:
 
 
 def export(unet: UNet2DModel, scheduler: DDPMScheduler, target: Path) -> None:
-    """Writes the folder, in half precision."""
+    """Writes the diffusers folder, in half precision."""
     half = UNet2DModel.from_config(unet.config)
     half.load_state_dict(unet.state_dict())
     DDPMPipeline(half.half(), scheduler).save_pretrained(target, max_shard_size="9MB")
@@ -123,7 +123,7 @@ def export(unet: UNet2DModel, scheduler: DDPMScheduler, target: Path) -> None:
 def main() -> None:
     defaults = {"batch": 32, "rate": 1e-3, "decay_share": 0.4, "skip_dropout": 0.4, "ema": 0.998}
     parser = training_options(__doc__.splitlines()[0], **defaults)
-    parser.add_argument("--to", type=Path, default=TARGET, help="the folder to write, at the end")
+    parser.add_argument("--to", type=Path, default=TARGET, help="the folder for the exported model")
     arguments = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision=precision())

@@ -1,9 +1,9 @@
-"""Stage 6: encode the crops once, so that the U-Net's training need not.
+"""Stage 6: encode the crops once, before the training of the U-Net.
 
-Writes, under WORK/latents, scaled latents in half precision: NAME-128.npy, every crop whole, as a
-128-pixel view (count, channels, 16, 16), every second one mirrored; NAME-256.npy, a spread of
---large crops at full size (large, channels, 32, 32; of those held out a twentieth of that), and
-NAME-256-crops.npy, which crops those are. The views of the chosen subjects are wanted at 128 pixels only.
+Writes scaled latents in half precision under WORK/latents. NAME-128.npy has every crop at 128 pixels
+(count, channels, 16, 16), every second one mirrored. NAME-256.npy has --large evenly chosen crops at full
+size (large, channels, 32, 32), for the held-out set a twentieth of that number; NAME-256-crops.npy has their
+indices. The chosen subjects are encoded at 128 pixels only.
 
     accelerate launch -m training.latents --work training/work
 """
@@ -24,7 +24,7 @@ BATCH = 32
 
 @torch.no_grad()
 def encode_all(accelerator: Accelerator, vae: AutoencoderTiny, crops: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Scaled latents of the chosen crops, odd ones mirrored: float16 (count, channels, side / 8, side / 8)."""
+    """Scaled latents of the chosen crops, odd indices mirrored: float16 (count, channels, side / 8, side / 8)."""
     parts = []
     for start in range(0, len(chosen), BATCH):
         numbers = chosen[start : start + BATCH]
@@ -39,8 +39,8 @@ def encode_all(accelerator: Accelerator, vae: AutoencoderTiny, crops: np.ndarray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument("--large", type=int, default=5_000, help="how many crops at full size")
-    parser.add_argument("--sets", nargs="+", default=["subjects", "held-out", "train"], help="which to encode")
+    parser.add_argument("--large", type=int, default=5_000, help="number of crops at full size")
+    parser.add_argument("--sets", nargs="+", default=["subjects", "held-out", "train"], help="sets to encode")
     arguments = parser.parse_args()
     accelerator = Accelerator(mixed_precision=precision())
     vae = AutoencoderTiny.from_pretrained(arguments.work / "autoencoder" / "model").to(accelerator.device)

@@ -1,4 +1,4 @@
-"""Lays the committed model out under WORK as the stages' own results, so that any of them can go on with --resume.
+"""Copies the committed model to WORK in the layout of the stages, so that each can continue with --resume.
 
 python -m training.restore --work training/work --from styleengine/models/mini
 """

@@ -1,4 +1,4 @@
-"""The Debian packages whose pictures the embedded model is trained on."""
+"""The Debian packages with the training images of the embedded model."""
 
 PACKAGES = (
     "debian-edu-artwork-emerald",
@@ -26,8 +26,8 @@ PACKAGES = (
     "widelands-data",
 )
 
-# How many 256-pixel crops one picture of a package may give. Photographs and paintings are
-# cut often and at several scales; clip art and game sprites, which are many and alike, once.
+# Maximum number of 256-pixel crops per image of a package. Photographs and paintings are cropped often and at
+# several scales; clip art and game sprites, which are numerous and similar, once.
 CROPS_PER_PICTURE = {
     "gnome-backgrounds": 48,
     "lomiri-wallpapers-16.04": 48,
@@ -50,14 +50,14 @@ CROPS_PER_PICTURE = {
 }
 CROPS_OTHERWISE = 1
 
-# Diagrams, manuals, screenshots, unit sprites and icons teach a picture model little.
+# Diagrams, manuals, screenshots, unit sprites and icons are poor training images.
 SKIPPED_WORDS = (
     "screen", "icon", "/html/", "/tribes/", "thumb", "preview", "minimap", "captures", "/grub/",
     "normal", "_nm.", "gloss", "font", "/nebulae/", "/flags/", "/teamlogos/", "elev.png",
     "trimaps", "output_mattes",
 )  # fmt: skip
 
-# The paintings shown as examples, held out whatever the share of held-out pictures.
+# The example paintings, which are always held out.
 HELD_OUT_WORDS = (
     "greatwave", "gogh", "kandinky", "hokusaipoppies", "hiroshigeinokashirasnow", "pieterbruegel",
     "renoir-moulin", "degas", "painting-colors", "hokusaibridge", "monalisa", "cassat",

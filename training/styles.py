@@ -1,7 +1,7 @@
-"""Procedural styles: a picture redrawn as pencil sketch, mosaic, at night, …, with words for it.
+"""Procedural styles such as pencil sketch, mosaic or night, each with a phrase for captions.
 
-They teach the model what style words mean. Each takes a picture and a random generator and gives a
-picture: float32 arrays (height, width, 3) in [0, 1].
+Their redrawn images train the model on style words. Each takes an image and a random generator and returns an
+image: float32 arrays (height, width, 3) in [0, 1].
 """
 
 import re
@@ -48,7 +48,7 @@ STYLES: dict[str, ProceduralStyle] = {}
 
 
 def style(phrase: str) -> Callable[[Render], Render]:
-    """Enters a function into STYLES under its own name."""
+    """Registers a function in STYLES under its own name."""
 
     def enter(render: Render) -> Render:
         name = render.__name__.replace("_", " ")
@@ -59,12 +59,12 @@ def style(phrase: str) -> Callable[[Render], Render]:
 
 
 def apply(name: str, picture: Array, rng: Generator) -> Array:
-    """A uint8 picture (height, width, 3) in the style `name`, as uint8."""
+    """A uint8 image (height, width, 3) redrawn in the style `name`, as uint8."""
     out = STYLES[name].render(picture.astype(np.float32) / 255, rng)
     return (np.clip(out, 0, 1) * 255).round().astype(np.uint8)
 
 
-# What several styles are made of
+# Functions shared by several styles
 
 
 def grey(picture: Array) -> Array:
@@ -92,19 +92,19 @@ def saturate(picture: Array, factor: float) -> Array:
 
 
 def stretch(values: Array) -> Array:
-    """Values spread over [0, 1], but for the outermost two percent."""
+    """Values scaled to [0, 1], except the outermost two percent."""
     low, high = np.percentile(values, (2, 98))
     return np.clip((values - low) / max(high - low, 0.05), 0, 1)
 
 
 def grain(shape: tuple[int, int], sigma: float, rng: Generator) -> Array:
-    """Smooth noise of unit deviation."""
+    """Smooth noise of unit standard deviation."""
     noise = gaussian_filter(rng.standard_normal(shape).astype(np.float32), sigma, mode="wrap")
     return noise / noise.std()
 
 
 def edges(picture: Array, sigma: float = 1.0) -> Array:
-    """Gradient magnitude in about [0, 1]."""
+    """Gradient magnitude, about in [0, 1]."""
     smooth = gaussian_filter(grey(picture), sigma)
     strength = np.hypot(sobel(smooth, 0), sobel(smooth, 1))
     return np.clip(strength / max(np.percentile(strength, 98), 0.15), 0, 1)
@@ -118,7 +118,7 @@ def lines(picture: Array, sigma: float = 1.0, sharpness: float = 12.0) -> Array:
 
 
 def kuwahara(picture: Array, radius: int) -> Array:
-    """Each pixel takes the mean of that one of four neighbouring windows that varies least."""
+    """Kuwahara filter: each pixel takes the mean of the neighbouring window, of four, with least variance."""
     size, shift = radius + 1, radius // 2 + radius % 2
     mean = uniform_filter(picture, (size, size, 0))
     square = uniform_filter(picture**2, (size, size, 0))
@@ -143,7 +143,7 @@ def quantized(picture: Array, colors: int) -> Array:
 
 
 def cells(shape: tuple[int, int], count: int, rng: Generator) -> tuple[Array, Array]:
-    """Voronoi cells: each pixel's cell number, and how far it is from the border, in pixels."""
+    """Voronoi cells: each pixel's cell number and its distance to the border in pixels."""
     height, width = shape
     points = rng.random((count, 2)) * (height, width)
     grid = np.stack(np.mgrid[:height, :width], 2).reshape(-1, 2)
@@ -152,7 +152,7 @@ def cells(shape: tuple[int, int], count: int, rng: Generator) -> tuple[Array, Ar
 
 
 def means_of(picture: Array, labels: Array) -> Array:
-    """Each label's region painted with its mean colour."""
+    """Each label's region filled with its mean colour."""
     flat = labels.ravel()
     counts = np.maximum(np.bincount(flat), 1)
     sums = np.stack([np.bincount(flat, picture[..., i].ravel()) for i in range(3)], 1)
@@ -160,7 +160,7 @@ def means_of(picture: Array, labels: Array) -> Array:
 
 
 def strokes(picture: Array, length: int, rng: Generator, softness: float = 3.0) -> Array:
-    """The picture smeared along its own contours, as a brush would go (line integral convolution)."""
+    """The image smoothed along its contours, like brush strokes (line integral convolution)."""
     smooth = gaussian_filter(grey(picture), 1.5)
     gy, gx = sobel(smooth, 0), sobel(smooth, 1)
     jxx, jyy, jxy = (gaussian_filter(values, softness) for values in (gx * gx, gy * gy, gx * gy))
@@ -180,13 +180,13 @@ def strokes(picture: Array, length: int, rng: Generator, softness: float = 3.0) 
 
 
 def relief(picture: Array, sigma: float = 1.2, depth: float = 5.0) -> Array:
-    """Light from the upper left on the picture as a relief: about 0.5 where it is flat."""
+    """The image shaded as a relief, lit from the upper left; about 0.5 in flat regions."""
     height = gaussian_filter(stretch(grey(picture)), sigma)
     return np.clip(0.5 + depth * (np.roll(height, (1, 1), (0, 1)) - np.roll(height, (-1, -1), (0, 1))) / 2, 0, 1)
 
 
 def hatching(shape: tuple[int, int], angle: float, spacing: float, rng: Generator) -> Array:
-    """A wave in [0, 1] across lines of the given angle, slightly unsteady."""
+    """A slightly irregular wave in [0, 1] across lines of the given angle."""
     y, x = np.mgrid[: shape[0], : shape[1]]
     phase = (x * np.sin(angle) + y * np.cos(angle)) / spacing + 0.25 * grain(shape, 8, rng)
     return (0.5 + 0.5 * np.cos(2 * np.pi * phase)).astype(np.float32)

@@ -1,9 +1,9 @@
-"""Stage 2b: a few hundred chosen pictures of plain things, whole, and shown alike.
+"""Stage 2b: a few hundred selected images of simple subjects, whole and in similar compositions.
 
-A small U-Net that trains for an hour or two on a CPU cannot learn how a thing of any kind looks anywhere. It
-can learn animals and flowers that fill a plain ground, portraits, skies, and fields under a sky. Writes tar
-shards as `crops.py` does, WORK/crops/subjects-….tar: of each picture as many views as there are styles here,
-each as it is and right after it redrawn in its style. Held-out pictures are left out.
+A small U-Net trained for an hour or two on a CPU cannot learn arbitrary subjects and compositions. It can
+learn animals and flowers on a plain background, portraits, skies, and fields under a sky. Writes tar shards
+in the format of `crops.py`, WORK/crops/subjects-….tar: one view per style in REDRAWN of each image, each
+followed by its version in that style. Held-out images are not used.
 
     python -m training.subjects --work training/work
 """
@@ -23,7 +23,7 @@ from training.collect import read_manifest
 from training.crops import SIDE, Shards, encoded, opened, subject_of
 from training.styles import STYLES, apply
 
-REDRAWN = (  # styles that light, colour and ground tell apart: they come first to a small model
+REDRAWN = (  # styles that differ in light, colour and background, which a small model learns first
     "pencil sketch", "ink", "watercolor", "oil painting", "woodcut", "neon", "night", "sepia", "blueprint",
 )  # fmt: skip
 WHITE = ("white", "white")
@@ -31,13 +31,13 @@ WHITE = ("white", "white")
 
 @dataclass(frozen=True)
 class Subject:
-    """Pictures of one kind: where they are (patterns of paths, after ! of what is left out), and how they are shown."""
+    """Images of one kind: their path patterns (! excludes) and how their views are made."""
 
-    caption: str  # in general: "photo of an animal"
+    caption: str  # with the kind as subject: "photo of an animal"
     patterns: tuple[str, ...]
-    ground: tuple[str, str] = WHITE  # colours above and below, behind what was cut out
-    cut_out: Literal["whole", "down from the top", "part"] = "whole"  # how a picture is shown whose ground was cut off
-    part: float = 1.0  # of the height of other pictures is shown, from the top
+    ground: tuple[str, str] = WHITE  # background colours at top and bottom, for cut-outs
+    cut_out: Literal["whole", "down from the top", "part"] = "whole"  # how a cut-out is shown
+    part: float = 1.0  # share of the height of other images to show, from the top
 
     @property
     def kind(self) -> str:
@@ -48,7 +48,7 @@ class Subject:
         return any(within) and not any(fnmatch(path, pattern[1:]) for pattern in self.patterns if pattern[0] == "!")
 
 
-ANIMALS = (  # among drawings for other words
+ANIMALS = (  # file names in a folder of drawings
     "bear", "bee", "beetle", "bird", "bug", "bull", "camel", "cat", "chicken", "cow", "dog", "dolphin", "dragon",
     "duck", "fish", "fox", "frog", "gorilla", "hedgehog", "hippopotamus", "horse", "kangaroo", "lizard", "mosquito",
     "mouse", "owl", "panda", "pig", "rabbit", "shark", "sheep", "snail", "snake", "spider", "turkey", "turtle",
@@ -74,7 +74,7 @@ SUBJECTS = (
             "*aitzgorri*", "*picosdeeuropa*", "*/Path/*", "*mate/nature/Dune*", "*/gpwin/skybox_side*",
             "*/landscapes/guereins/*[0-8].png", "*/landscapes/hurricane/*[0-7].png",
         ),
-        ground=("#5f9fe6", "#dfeefa"),  # of some the sky was cut off
+        ground=("#5f9fe6", "#dfeefa"),  # some are cut-outs without sky
         cut_out="part",
     ),
     Subject(
@@ -87,14 +87,14 @@ SUBJECTS = (
 
 
 def on_ground(cut_out: Image.Image, subject: Subject, size: tuple[int, int], corner: tuple[int, int]) -> Image.Image:
-    """The cut-out, its upper left corner where it is said, on the subject's ground of that size."""
+    """The cut-out on the subject's background of `size`, with its upper left corner at `corner`."""
     ground = ImageOps.colorize(Image.linear_gradient("L").resize(size), *subject.ground)
     ground.paste(cut_out, corner, cut_out)
     return ground
 
 
 def views(image: Image.Image, subject: Subject, rng: random.Random) -> list[Image.Image]:
-    """Squares of SIDE pixels, one for each of REDRAWN, every second one mirrored."""
+    """Squares of SIDE pixels, one per style in REDRAWN, every second one mirrored."""
     squares = []
     if image.mode == "RGBA" and subject.cut_out == "part":
         image = on_ground(image, subject, image.size, (0, 0))
@@ -117,7 +117,7 @@ def views(image: Image.Image, subject: Subject, rng: random.Random) -> list[Imag
 
 
 def cut(task: tuple[str, str, Subject, Path]) -> list[tuple[bytes, dict]]:
-    """(JPEG bytes, words about it) of each view of one picture: as it is, and right after it redrawn."""
+    """(JPEG bytes, annotations) of each view of one image; each is followed by its redrawn version."""
     path, caption, subject, pictures = task
     rng = random.Random(path)
     image = opened(pictures / path)
@@ -152,7 +152,7 @@ def main() -> None:
             for jpeg, words in samples:
                 shards.add(jpeg, words)
     shards.close()
-    print(f"{shards.count} views of {len(tasks)} pictures")
+    print(f"{shards.count} views of {len(tasks)} images")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 4: a tokenizer made from the captions, in CLIP's byte-pair scheme.
+"""Stage 4: train a tokenizer on the captions, with CLIP's byte-pair encoding.
 
 python -m training.text --work training/work
 """
@@ -17,7 +17,7 @@ LENGTH = 32
 
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """CLIP's byte-pair scheme with a vocabulary of our own captions."""
+    """A byte-pair tokenizer as CLIP's, with a vocabulary trained on the captions."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -31,12 +31,12 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizer:
         end_of_word_suffix="</w>",
     )
     tokenizer.train_from_iterator(captions, trainer)
-    learnt = json.loads(tokenizer.to_str())["model"]
-    tokens = list(learnt["vocab"])
+    trained = json.loads(tokenizer.to_str())["model"]
+    tokens = list(trained["vocab"])
     tokens += [f"{letter}</w>" for letter in pre_tokenizers.ByteLevel.alphabet() if f"{letter}</w>" not in tokens]
     tokens = tokens[: VOCABULARY - len(specials)] + specials
     known = set(tokens)
-    merges = [tuple(merge) for merge in learnt["merges"] if "".join(merge) in known]
+    merges = [tuple(merge) for merge in trained["merges"] if "".join(merge) in known]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=LENGTH)
 

@@ -1,14 +1,12 @@
 """Stage 7: train the U-Net on the latents, conditioned on the captions.
 
-Stable Diffusion's blocks, order and schedule at a fortieth of its size. Most of the time is spent
-on 16×16 latents (whole crops at 128 pixels, windows of crops at 256), the last part on 32×32. Most of
-the small ones are views of a few chosen subjects (`subjects.py`): what a picture is of is learnt from those.
-The weights that are kept are their exponential moving average.
+Stable Diffusion's architecture and noise schedule at a fortieth of its size. Most of the training uses 16×16
+latents (whole crops at 128 pixels, windows of crops at 256), the last part 32×32. Most of the 16×16 latents are
+views of a few chosen subjects (`subjects.py`). The exported weights are an exponential moving average.
 
     accelerate launch -m training.unet --work training/work --minutes 60
 
-On a CPU one process for each core is faster than one process with many threads, and bears other work
-beside it better:
+On a CPU one process per core is faster than one process with many threads, and less affected by other load:
 
     ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m training.unet --minutes 60
 """
@@ -46,19 +44,19 @@ from training.unet_common import (
     without_traces,
 )
 
-SKIP_LEVELS = 3  # of the four levels' skip connections may be silent
-WORDS_RATE = 2.5  # the cross-attention, by which the words come in, learns so much faster
-EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
-WINDOW_SHARE = 0.3  # of the other small views are windows of crops at full size
-SUBJECT_SHARE = 0.65  # of the small views are views of the chosen subjects
+SKIP_LEVELS = 3  # levels, of four, whose skip connections may be dropped
+WORDS_RATE = 2.5  # factor on the learning rate of cross-attention
+EMPTY_SHARE = 0.12  # share of empty captions, for classifier-free guidance
+WINDOW_SHARE = 0.3  # of the other 16×16 latents are windows of crops at full size
+SUBJECT_SHARE = 0.65  # of the 16×16 latents are views of the chosen subjects
 SUBJECTS = {
     "photo of an animal": 4, "photo of a flower": 2.5, "photo of a tree": 0.5, "photo of the sky": 1,
     "photo of a landscape": 1.5, "drawing of an animal": 2, "painting of a person": 1.5,
-}  # fmt: skip # captions in general, and how often
-PLAIN_SHARE = 0.55  # of those are as they were, the others redrawn
-GENERAL_SHARE = 0.5  # of the captions name the kind in place of the subject: "photo of an animal"
-SUBJECT_TIMESTEP_POWER = 0.5  # half of the subjects' timesteps lie above 700, where it is decided what a picture is of
-METRIC_CROPS = 128  # tell how errors of a latent are seen
+}  # fmt: skip # captions with the kind, and their relative frequency
+PLAIN_SHARE = 0.55  # of those are original views, the others redrawn
+GENERAL_SHARE = 0.5  # of the captions have the kind instead of the subject: "photo of an animal"
+SUBJECT_TIMESTEP_POWER = 0.5  # half of the subjects' timesteps exceed 700, where composition is decided
+METRIC_CROPS = 128  # for `pixel_metric`
 GUIDANCE = 3.0
 PROMPTS = (
     "photo of the sky", "photo of a landscape", "photo of a flower", "photo of a tree", "photo of an animal",
@@ -99,8 +97,8 @@ class Captions:
     """The text encoder's states for every caption, computed once; row 0 is the empty one."""
 
     states: torch.Tensor  # (texts, tokens, width), half precision
-    of_crop: np.ndarray  # which row belongs to each crop
-    in_general: np.ndarray  # likewise, with the kind in place of the subject
+    of_crop: np.ndarray  # each crop's row
+    in_general: np.ndarray  # likewise, with the kind instead of the subject
 
     @classmethod
     def encoded(cls, work: Path, names: tuple[str, ...], device: torch.device) -> "Captions":
@@ -114,7 +112,7 @@ class Captions:
     def batch(
         self, crops: np.ndarray, rng: np.random.Generator, device, empty_share: float, general_share: float = 0.0
     ) -> torch.Tensor:
-        """(batch, tokens, width): the crops' captions, a share of them in general, a share of them empty."""
+        """(batch, tokens, width): the crops' captions, a share of them with the kind, a share of them empty."""
         rows = np.where(rng.random(len(crops)) < general_share, self.in_general[crops], self.of_crop[crops])
         rows = np.where(rng.random(len(crops)) < empty_share, 0, rows)
         return self.states[rows].to(device).float()
@@ -133,7 +131,7 @@ def text_states(work: Path, texts: list[str], device: torch.device) -> torch.Ten
 
 
 class Latents:
-    """Batches of latents and the numbers of the crops they show."""
+    """Batches of latents and the indices of their crops."""
 
     def __init__(self, work: Path, name: str) -> None:
         folder = work / "latents"
@@ -159,10 +157,10 @@ class Latents:
 
 
 class SubjectLatents:
-    """Batches of latents of the chosen subjects, and the numbers of the views they show."""
+    """Batches of latents of the chosen subjects, and the indices of their views."""
 
     def __init__(self, work: Path) -> None:
-        self.views: dict[str, list[int]] = {subject: [] for subject in SUBJECTS}  # as they were
+        self.views: dict[str, list[int]] = {subject: [] for subject in SUBJECTS}  # original views
         for view, entry in enumerate(load_words(work, "subjects")):
             if not entry["style"]:
                 self.views[in_general(entry)].append(view)
@@ -172,13 +170,13 @@ class SubjectLatents:
         """16×16."""
         subjects = rng.choice(list(SUBJECTS), count, p=np.array(list(SUBJECTS.values())) / sum(SUBJECTS.values()))
         views = np.array([rng.choice(self.views[str(subject)]) for subject in subjects], int)
-        views += rng.random(count) > PLAIN_SHARE  # each view is followed by itself, redrawn
+        views += rng.random(count) > PLAIN_SHARE  # each view is followed by its redrawn version
         return torch.from_numpy(self.whole[views]).float(), views
 
 
 @torch.no_grad()
 def held_out_loss(unet, scheduler, latents: Latents, captions: Captions, empty_share: float, device) -> float:
-    """Error of the predicted velocity on fixed crops, noises and timesteps: with captions, or with none (share 1)."""
+    """Velocity error on fixed crops, noise and timesteps, with captions or without (share 1)."""
     generator, losses = torch.Generator().manual_seed(0), []
     count, batch = min(256, len(latents.whole)), 16
     chosen = np.linspace(0, len(latents.whole) - 1, count).astype(int)
@@ -196,7 +194,7 @@ def held_out_loss(unet, scheduler, latents: Latents, captions: Captions, empty_s
 
 @torch.no_grad()
 def sample_grid(unet, vae, scheduler, states: torch.Tensor, path: Path, side: int) -> None:
-    """A row for the prompts (guided) over a row without any: fixed noise, 25 DDIM steps."""
+    """A row of guided samples for the prompts above a row of unconditional ones: fixed noise, 25 DDIM steps."""
     device, count = vae.device, len(states) - 1
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(count, vae.config.latent_channels, side, side, generator=generator).to(device)
@@ -219,8 +217,8 @@ def sample_grid(unet, vae, scheduler, states: torch.Tensor, path: Path, side: in
 def main() -> None:
     defaults = {"batch": 32, "rate": 8e-4, "decay_share": 0.5, "skip_dropout": 0.25, "ema": 0.999}
     parser = training_options(__doc__.splitlines()[0], **defaults)
-    parser.add_argument("--large-share", type=float, default=0.1, help="share of the time on 32×32 latents")
-    parser.add_argument("--revive", action="store_true", help="with --resume: begin the deeper levels anew")
+    parser.add_argument("--large-share", type=float, default=0.1, help="share of the training on 32×32 latents")
+    parser.add_argument("--revive", action="store_true", help="with --resume: reinitialize the deeper levels")
     arguments = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision=precision())
@@ -245,11 +243,11 @@ def main() -> None:
         unet = with_upper_levels_of(trained, unet) if arguments.revive else trained
         step = json.loads((folder / "state.json").read_text())["step"]
     if device.type == "cpu":
-        unet.set_attn_processor(AttnProcessor())  # so few tokens: written out it is faster than fused, by a quarter
+        unet.set_attn_processor(AttnProcessor())  # for so few tokens a quarter faster than fused
     ema = EMAModel(unet.parameters(), arguments.ema, use_ema_warmup=True, power=0.75)
     groups = [
-        {"params": [p for name, p in unet.named_parameters() if (".attn2." in name) == hears], "factor": factor}
-        for hears, factor in ((True, WORDS_RATE), (False, 1.0))
+        {"params": [p for name, p in unet.named_parameters() if (".attn2." in name) == cross], "factor": factor}
+        for cross, factor in ((True, WORDS_RATE), (False, 1.0))
     ]
     optimizer = torch.optim.AdamW(groups, arguments.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     unet, optimizer = accelerator.prepare(unet.to(memory_format=torch.channels_last), optimizer)
@@ -286,7 +284,7 @@ def main() -> None:
         noise = without_traces(x_0, noise, timesteps, scheduler)
         with accelerator.autocast(), dropped_skips(plain, arguments.skip_dropout, SKIP_LEVELS):
             predicted = unet(scheduler.add_noise(x_0, noise, timesteps), timesteps, condition).sample
-        seen_share = SEEN_SHARE * remaining(spent, arguments.decay_share)  # detail is polished last
+        seen_share = SEEN_SHARE * remaining(spent, arguments.decay_share)  # exact detail is trained last
         loss, error = velocity_loss(predicted, x_0, noise, timesteps, scheduler, metric, seen_share)
         optimizer.zero_grad()
         accelerator.backward(loss)
@@ -297,7 +295,7 @@ def main() -> None:
         step += 1
         average = 0.99 * average + 0.01 * error if step - first_step > 1 else error
         spent = (time.time() - began) / (60 * arguments.minutes)
-        spent = broadcast(torch.tensor(spent, device=device)).item()  # all end at the same step
+        spent = broadcast(torch.tensor(spent, device=device)).item()  # so that all processes stop at the same step
         if not accelerator.is_main_process:
             continue
         if time.time() - reported > 60 * arguments.report_minutes or spent >= 1:

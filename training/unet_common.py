@@ -1,8 +1,7 @@
-"""What the two U-Nets, of latents and of pixels, have in common: their start, their loss, how their bottleneck is used.
+"""Shared by the latent and the pixel U-Net: initialization, loss, and use of the bottleneck.
 
-Both predict the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022). A predicted noise is nearly x_t
-itself where there is much noise, just where composition is decided: trained for that, the U-Net of
-the embedded model left its deeper levels unused.
+Both predict the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022). At high noise levels, where composition
+is decided, the noise ε is nearly x_t itself: a U-Net trained to predict it left its deeper levels unused.
 """
 
 import argparse
@@ -22,22 +21,22 @@ from diffusers.training_utils import compute_snr
 
 UNet = UNet2DConditionModel | UNet2DModel
 WARM_UP = 200  # steps
-FROM_BELOW = 0.8  # gain of what comes from the level below, at the start
-REVIVED = 0.5  # that gain where silent levels are begun anew under trained ones
-LAST_TIMESTEPS = 920  # at these and later ones sampling may begin
-SEEN_SHARE = 0.95  # of the loss counts what is to be seen of an error, where all is noise
+FROM_BELOW = 0.8  # initial gain of the input from the level below
+REVIVED = 0.5  # that gain where reinitialized levels join trained ones
+LAST_TIMESTEPS = 920  # sampling may start at this or a later timestep
+SEEN_SHARE = 0.95  # weight of the pixel metric in the loss at pure noise
 SNR_CAP = 5.0  # errors of x̂0 weigh SNR + 1, up to this cap + 1 (after min-SNR, Hang et al. 2023)
 
 
 def training_options(description: str, **defaults: float) -> argparse.ArgumentParser:
-    """The options that both trainings have; `defaults` are those of batch, rate, decay_share, skip_dropout and ema."""
+    """The common options of both trainings; `defaults` sets batch, rate, decay_share, skip_dropout and ema."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--work", type=Path, default=Path("training/work"))
-    parser.add_argument("--minutes", type=float, default=60, help="length of the schedule from its start to its end")
-    parser.add_argument("--batch", type=int, help="over all processes")
+    parser.add_argument("--minutes", type=float, default=60, help="duration of the whole schedule")
+    parser.add_argument("--batch", type=int, help="total over all processes")
     parser.add_argument("--rate", type=float)
-    parser.add_argument("--decay-share", type=float, help="share of the time in which the rate falls")
-    parser.add_argument("--skip-dropout", type=float, help="share of the pictures that miss deep skips")
+    parser.add_argument("--decay-share", type=float, help="share of the training in which the learning rate decays")
+    parser.add_argument("--skip-dropout", type=float, help="share of the images with dropped deep skips")
     parser.add_argument("--ema", type=float)
     parser.add_argument("--report-minutes", type=float, default=6)
     parser.add_argument("--resume", action="store_true")
@@ -46,21 +45,21 @@ def training_options(description: str, **defaults: float) -> argparse.ArgumentPa
 
 
 def rate_at(step: int, spent: float, rate: float, decay_share: float) -> float:
-    """The learning rate: rising over the first steps, falling in the last `decay_share` of the time."""
+    """The learning rate: warm-up over the first steps, linear decay in the last `decay_share` of the time."""
     return rate * min((step + 1) / WARM_UP, max(0.02, remaining(spent, decay_share)))
 
 
 def remaining(spent: float, decay_share: float) -> float:
-    """1, and in the last `decay_share` of the time falling to 0."""
+    """1, with a linear decay to 0 in the last `decay_share` of the time."""
     return min(1.0, (1 - spent) / decay_share)
 
 
 def start_lively(unet: UNet) -> None:
-    """Sets the first weights such that the deepest level is heard from the first step on.
+    """Initializes the weights so that the deepest level affects the output from the first step.
 
-    Residual branches begin at zero, all else passes on what it gets at about its size, and on the way up
-    what comes from below has gain 0.8 at each block. With torch's own start those gains are 0.4 to 0.6:
-    of the mid block a hundred-thousandth arrives, which short training never raises.
+    Residual branches start at zero, other layers keep the scale of their input, and in each up block the
+    input from below has gain 0.8. With torch's default initialization these gains are 0.4 to 0.6: only a
+    hundred-thousandth of the mid block reaches the output, which a short training does not correct.
     """
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D):
@@ -90,35 +89,36 @@ def start_lively(unet: UNet) -> None:
             below = len(shortcut)
 
 
-def with_upper_levels_of(trained: UNet2DConditionModel, lively: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The `trained` U-Net, its two deeper levels and what comes up from them replaced by those of a `lively` one.
+def with_upper_levels_of(trained: UNet2DConditionModel, fresh: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The `trained` U-Net with its two deepest levels and the mid block replaced by those of a `fresh` one.
 
-    For a U-Net whose deeper levels have fallen silent: the first level above them hears them again, at a gain
-    that lets the prediction go on as it was for the most part.
+    For a U-Net whose deeper levels have no effect. The level above gets them at a gain that mostly preserves the
+    prediction.
     """
     for blocks, numbers in ((trained.down_blocks, (2, 3)), (trained.up_blocks, (0, 1))):
-        fresh = lively.down_blocks if blocks is trained.down_blocks else lively.up_blocks
+        source = fresh.down_blocks if blocks is trained.down_blocks else fresh.up_blocks
         for number in numbers:
-            blocks[number].load_state_dict(fresh[number].state_dict())
-    trained.mid_block.load_state_dict(lively.mid_block.state_dict())
+            blocks[number].load_state_dict(source[number].state_dict())
+    trained.mid_block.load_state_dict(fresh.mid_block.state_dict())
     shortcut = trained.up_blocks[2].resnets[0].conv_shortcut.weight.data
     torch.nn.init.orthogonal_(shortcut[:, : trained.config.block_out_channels[-2]], REVIVED)
     return trained
 
 
 def stratified_timesteps(count: int, power: float = 1.0) -> torch.Tensor:
-    """`count` of the 1000 timesteps, spread over the whole range, in random order: rows of a batch may be sorted.
+    """`count` of the 1000 timesteps, stratified over the whole range, in random order.
 
-    A `power` below 1 draws more of the late, noisy ones, where composition is decided.
+    The order is random since a batch may be sorted. A `power` below 1 samples more of the late, noisy timesteps,
+    where composition is decided.
     """
     return (1000 * ((torch.randperm(count) + torch.rand(count)) / count) ** power).long().clamp(max=999)
 
 
 def without_traces(x_0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, scheduler: Any) -> torch.Tensor:
-    """The noise, for half of the rows near the end such that nothing but the given noise is left of the picture.
+    """The noise, adjusted for half of the rows at the last timesteps so that x_t is the given noise alone.
 
-    Stable Diffusion's schedule leaves 7 % of it, enough to tell how bright it is; but sampling begins with noise
-    alone, which would look like a picture of middling brightness (Lin et al. 2024).
+    At its last timestep Stable Diffusion's schedule keeps 7 % of the image, which reveals its brightness. Sampling
+    starts from noise alone, which the model would take for an image of medium brightness (Lin et al. 2024).
     """
     alphas = scheduler.alphas_cumprod.to(x_0)[timesteps].view(-1, 1, 1, 1)
     alone = (noise - alphas.sqrt() * x_0) / (1 - alphas).sqrt()
@@ -135,10 +135,10 @@ def velocity_loss(
     metric: torch.Tensor | None = None,
     seen_share: float = SEEN_SHARE,
 ) -> tuple[torch.Tensor, float]:
-    """The weighted loss, and the plain mean error of the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022).
+    """The weighted loss, and the unweighted MSE of the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022).
 
-    With a `metric` (channels, channels) of trace `channels` errors count as they are to be seen, the more of them the
-    more noise there is: (1 − β)·I + β·metric, β = seen_share·(1 − ᾱ)².
+    With a `metric` (channels, channels) of trace `channels`, errors are weighted by their visibility in the decoded
+    image, increasingly with the noise level: (1 − β)·I + β·metric, β = seen_share·(1 − ᾱ)².
     """
     snr = compute_snr(scheduler, timesteps)
     weight = (snr + 1).clamp(max=SNR_CAP + 1) / (snr + 1)
@@ -152,9 +152,9 @@ def velocity_loss(
 
 @torch.no_grad()
 def pixel_metric(vae: AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
-    """How much of a decoded picture each direction of a latent moves: (channels, channels), its trace `channels`.
+    """The effect of each latent direction on the decoded image: (channels, channels), with trace `channels`.
 
-    From the linear map of `latents` (count, channels, height, width) to their decoded patches that fits best, A: A·Aᵀ.
+    A·Aᵀ for the least-squares map A from `latents` (count, channels, height, width) to their decoded patches.
     """
     pictures = torch.cat([vae.decode(part / vae.config.scaling_factor).sample for part in latents.split(16)])
     patch = pictures.shape[-1] // latents.shape[-1]
@@ -168,14 +168,14 @@ def pixel_metric(vae: AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def dropped_skips(unet: UNet, share: float, levels: int) -> Iterator[None]:
-    """For a random `share` of the batch the skip connections of the deepest levels, one to `levels`, are silent.
+    """Drops the skip connections of the deepest one to `levels` levels for a random `share` of the batch.
 
-    What they would have carried must then go through the mid block. With all of them there at all times
-    a U-Net that is trained briefly leaves its bottleneck unused.
+    Their information must then pass through the mid block. Without this, a briefly trained U-Net leaves its
+    bottleneck unused.
     """
     deepest: dict[int, torch.Tensor] = {}
 
-    def silence(level: int, skips: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def drop(level: int, skips: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         if level == 0:
             rows = len(skips[0])
             drawn = torch.randint(1, levels + 1, (rows,)) * (torch.rand(rows) < share)
@@ -185,10 +185,10 @@ def dropped_skips(unet: UNet, share: float, levels: int) -> Iterator[None]:
     def before(level: int) -> Any:
         def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if "res_hidden_states_tuple" in kwargs:
-                kwargs["res_hidden_states_tuple"] = silence(level, kwargs["res_hidden_states_tuple"])
+                kwargs["res_hidden_states_tuple"] = drop(level, kwargs["res_hidden_states_tuple"])
                 return args, kwargs
             sample, skips, *others = args
-            return (sample, silence(level, skips), *others), kwargs
+            return (sample, drop(level, skips), *others), kwargs
 
         return hook
 
@@ -204,8 +204,8 @@ def dropped_skips(unet: UNet, share: float, levels: int) -> Iterator[None]:
 
 
 @contextmanager
-def silenced_bottleneck(unet: UNet) -> Iterator[None]:
-    """Within the context the mid block gives zeros."""
+def zeroed_bottleneck(unet: UNet) -> Iterator[None]:
+    """Within the context the mid block outputs zeros."""
     hook = unet.mid_block.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
     try:
         yield
@@ -215,11 +215,11 @@ def silenced_bottleneck(unet: UNet) -> Iterator[None]:
 
 @torch.no_grad()
 def bottleneck_share(unet: UNet, x_0: torch.Tensor, scheduler: Any, *condition: torch.Tensor) -> float:
-    """How much of the prediction goes through the mid block: ‖v − v without it‖ / ‖v‖ at t = 700."""
+    """The share of the prediction that depends on the mid block: ‖v − v without it‖ / ‖v‖ at t = 700."""
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0)).to(x_0)
     timesteps = torch.full((len(x_0),), 700, device=x_0.device)
     arguments = scheduler.add_noise(x_0, noise, timesteps), timesteps, *condition
     whole = unet(*arguments).sample
-    with silenced_bottleneck(unet):
+    with zeroed_bottleneck(unet):
         without = unet(*arguments).sample
     return ((whole - without).norm() / whole.norm()).item()

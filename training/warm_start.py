@@ -1,10 +1,9 @@
-"""A closed-form beginning for the autoencoder: principal components in, least squares out.
+"""A closed-form initialization of the autoencoder: principal components in the encoder, least squares in the decoder.
 
-Sixteen principal components hold an 8×8 patch to about 30 dB, but gradient descent needs long to
-find them through strided convolutions. So the encoder's path is laid by hand: its strided
-convolutions gather the pixels of a patch, its last layer projects them on their components. The
-decoder's layers, which are linear between the residual blocks, are fitted one after the other by
-least squares. The residual blocks begin as the identity. Training starts from there.
+Sixteen principal components reconstruct an 8×8 patch with about 30 dB, but gradient descent through strided
+convolutions finds them slowly. So the encoder's strided convolutions are set to gather the pixels of a patch,
+and its last layer to project them on the components. The decoder's layers, which are linear between the
+residual blocks, are fitted one by one by least squares. The residual blocks start as the identity.
 """
 
 import torch
@@ -13,7 +12,7 @@ from diffusers import AutoencoderTiny
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import nn
 
-LATENT_STD = 0.5  # keeps nearly all latents inside the linear part of the decoder's clamp
+LATENT_STD = 0.5  # keeps nearly all latents in the linear range of the decoder's clamp
 
 
 def convolutions(network: nn.Sequential) -> list[nn.Conv2d]:
@@ -22,13 +21,13 @@ def convolutions(network: nn.Sequential) -> list[nn.Conv2d]:
 
 
 def gather(pixels: torch.Tensor) -> torch.Tensor:
-    """(batch, channels, 2h, 2w) → (batch, 4·channels, h, w), row, column, then channel."""
+    """(batch, channels, 2h, 2w) → (batch, 4·channels, h, w), in the order row, column, channel."""
     parts = [pixels[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
     return torch.cat(parts, 1)
 
 
 def set_taps(layer: nn.Conv2d, rows: torch.Tensor, noise: float = 0.02) -> None:
-    """Weights `rows` (out, in, 3, 3) in the layer's first channels, a little noise elsewhere."""
+    """Sets the weights of the layer's first channels to `rows` (out, in, 3, 3), plus a little noise everywhere."""
     weight = noise * torch.randn_like(layer.weight) / (9 * layer.in_channels) ** 0.5
     out, inputs = rows.shape[:2]
     weight[:out, :inputs] += rows
@@ -38,7 +37,7 @@ def set_taps(layer: nn.Conv2d, rows: torch.Tensor, noise: float = 0.02) -> None:
 
 
 def fit(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The 3×3 convolution (out, in, 3, 3) that maps features to targets best, ridge-regularised."""
+    """The least-squares 3×3 convolution (out, in, 3, 3) from features to targets, with ridge regularization."""
     inputs = features.shape[1]
     windows = F.unfold(features, 3, padding=1).transpose(1, 2).reshape(-1, inputs * 9).double()
     wanted = targets.flatten(2).transpose(1, 2).reshape(-1, targets.shape[1]).double()
@@ -55,7 +54,7 @@ def pick(out: int, inputs: int, source: int, row: int = 1, column: int = 1) -> t
 
 @torch.no_grad()
 def warm_start(model: AutoencoderTiny, pixels: torch.Tensor) -> None:
-    """Sets the weights of a fresh 8× AutoencoderTiny from `pixels` (batch, 3, height, width) in [−1, 1]."""
+    """Initializes an 8× AutoencoderTiny from `pixels` (batch, 3, height, width) in [−1, 1]."""
     for block in model.modules():
         if isinstance(block, AutoencoderTinyBlock):
             block.conv[-1].weight.zero_()

@@ -1,7 +1,7 @@
-"""Diffusion models: finding, loading and evaluating them. Nothing else knows how weights are stored.
+"""Diffusion models: names, loading and evaluation. Only this package depends on how weights are stored.
 
-A backbone encodes pictures to latents, decodes them, and predicts noise. Methods work with the class
-`Backbone`; latent models and models on pixels are its two kinds.
+A backbone encodes images to latents, decodes them, and predicts noise. Methods use the class
+`Backbone`; its two subclasses are latent and pixel-space models.
 """
 
 from styleengine.backbones.base import Backbone, reconstruct

@@ -1,4 +1,4 @@
-"""What every method works with: a diffusion model that predicts noise, in whatever space it works."""
+"""The base class of diffusion models that predict noise, in latent or pixel space."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 @dataclass
 class Backbone(ABC):
-    """A diffusion model that predicts noise, in whatever space it works.
+    """A diffusion model that predicts noise, in latent or pixel space.
 
-    Pictures are float32 (batch, 3, height, width) in [−1, 1]; latents float32 (batch, channels,
+    Images are float32 (batch, 3, height, width) in [−1, 1]; latents float32 (batch, channels,
     height, width); the networks run in `dtype`, schedules and arithmetic between them in float32.
     """
 
@@ -33,32 +33,32 @@ class Backbone(ABC):
     dtype: torch.dtype
     recommended: Mapping[str, Mapping[str, Any]]
     folder: Path
-    prediction_type: str  # of PREDICTION_TYPES: what the U-Net gives, turned into noise by `predict_noise`
+    prediction_type: str  # of PREDICTION_TYPES: the U-Net's output, converted to noise by `predict_noise`
 
     @property
     def identity(self) -> str:
-        """Names the weights and the precision: results of equal identity can be shared."""
+        """Identifies the weights and the precision: results of equal identity can be cached together."""
         return f"{self.name}@{self.revision}/{self.precision}"
 
     @property
     def title(self) -> str:
-        """The name for people: that of a local folder is its last part."""
+        """The display name; for a local folder its last part."""
         return model_name(self.name)
 
     @property
     def precision(self) -> str:
-        """The networks' number type, such as "float16"."""
+        """The networks' dtype, such as "float16"."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def nbytes(self) -> int:
-        """What the networks' weights take."""
+        """The size of the networks' weights in bytes."""
         return sum(weight.nbytes for network in self.networks for weight in network.parameters())
 
     def finite(self, x: torch.Tensor, what: str) -> torch.Tensor:
-        """x itself; StyleEngineError where it has numbers that are not finite. `what` they stand for is said.
+        """x itself; StyleEngineError if it has non-finite values. `what` names them in the message.
 
-        All that a run's networks give passes through here, so that no picture of such numbers is ever drawn.
+        All network outputs of a run are checked here, so that no such image is returned.
         """
         if bool(x.isfinite().all()):
             return x
@@ -76,20 +76,20 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def multiple(self) -> int:
-        """Picture sides must be a multiple of this many pixels."""
+        """Image sides must be a multiple of this many pixels."""
 
     @abstractmethod
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pictures → latents, without chance; StyleEngineError where they are not finite."""
+        """Images → latents, deterministic; StyleEngineError if they are not finite."""
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents → pictures; StyleEngineError where they are not finite."""
-        return self.finite(self.decode_with_gradient(latents), "the picture")
+        """Latents → images; StyleEngineError if they are not finite."""
+        return self.finite(self.decode_with_gradient(latents), "the image")
 
     @abstractmethod
     def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
-        """`decode`, differentiable by the latents where gradients are enabled."""
+        """`decode`, differentiable with respect to the latents if gradients are enabled."""
 
     @abstractmethod
     def condition(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -99,15 +99,15 @@ class Backbone(ABC):
     def predict_noise_with_gradient(
         self, latents: torch.Tensor, timestep: int | torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
-        """`predict_noise`, differentiable by the latents and the condition where gradients are enabled.
+        """`predict_noise`, differentiable with respect to latents and condition if gradients are enabled.
 
         `timestep` may be a tensor (batch,), one for each row.
         """
 
     def noise_of(self, output: torch.Tensor, latents: torch.Tensor, timestep: int | torch.Tensor) -> torch.Tensor:
-        """The noise in what the U-Net gave: itself, or ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t (Salimans & Ho 2022, App. D).
+        """The noise from the U-Net's output: itself, or ε = √ᾱ_t·v + √(1−ᾱ_t)·x_t (Salimans & Ho 2022, App. D).
 
-        A hook may make the U-Net answer each batch several times over, one after another.
+        With hooks, the output may be the batch repeated several times, each with other values.
         """
         if self.prediction_type == "epsilon":
             return output
@@ -117,7 +117,7 @@ class Backbone(ABC):
 
     @torch.no_grad()
     def predict_noise(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor) -> torch.Tensor:
-        """ε_θ(x_t, t, c); a condition of batch 1 serves the whole batch. StyleEngineError where it is not finite."""
+        """ε_θ(x_t, t, c); a batch of 1 is expanded. StyleEngineError if it is not finite."""
         noise = self.predict_noise_with_gradient(latents, timestep, condition)
         return self.finite(noise, f"the noise at timestep {timestep}")
 
@@ -127,5 +127,5 @@ class Backbone(ABC):
 
 
 def reconstruct(backbone: Backbone, image: Image.Image) -> Image.Image:
-    """A PIL image through the autoencoder and back: what no method on this backbone can exceed."""
+    """A PIL image encoded and decoded: the upper bound on the quality of any method on this backbone."""
     return to_images(backbone.decode(backbone.encode(to_tensor(image))))[0]

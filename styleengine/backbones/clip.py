@@ -1,4 +1,4 @@
-"""The CLIP that goes with a model."""
+"""The CLIP model of a backbone."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ from styleengine.backbones.origins import Origin
 from styleengine.errors import StyleEngineError
 from styleengine.memory import is_out_of_memory, memory_in_words
 
-# For models that bring no CLIP of their own; its text encoder is that of Stable Diffusion 1.
+# For models without a CLIP; its text encoder is that of Stable Diffusion 1.
 CLIP_ON_HUB = Origin("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41", title="CLIP ViT-L/14")
 CLIP_FOLDER = "clip"  # of a model's folder: a CLIPModel, its tokenizer and image processor
 
 
 def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorPil]:
-    """The CLIP that goes with a backbone, float32 on its device: in its folder, else OpenAI's ViT-L/14 from the hub.
+    """The CLIP of a backbone, in float32 on its device: from its folder, else OpenAI's ViT-L/14 from the hub.
 
-    The one from the hub is pinned to a revision, so that a version of StyleEngine always means the same CLIP.
+    The one from the hub is pinned to a revision, so that a version of StyleEngine always uses the same CLIP.
 
-    Raises StyleEngineError where it cannot be had, or not for want of memory.
+    Raises StyleEngineError if it cannot be loaded, also for lack of memory.
     """
     folder = backbone.folder / CLIP_FOLDER
     if not folder.is_dir():
@@ -31,7 +31,7 @@ def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImagePr
             folder, _ = download(CLIP_ON_HUB.location, CLIP_ON_HUB)
         except StyleEngineError as error:
             raise StyleEngineError(
-                f"The model “{backbone.title}” brings no CLIP to compare pictures and words with, and "
+                f"The model “{backbone.title}” has no CLIP to compare images and text with, and "
                 f"“{CLIP_ON_HUB.location}” is not on this machine and the hub cannot be reached. Connect to the "
                 f"network and try again, or choose a model with a CLIP in its folder “{CLIP_FOLDER}”."
             ) from error

@@ -1,4 +1,4 @@
-"""Devices and number types that models run on and in."""
+"""The devices and dtypes that models run in."""
 
 import torch
 
@@ -17,19 +17,19 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def working_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, tried by computing something on it; the default for none.
+    """The device of that name, tested by a computation on it; the default device for None.
 
-    Raises StyleEngineError, which names those that work, for any that this machine or this torch lacks.
+    Raises StyleEngineError, which lists the available devices, if it cannot be used.
     """
     if device is None or device == "":
         return default_device()
     try:
         found = torch.device(device.strip().lower() if isinstance(device, str) else device)
-        if found == default_device():  # which needs no trial; on ZeroGPU none is possible before a call
+        if found == default_device():  # needs no test; on ZeroGPU none is possible before a call
             return found
         if torch.ones(1, dtype=torch.float32, device=found).add(1).item() == 2:
             return found
-    except Exception as error:  # what torch raises differs from device to device
+    except Exception as error:  # torch's exceptions differ between devices
         if is_out_of_memory(error):
             raise StyleEngineError(f"The device “{device}” has no memory left. Free some, or choose “cpu”.") from error
     known = ", ".join(f"“{name}”" for name in devices())
@@ -37,13 +37,13 @@ def working_device(device: str | torch.device | None) -> torch.device:
 
 
 def devices() -> list[str]:
-    """The devices of this machine that can be named."""
+    """The names of this machine's devices."""
     cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return ["cpu", *(["cuda"] if cuda else []), *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def working_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The number type, which may be named by text; StyleEngineError for one that models do not run in."""
+    """The dtype, also by its name; StyleEngineError for one that models cannot run in."""
     if dtype is None:
         return default_dtype(device)
     name = str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Fetching a model's folder from the hub, pinned to a revision, as safetensors only."""
+"""Downloads a model's folder from the hub, pinned to a revision, safetensors only."""
 
 from pathlib import Path
 

@@ -11,14 +11,14 @@ from torch import nn
 from styleengine.backbones.base import Backbone
 from styleengine.errors import StyleEngineError
 
-PLACEHOLDER = "*"  # in a prompt, where a learnt word goes
+PLACEHOLDER = "*"  # in a prompt, stands for a learnt token embedding
 
 
 @dataclass
 class LatentBackbone(Backbone):
     """A latent diffusion model of Stable Diffusion 1's topology.
 
-    Latents are pictures at 1 / `multiple` of their size, scaled to about unit variance.
+    Latents have 1 / `multiple` of the image's height and width, and about unit variance.
     """
 
     vae: Any  # AutoencoderKL or AutoencoderTiny
@@ -35,10 +35,10 @@ class LatentBackbone(Backbone):
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pictures → latents (the mean of the posterior, so without chance)."""
+        """Images → latents (the mean of the posterior, so deterministic)."""
         encoded = self.vae.encode(pixels.to(self.device, self.dtype))
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-        return self.finite(latents.float() * self.vae.config.scaling_factor, "the picture's latents")
+        return self.finite(latents.float() * self.vae.config.scaling_factor, "the image's latents")
 
     def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
         scaled = latents / self.vae.config.scaling_factor
@@ -72,12 +72,12 @@ class LatentBackbone(Backbone):
         return float(self._token_embeddings.weight.float().square().mean().sqrt())
 
     def condition_with_word(self, prompt: str, words: torch.Tensor) -> torch.Tensor:
-        """Text embeddings (batch, tokens, width) of the prompt, its “*” standing for each of `words` in turn.
+        """Text embeddings (batch, tokens, width) of the prompt, with each of `words` in turn for “*”.
 
-        `words` are token embeddings (batch, word_width); differentiable by them where gradients are
-        enabled. “*” may stand several times; the tokenizer need not know it.
+        `words` are token embeddings (batch, word_width); differentiable with respect to them if gradients
+        are enabled. “*” may occur several times and need not be in the tokenizer's vocabulary.
 
-        Raises StyleEngineError for a prompt without “*”, or with so much before it that it is cut off.
+        Raises StyleEngineError for a prompt without “*”, or with “*” beyond the token limit.
         """
         ids, places, _ = self._tokens_around_word(prompt)
         tokens = torch.tensor([ids], dtype=torch.long, device=self.device).expand(len(words), -1)
@@ -90,12 +90,12 @@ class LatentBackbone(Backbone):
         return encoder.get_input_embeddings()
 
     def note_on(self, prompt: str) -> str:
-        """A sentence where `condition_with_word` reads only the beginning of the prompt, else nothing."""
+        """A sentence if `condition_with_word` truncates the prompt, else an empty string."""
         *_, read = self._tokens_around_word(prompt)
         return cut_note(prompt, read, self.tokenizer.model_max_length)
 
     def _tokens_around_word(self, prompt: str) -> tuple[list[int], list[bool], str]:
-        """Token ids of full length, which of them the word replaces, and the part of the prompt that is read."""
+        """Padded token ids, which of them are replaced, and the part of the prompt that is not truncated."""
         before, *others = prompt.split(PLACEHOLDER)
         if not others:
             raise StyleEngineError(
@@ -115,7 +115,7 @@ class LatentBackbone(Backbone):
         if len(ids) > room - 2:
             raise StyleEngineError(
                 f"The prompt “{prompt}” is too long: of {room} tokens, {len(ids)} come before the {PLACEHOLDER}. "
-                "Shorten what stands before it."
+                "Shorten the text before it."
             )
         end = len(before)
         for piece in others:
@@ -139,7 +139,7 @@ class LatentBackbone(Backbone):
 
 
 def with_text_encoder(backbone: Backbone) -> LatentBackbone:
-    """The backbone, where it has a text encoder; StyleEngineError for one that has none."""
+    """The backbone; StyleEngineError if it has no text encoder."""
     if not isinstance(backbone, LatentBackbone):
         raise StyleEngineError(
             f"The model “{backbone.title}” has no text encoder, which this method needs. Choose a latent model."
@@ -148,7 +148,7 @@ def with_text_encoder(backbone: Backbone) -> LatentBackbone:
 
 
 def cut_note(text: str, read: str, limit: int) -> str:
-    """A sentence where of a text for a text encoder of `limit` tokens only the beginning `read` is read."""
+    """A sentence if a text encoder of `limit` tokens reads only the part `read` of the text, else an empty string."""
     if len(read.strip()) >= len(text.strip()):
         return ""
     return (
@@ -159,7 +159,7 @@ def cut_note(text: str, read: str, limit: int) -> str:
 
 @contextmanager
 def _replaced(embedding: nn.Embedding, places: torch.Tensor, words: torch.Tensor) -> Iterator[None]:
-    """Within the context the embedding layer gives row i of `words` for the tokens of row i at `places` (tokens,)."""
+    """Within the context, the embedding layer returns row i of `words` for row i's tokens at `places` (tokens,)."""
 
     def put_in(layer: nn.Module, given: Any, embeddings: torch.Tensor) -> torch.Tensor:
         return torch.where(places[None, :, None], words[:, None].to(embeddings.dtype), embeddings)

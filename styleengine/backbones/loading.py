@@ -1,4 +1,4 @@
-"""Loading a model's folder: each part by its own loader, safetensors only."""
+"""Loads a model's folder: each part by its own loader, safetensors only."""
 
 import hashlib
 import json
@@ -50,11 +50,11 @@ def load_backbone(
 ) -> Backbone:
     """Loads a backbone by name ("mini", "sd15", "ddpm-church-256", …), folder, or hub id ("owner/name[@revision]").
 
-    Weights are read as safetensors only. A hub id without a revision is pinned to the one that is
-    current when it is loaded, and results record it.
+    Weights are read as safetensors only. A hub id without a revision is resolved to the
+    current revision, which results record.
 
-    Raises StyleEngineError for an unknown model, a folder that is no such model, a hub that cannot be
-    reached, a device or a number type that cannot be used, or too little memory.
+    Raises StyleEngineError for an unknown model, a folder that is no such model, an unreachable hub, a
+    device or dtype that cannot be used, or too little memory.
     """
     name = model or default_model()
     origin = origin_of(name)
@@ -87,10 +87,10 @@ def too_large(model: str) -> str:
 
 
 def folder_revision(folder: Path) -> str:
-    """A short fingerprint of a local folder: its configurations' and weights' names and contents.
+    """A short hash of a local folder: the names and contents of its configurations and weights.
 
-    What it recommends is no part of it: results record the settings themselves. Whole files count: the
-    first 64 KiB of a large network's weights hold nothing but a header.
+    Recommended settings are excluded, because results record their settings. Whole files are hashed: the
+    first 64 KiB of a large network's weights contain only a header.
     """
     digest = hashlib.sha256()
     patterns = ("*.json", "*/*.json", "*.safetensors", "*/*.safetensors")
@@ -129,7 +129,7 @@ def _read(name: str, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def reason(error: Exception, folder: Path) -> str:
-    """The first line of what a library says of a model's folder, its paths without their folders."""
+    """The first line of a library's error about a model's folder, with paths reduced to file names."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
@@ -139,7 +139,7 @@ def reason(error: Exception, folder: Path) -> str:
 def _read_latent_model(folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """The five parts of a Stable Diffusion 1 folder: four networks and the scheduler."""
     if not any((folder / "tokenizer" / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        raise OSError("the tokenizer's vocabulary is missing")  # transformers would make up an empty one
+        raise OSError("the tokenizer's vocabulary is missing")  # transformers would create an empty one
     vae_class = VAE_CLASSES[json.loads((folder / "model_index.json").read_text())["vae"][1]]
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     return {

@@ -1,4 +1,4 @@
-"""Where models are: the named ones, and what each recommends per method."""
+"""The locations of named models, and their recommended settings per method."""
 
 import json
 import os
@@ -15,14 +15,14 @@ from styleengine.stylization import model_name
 MODELS = Path(__file__).parents[1] / "models"
 RECOMMENDED_FILE = "recommended.json"
 MODEL_VARIABLE = "STYLEENGINE_MODEL"
-SIZED_AS_TRAINED = ("h_space", "qs_attn")  # methods that run on pixel models, which have one size that suits them
+SIZED_AS_TRAINED = ("h_space", "qs_attn")  # methods for pixel models, which work best at the size they were trained at
 
 
 @dataclass(frozen=True)
 class Origin:
     """Where a named backbone's weights are: a local folder, or a hub id pinned to a revision.
 
-    `recommended` are the values per method to start from; those in the model's folder win over them.
+    `recommended` are recommended settings per method; those in the model's folder override them.
     """
 
     location: str
@@ -47,7 +47,7 @@ BACKBONES = {
 
 
 def named_backbones() -> dict[str, Origin]:
-    """All that can be named: those of BACKBONES, and the folders that lie beside the embedded model."""
+    """All named backbones: those of BACKBONES, and the folders beside the embedded model."""
     folders = sorted(index.parent for index in MODELS.glob("*/model_index.json"))
     beside = {folder.name: Origin(str(folder), title=folder.name.capitalize()) for folder in folders}
     return {**BACKBONES, **{name: origin for name, origin in beside.items() if name not in BACKBONES}}
@@ -59,7 +59,7 @@ def default_model() -> str:
 
 
 def recommended_settings(model: str) -> Mapping[str, Mapping[str, Any]]:
-    """What a model recommends per method, as far as it can be told without loading or downloading it."""
+    """A model's recommended settings per method, as far as known without loading or downloading it."""
     origin = origin_of(model)
     return recommended_by(origin, Path(origin.location))
 
@@ -80,7 +80,7 @@ def origin_of(name: str) -> Origin:
 
 
 def recommended_by(origin: Origin, folder: Path) -> dict[str, Mapping[str, Any]]:
-    """The size a pixel model was trained at, then what its origin says, then what its folder says."""
+    """Recommended settings per method: a pixel model's trained size, overridden by its origin's, then its folder's."""
     file = folder / RECOMMENDED_FILE
     try:
         stated: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
@@ -116,5 +116,5 @@ def works_on_pixels(folder: Path) -> bool:
 
 
 def unet_folder(folder: Path) -> str:
-    """DDPMs of diffusers' first days keep U-Net and scheduler at the top, later ones in folders of their own."""
+    """The U-Net's subfolder. The oldest diffusers DDPMs have U-Net and scheduler at the top level."""
     return "unet" if (folder / "unet").is_dir() else ""

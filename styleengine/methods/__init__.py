@@ -1,4 +1,4 @@
-"""The published methods, a module or a folder each. Adding one means adding its `Method` to `METHODS`."""
+"""The published methods, a module or a folder each. To add one, add its `Method` to `METHODS`."""
 
 from styleengine.method import Method
 from styleengine.methods.h_space import H_SPACE

@@ -1,8 +1,8 @@
-"""h-space content injection: the content of one image in the drawing of another, nothing trained.
+"""h-space content injection: the content of one image in the look of another, without training.
 
-Content and style image are inverted into noise. The style's noise is denoised again, and on the way
-the bottleneck of the U-Net ("h-space", the output of its mid block, which holds what is shown) is
-turned towards the content's, while the skip connections (which hold how it looks) stay the style's.
+Content and style image are inverted to noise. The style's noise is denoised, while the bottleneck of
+the U-Net ("h-space", the output of its mid block, which encodes the content) is rotated towards the
+content's. The skip connections, which encode the appearance, remain the style's.
 After Jeong, Kwon and Uh, "Training-free Style Transfer Emerges from h-space in Diffusion models".
 """
 
@@ -28,8 +28,8 @@ from styleengine.run import Run, Trajectory
 from styleengine.settings import Settings, knob
 from styleengine.stylization import InputRecord, OnStep, Stylization, mask_record
 
-TRAINED_STEPS = 1000  # the timesteps in the settings count from 0 to here, however long a model was trained for
-NEARLY_PARALLEL = 1e-5  # sine of an angle: below it a great circle cannot be told from its chord
+TRAINED_STEPS = 1000  # the scale of the timesteps in the settings, whatever a model's number of timesteps
+NEARLY_PARALLEL = 1e-5  # sine of an angle: below it slerp is linear interpolation
 TINY = 1e-12
 
 Blend = Callable[[torch.Tensor], torch.Tensor]
@@ -40,44 +40,42 @@ class HSpaceSettings(Settings):
 
     gamma: float = knob(
         0.3,
-        "How far the content replaces what the style image shows (γ): 0 redraws the style image, 0.4–0.6 is strong.",
+        "Strength of the content injection (γ): 0 reproduces the style image, 0.4–0.6 is strong.",
         title="Content γ",
         ge=0,
         le=1,
     )
     size: int = knob(512, "Length of the result's shorter side in pixels.", ge=64, le=1536)
     steps: int = knob(50, "Denoising steps; more is slower and finer.", ge=2, le=200)
-    seed: int = knob(
-        0, "Picks the noise of the quality boost. Without it every seed gives the same picture.", ge=0, le=2**32 - 1
-    )
+    seed: int = knob(0, "Random seed of the quality boost; without it the seed has no effect.", ge=0, le=2**32 - 1)
     t_start: int = knob(
-        1000, "Timestep, counted down from 1000, at which the content comes in.", title="From t", ge=0, le=TRAINED_STEPS
+        1000, "Timestep at which the injection starts; 1000 is pure noise.", title="From t", ge=0, le=TRAINED_STEPS
     )
     t_edit: int = knob(
-        400, "Timestep after which it comes in no more; lower brings in finer detail.", title="To t", ge=0, le=1000
+        400, "Timestep at which the injection ends; lower adds finer detail.", title="To t", ge=0, le=1000
     )
     calibration: bool = knob(
-        True, "Move the picture to where the style's skip connections fit the new content: truer colours."
+        True, "Adapt x_t to the injected content, so that the skip connections fit it: truer colours."
     )
     omega: float = knob(
-        0.0, "How much of the change of the predicted noise goes into the calibration (ω).", title="ω", ge=0, le=1
+        0.0, "Weight of the change of the predicted noise in the calibration (ω).", title="ω", ge=0, le=1
     )
     t_boost: int = knob(
         200,
-        "Fresh noise is mixed in from this timestep on, for finer texture. 0 for styles unlike the model's pictures.",
+        "Stochastic sampling from this timestep on, for finer texture. Use 0 for out-of-domain styles.",
         title="Quality boost below t",
         ge=0,
         le=TRAINED_STEPS,
     )
     inversion_iterations: int = knob(
-        1, "Refinements of each inversion step; 1 is plain, 3 comes back nearly exactly.", rare=True, ge=1, le=8
+        1, "Iterations per inversion step; 1 is plain DDIM, 3 reconstructs nearly exactly.", rare=True, ge=1, le=8
     )
     measure_reconstruction: bool = knob(
-        False, "Also sample the style image back as it is and report its PSNR (costs one more pass).", rare=True
+        False, "Also reconstruct the style image and report its PSNR (samples once more).", rare=True
     )
 
     def injects(self, t: float) -> bool:
-        """Whether the content comes in at timestep t of 1000."""
+        """Whether the content is injected at timestep t of 1000."""
         return self.t_edit <= t <= self.t_start
 
     def boosts(self, t: float) -> bool:
@@ -108,17 +106,16 @@ def inject(
     cache: ByteCache | None = None,
     names: Sequence[str] = ("", "", ""),
 ) -> list[Stylization]:
-    """One result for each γ, in one batch with the inversions shared; `settings.gamma` is not looked at.
+    """One result per γ, in one batch with shared inversions; `settings.gamma` is ignored.
 
-    The results have the content's aspect ratio and `settings.size`. The style image gives the start
-    x_T and the skip connections, and so has to have that shape too: it is scaled evenly to cover
-    it and its overhang is cut off; nothing is squashed.
+    The results have the content's aspect ratio and `settings.size`. The style image gives x_T and the
+    skip connections, so it is scaled and cropped to the same shape.
 
-    `mask` lies on the content: white where it is injected, black where the style image stays.
+    `mask` is laid over the content: white where it is injected, black where the style image remains.
     `on_step` is called after each step and may raise `Cancelled`. `cache` keeps inversions and the
     content's h between runs. `names` are the file names of content, style and mask.
 
-    Raises StyleEngineError for no γ, one outside [0, 1], or an interval without a step in it.
+    Raises StyleEngineError for no γ, one outside [0, 1], or an interval that contains no step.
     """
     run = Run(backbone, ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps), on_step, cache)
     sampler = Injection(run, settings)
@@ -163,7 +160,7 @@ class Injection:
 
     def __init__(self, run: Run, settings: HSpaceSettings) -> None:
         self.run, self.schedule, self.settings = run, run.schedule, settings
-        # Timesteps as the settings count them, by level.
+        # Timesteps on the settings' scale, by level.
         self.t = [timestep * TRAINED_STEPS / len(run.backbone.alphas_cumprod) for timestep in self.schedule.timesteps]
         self.injected_levels = {level for level in range(1, self.schedule.steps + 1) if settings.injects(self.t[level])}
 
@@ -179,8 +176,8 @@ class Injection:
     ) -> torch.Tensor:
         """x_0, one row for each γ. `region` is a mask (1, 1, height, width) in [0, 1]; None = everywhere.
 
-        Rows into which nothing is injected (γ = 0 or a black mask) go the plain way.
-        `after_step` sees the last row.
+        Rows without injection (γ = 0 or a black mask) are sampled as usual.
+        `after_step` gets the last row.
         """
         x_t = x_T.expand(len(gammas), -1, -1, -1)
         shares = torch.tensor(gammas, dtype=x_T.dtype, device=x_T.device).view(-1, 1, 1, 1)
@@ -215,7 +212,7 @@ class Injection:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(x_t, ε for x̂0, ε for the direction) of the step at one level.
 
-        Without calibration the asymmetric pair ε̃, ε; with it x_t moved, and one plain ε asked for there.
+        Without calibration: the asymmetric pair ε̃, ε. With it: the calibrated x_t, and ε predicted there.
         """
         alpha = self.schedule.levels[level]
         with injection(self.run.backbone.unet, lambda h: blend(h, h_content, gamma, region)):
@@ -234,7 +231,7 @@ class Injection:
         level: int,
         generators: Sequence[torch.Generator],
     ) -> torch.Tensor:
-        """To the next lower level; each row draws from a generator of its own, so no row minds the others."""
+        """One step to the next lower level. Each row has its own generator, so rows are independent."""
         alpha, alpha_prev = self.schedule.levels[level], self.schedule.levels[level - 1]
         if not self.settings.boosts(self.t[level]):
             return ddim.step(x_t, noise, alpha, alpha_prev, direction=direction)
@@ -242,28 +239,28 @@ class Injection:
         return torch.cat([ddim.step(x, e, alpha, alpha_prev, 1.0, generator, d) for x, e, d, generator in rows])
 
     def content_h(self, content: Trajectory, known: Bottleneck, level: int) -> torch.Tensor:
-        """The content's h at a level, from its own trajectory: it never drifts."""
+        """The content's h at a level, from its own trajectory, so without drift."""
         if level not in known.h:
-            with captured(self.run.backbone.unet) as seen:
+            with captured(self.run.backbone.unet) as outputs:
                 self.run.noise(content.latents[level], level)
-            known.h[level] = seen[0]
+            known.h[level] = outputs[0]
         return known.h[level]
 
 
 @contextmanager
 def captured(unet: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Within the context, the list receives h at every evaluation of a `UNet2DModel` or `UNet2DConditionModel`."""
-    seen: list[torch.Tensor] = []
-    with _hooked(unet, lambda h: seen.append(h)):
-        yield seen
+    """Within the context, the list receives h at every forward pass of a `UNet2DModel` or `UNet2DConditionModel`."""
+    outputs: list[torch.Tensor] = []
+    with _hooked(unet, lambda h: outputs.append(h)):
+        yield outputs
 
 
 @contextmanager
 def injection(unet: nn.Module, change: Blend) -> Iterator[None]:
-    """Within the context the U-Net answers a batch of B with 2B rows: with h as it is, then with `change(h)`.
+    """Within the context, the U-Net returns 2B rows for a batch of B: with h unchanged, then with `change(h)`.
 
-    Both share one way down: only from the mid block on there are two of each row, each with the
-    same skip connections. Every exit puts the U-Net back.
+    The down blocks run once. From the mid block on, each row is duplicated, with the same skip
+    connections. The U-Net is restored on exit.
     """
     batch = 0
 
@@ -273,28 +270,28 @@ def injection(unet: nn.Module, change: Blend) -> Iterator[None]:
         return torch.cat([h, change(h)])
 
     def twice(value: Any) -> Any:
-        """Skip connections and embeddings, which still have one of each row, brought to two of each."""
+        """Duplicates the rows of skip connections and embeddings."""
         if isinstance(value, tuple):
             return tuple(twice(part) for part in value)
         if isinstance(value, torch.Tensor) and len(value) == batch:
             return torch.cat([value, value])
         return value
 
-    def on_the_way_up(block: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def before_up_block(block: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return twice(given), {name: twice(value) for name, value in named.items()}
 
     blocks: Any = unet.up_blocks
     with _hooked(unet, fork), ExitStack() as hooks:
         for block in blocks:
-            hooks.callback(block.register_forward_pre_hook(on_the_way_up, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_pre_hook(before_up_block, with_kwargs=True).remove)
         yield
 
 
 @contextmanager
-def _hooked(unet: nn.Module, see: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
-    """Within the context `see` is shown the mid block's output, and what it returns, if anything, replaces it."""
+def _hooked(unet: nn.Module, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    """Within the context, `hook` gets the mid block's output, and a tensor that it returns replaces it."""
     middle: Any = unet.mid_block
-    handle = middle.register_forward_hook(lambda block, given, h: see(h))
+    handle = middle.register_forward_hook(lambda block, given, h: hook(h))
     try:
         yield
     finally:
@@ -307,10 +304,10 @@ def blend(
     gamma: torch.Tensor,
     region: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """h̃ = slerp(h_style, h_content brought to h_style's norm; γ), of h_style's shape and type.
+    """h̃ = slerp(h_style, h_content brought to h_style's norm; γ), with h_style's shape and dtype.
 
-    h is one vector per row. With `region` (1, 1, any height and width) the vectors are what of h
-    lies inside, γ is lowered on the soft border, and outside h_style stays bit for bit.
+    Each row of h is one vector. With `region` (1, 1, any height and width) only the part of h inside it
+    is interpolated, γ is lower on the soft border, and outside h_style is unchanged bit for bit.
     """
     here, there = h_style.float(), h_content.float().expand_as(h_style)
     if region is None:
@@ -329,11 +326,11 @@ def match_norm(h: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 def slerp(a: torch.Tensor, b: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """sin((1−s)θ)/sin θ · a + sin(sθ)/sin θ · b, θ the angle between the rows of a and b.
 
-    For parallel vectors this goes to (1−s)·a + s·b, which also stands in for opposite ones, where
-    no great circle is singled out. `share` may differ from row to row and from place to place.
+    For parallel vectors the limit is (1−s)·a + s·b, which is also used for opposite ones, where the great
+    circle is not unique. `share` may differ between rows and positions.
     """
     unit_a, unit_b = (x / _norm(x).clamp(min=TINY) for x in (a, b))
-    theta = 2 * torch.atan2(_norm(unit_a - unit_b), _norm(unit_a + unit_b))  # exact also where acos is not
+    theta = 2 * torch.atan2(_norm(unit_a - unit_b), _norm(unit_a + unit_b))  # accurate also where acos is not
     sine = theta.sin()
     chord = sine < NEARLY_PARALLEL
     safe = torch.where(chord, 1.0, sine)
@@ -345,9 +342,9 @@ def slerp(a: torch.Tensor, b: torch.Tensor, share: torch.Tensor) -> torch.Tensor
 def calibrate(
     x_t: torch.Tensor, noise: torch.Tensor, injected: torch.Tensor, alpha_t: torch.Tensor, omega: float
 ) -> torch.Tensor:
-    """x_t + dx, where the skip connections fit the injected h: dx = √ᾱ_t·(x̂0' − x̂0) + ω·√(1−ᾱ_t)·(ε̃ − ε).
+    """x_t + dx, so that the skip connections fit the injected h: dx = √ᾱ_t·(x̂0' − x̂0) + ω·√(1−ᾱ_t)·(ε̃ − ε).
 
-    x̂0' is x̂0(ε̃) with the spread about its own mean, over the whole row, of x̂0 = x̂0(ε).
+    x̂0' is x̂0(ε̃), rescaled about its mean to the standard deviation of x̂0 = x̂0(ε), row by row.
     """
     clean, changed = ddim.predict_x0(x_t, noise, alpha_t), ddim.predict_x0(x_t, injected, alpha_t)
     mean = changed.mean((1, 2, 3), keepdim=True)
@@ -370,7 +367,7 @@ def _check(gammas: Sequence[float], sampler: Injection) -> None:
     if not sampler.injected_levels:
         raise StyleEngineError(
             f"None of the {settings.steps} steps lies between the timesteps {settings.t_start} and {settings.t_edit}, "
-            "where the content would come in: move the two apart, or take more steps."
+            "where the content is injected: move the two apart, or use more steps."
         )
 
 

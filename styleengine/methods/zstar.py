@@ -1,8 +1,8 @@
 """Z-STAR+: zero-shot style transfer by reweighted attention.
 
-Content and styles are inverted into noise. While the content's noise is sampled again, its
-self-attention attends to the styles' keys and values of the same timestep beside its own; the
-attention weights decide what is taken from where (`styleengine/style_attention.py`).
+Content and styles are inverted to noise. While the content's noise is denoised, its self-attention
+attends to the styles' keys and values of the same timestep together with its own; the attention
+weights determine the mixture (`styleengine/style_attention.py`).
 After "Z-STAR+: A Zero-shot Style Transfer Method via Adjusting Style Distribution".
 """
 
@@ -32,10 +32,10 @@ from styleengine.stylization import InputRecord, OnStep, Stylization
 
 
 class ZStarSettings(StyleAttentionSettings):
-    """Settings of Z-STAR+ for pictures."""
+    """Settings of Z-STAR+ for images."""
 
     measure_reconstruction: bool = knob(
-        False, "Also sample the content back unstyled and report its PSNR (costs one more pass).", rare=True
+        False, "Also reconstruct the content without styles and report its PSNR (samples once more).", rare=True
     )
 
 
@@ -68,7 +68,7 @@ def stylize_all(
     after each U-Net step and may raise `Cancelled`. `cache` keeps inversions and styles' keys and values
     between runs.
 
-    Raises StyleEngineError for no style, no weight at all, or an empty range of layers or steps.
+    Raises StyleEngineError for no style, no positive weight, or an empty range of layers or steps.
     """
     check(backbone, styles, settings)
     styles = [style for style in styles if style.weight > 0]

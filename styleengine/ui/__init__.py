@@ -1,4 +1,4 @@
-"""The app: one file per tab (`tab_*.py`, found by name), and what the tabs share."""
+"""The app: one file per tab (`tab_*.py`, discovered by name) and the shared parts."""
 
 import importlib
 import pkgutil
@@ -13,16 +13,16 @@ from styleengine.ui.page import footer, header, launch_options
 from styleengine.ui.runs import Runner
 from styleengine.ui.tab import Tab
 
-__all__ = ["build", "build_apology", "launch_options", "tabs"]
+__all__ = ["build", "build_error_page", "launch_options", "tabs"]
 
 TITLE = "StyleEngine"
 CACHE_SWEEP, CACHE_AGE = 3600, 24 * 3600  # seconds: uploads and results are deleted after a day
-LAST = 100  # the order of tabs that have no file
-MOST_QUEUED = 200  # runs that wait
+LAST = 100  # order of tabs without a file of their own
+MOST_QUEUED = 200  # queued runs
 
 
 def tabs() -> list[Tab]:
-    """What the `tab_*.py` files of this package declare, in their order, then the methods without such a file."""
+    """The tabs of the `tab_*.py` files, in their order, then plain tabs for the remaining methods."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("tab_")]
     own: list[Tab] = [importlib.import_module(f"{__name__}.{name}").TAB for name in names]
     others = [method for method in METHODS.values() if method.name not in {tab.method for tab in own}]
@@ -31,7 +31,7 @@ def tabs() -> list[Tab]:
 
 
 def build(engine: StyleEngine) -> gr.Blocks:
-    """The whole page on one engine; `launch` it with `launch_options()`."""
+    """The whole app on one engine. Start it with `launch(**launch_options())`."""
     runner = Runner(engine)
     with AppBlocks(title=TITLE, fill_width=True, delete_cache=(CACHE_SWEEP, CACHE_AGE)) as demo:
         header(TITLE)
@@ -42,8 +42,8 @@ def build(engine: StyleEngine) -> gr.Blocks:
     return demo.queue(max_size=MOST_QUEUED, api_open=False)
 
 
-def build_apology(sentence: str) -> gr.Blocks:
-    """The page for when no model could be loaded: it says why."""
+def build_error_page(sentence: str) -> gr.Blocks:
+    """The page shown when no model could be loaded, with the reason."""
     with gr.Blocks(title=TITLE, fill_width=True) as demo:
         header(TITLE)
         gr.Markdown(f"**The app cannot start.** {sentence}", elem_classes="apology")

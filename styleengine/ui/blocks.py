@@ -1,4 +1,4 @@
-"""The app's Blocks: every event's inputs pass the door, and every failure ends in a sentence."""
+"""The app's Blocks: checks the inputs of every event and turns every failure into an error message."""
 
 import gc
 import traceback
@@ -17,16 +17,16 @@ from styleengine.errors import StyleEngineError
 from styleengine.ui.tools import ToolServer
 from styleengine.ui.uploads import admitted, sentence
 
-UNEXPECTED = "The request failed with an unexpected error, which is in the server's log."
+UNEXPECTED = "The request failed with an unexpected error. See the server's log."
 SERVING_THREADS = 20
 NO_DESCRIPTION: dict[str, Any] = {}
 
 
 class SessionConfig(BlocksConfig):
-    """A session's blocks, without the description of each that Gradio keeps for its deep links.
+    """A session's blocks, without the per-component config that Gradio keeps for deep links.
 
-    It is never shown here. For the 400 components of this page it took 740 KiB and 20 ms of the event
-    loop for every session, and a client is a session each time it connects.
+    The app does not use deep links. For the 400 components of this page the config took 740 KiB and 20 ms
+    of the event loop per session, and every client connection is a session.
     """
 
     @staticmethod
@@ -35,20 +35,20 @@ class SessionConfig(BlocksConfig):
 
 
 class PageConfig(BlocksConfig):
-    """The page's blocks; Gradio copies them for every session."""
+    """The page's blocks. Gradio copies them for every session."""
 
     def __copy__(self) -> SessionConfig:
         session = SessionConfig(self.root_block)
-        session.blocks = ChainMap({}, self.blocks)  # type: ignore[assignment] - only what changes is the session's
+        session.blocks = ChainMap({}, self.blocks)  # type: ignore[assignment] - copy on write
         session.fns, session.fn_id = self.fns, self.fn_id
         return session
 
 
 class AppBlocks(gr.Blocks):
-    """Gradio's Blocks for clients that cannot be trusted.
+    """Gradio's Blocks for untrusted clients.
 
-    Files and oversized values are refused before Gradio touches them. What goes wrong is told in a
-    sentence; on the page, where Gradio shows it as HTML, it is escaped.
+    Foreign files and oversized values are rejected before Gradio processes them. Errors are plain
+    sentences. Those of the page are escaped, since Gradio renders them as HTML.
     """
 
     _tools: ToolServer | None = None
@@ -58,10 +58,10 @@ class AppBlocks(gr.Blocks):
         self.default_config = PageConfig(self)
 
     def run_startup_events(self) -> None:
-        """Keeps what could hold up the event loop small.
+        """Reduces pauses of the event loop.
 
-        A collection of all garbage went through every object of torch and of the page, for 0.3 to 0.7 s;
-        what is there now stays. With many threads that serve pages the loop waits longer for its turn.
+        A full garbage collection visited every object of torch and of the page, which took 0.3 to 0.7 s, so
+        the objects that exist now are frozen. Fewer serving threads leave the event loop more CPU time.
         """
         super().run_startup_events()
         gc.collect()
@@ -79,7 +79,7 @@ class AppBlocks(gr.Blocks):
     async def postprocess_data(
         self, block_fn: BlockFunction, predictions: list[Any] | dict[Any, Any], state: SessionState | None
     ) -> list[Any]:
-        """Gradio makes a new component of every output that stays as it is; here none is made of those."""
+        """Skips unchanged outputs, for which Gradio would construct a new component each."""
         if not isinstance(predictions, dict) or not any(isinstance(key, Block) for key in predictions):
             return await super().postprocess_data(block_fn, predictions, state)
         changing = copy(block_fn)
@@ -95,7 +95,7 @@ class AppBlocks(gr.Blocks):
             return await super().process_api(function, inputs, **options)
         except (StyleEngineError, gr.Error) as error:
             words = sentence(error)
-        except Exception:  # noqa: BLE001 - whatever it is, its text may tell about the server's disk
+        except Exception:  # noqa: BLE001 - its text may contain paths on the server
             traceback.print_exc()
             words = UNEXPECTED
         on_page = function.api_visibility != "public"

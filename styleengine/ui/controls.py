@@ -1,4 +1,4 @@
-"""Settings → controls: each slider, number, choice and box is derived from a settings class."""
+"""Settings → controls: each slider, number, radio and checkbox is derived from a settings class."""
 
 import math
 import secrets
@@ -17,17 +17,17 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 FLOAT_STEPS = (0.05, 0.01, 0.005, 0.001)
 FEWEST_STOPS, MOST_STOPS = 50, 250
-LARGEST_SLIDER = 10_000  # beyond it a number is typed
+LARGEST_SLIDER = 10_000  # above it, a number field is used
 MOST_CHARACTERS = 4000  # of a value
 MOST_DIGITS = 40  # of a number
 MOST_QUOTED = 80  # characters of a value in an error
 
 
 class Controls(Generic[AnySettings]):
-    """The controls of one settings class, starting from the values the backbone recommends.
+    """The controls of one settings class. Their initial values are those the backbone recommends.
 
-    `show` and `show_rare` make the controls where they are called; `components` maps the names of
-    the fields to them, in the order in which they were shown.
+    `show` and `show_rare` create the controls at the place of the call. `components` maps field names to
+    controls, in the order of creation.
     """
 
     def __init__(self, start: AnySettings) -> None:
@@ -40,12 +40,12 @@ class Controls(Generic[AnySettings]):
             self.components[name] = _control(self.knobs[name], getattr(self.start, name))
 
     def show_rare(self) -> None:
-        """The rare ones that are not shown yet, folded away."""
+        """The remaining rare settings, in a closed accordion."""
         with gr.Accordion("More settings", open=False):
             self.show(*(name for name, knob in self.knobs.items() if knob.rare and name not in self.components))
 
     def show_seed(self, name: str = "seed") -> None:
-        """The seed, with a dice beside it."""
+        """The seed, with a button for a random one."""
         with gr.Row(equal_height=False):
             self.show(name)
             dice = gr.Button("⚄", min_width=44, scale=0, elem_classes="dice")
@@ -60,7 +60,7 @@ class Controls(Generic[AnySettings]):
         )
 
     def settings(self, values: Mapping[str, Any]) -> AnySettings:
-        """Checked settings that hold every value that is given; what is None stays as the model recommends.
+        """The checked settings. A value of None falls back to the model's recommended one.
 
         Raises StyleEngineError for values of a wrong type or out of range.
         """
@@ -70,7 +70,7 @@ class Controls(Generic[AnySettings]):
         return type(self.start)(**given)
 
     def starting_from(self, start: AnySettings) -> dict[Any, Any]:
-        """Updates that make the controls show other values."""
+        """Updates that set the controls to other values."""
         return {component: getattr(start, name) for name, component in self.components.items()}
 
 
@@ -93,13 +93,13 @@ def _control(knob: Knob, value: Any) -> Component:
 
 
 def _starts(knob: Knob) -> set[float]:
-    """What a control of this name may be made to start from: its default, and what any model recommends."""
+    """All possible initial values of a control: its default and each model's recommended value."""
     recommended = (values for name in named_backbones() for values in recommended_settings(name).values())
     return {knob.default, *(values[knob.name] for values in recommended if knob.name in values)}
 
 
 def _step(knob: Knob, low: float, high: float, starts: Collection[float]) -> float | None:
-    """The coarsest step with enough stops, of which each start is one; None if there is none: it is then typed."""
+    """The coarsest slider step with enough stops that hits every start; None (a number field) if none does."""
     span, fewest = high - low, FEWEST_STOPS
     steps: Sequence[float] = FLOAT_STEPS
     if knob.type is int:
@@ -111,13 +111,13 @@ def _step(knob: Knob, low: float, high: float, starts: Collection[float]) -> flo
 
 
 def short(value: Any) -> str:
-    """A value as an error quotes it."""
+    """A value, shortened for an error message."""
     text = repr(value)
     return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}…"
 
 
 def _check(knob: Knob, value: Any) -> None:
-    """StyleEngineError for what pydantic would take for a number, or quote at full length."""
+    """StyleEngineError for values that pydantic would coerce to a number or quote in full."""
     if knob.type in (int, float):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         kind, fits = "a number", number and len(repr(value)) <= MOST_DIGITS

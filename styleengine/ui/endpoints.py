@@ -1,8 +1,8 @@
-"""From a tab's inputs to its events: the live run of the page, Cancel, and the plain API endpoint.
+"""The events of a tab: the page's run with progress, Cancel, and the API endpoint.
 
-Inputs come as the page or the client sent them (`preprocess=False`): the engine checks all of them,
-so that whatever is wrong is said in its words. A run is awaited, never waited for in a thread of
-Gradio's: Gradio ends it by cancelling its task or closing its iterator, and that stops the engine.
+Inputs arrive unprocessed (`preprocess=False`); the engine checks them, so that all errors are the engine's.
+A run is awaited and holds none of Gradio's threads. Gradio ends it by cancelling its task or closing its
+iterator, which stops the engine.
 """
 
 import inspect
@@ -24,15 +24,15 @@ from styleengine.ui.uploads import sentence
 
 ENGINE_QUEUE = {"concurrency_id": "engine", "concurrency_limit": 1}
 CANCELLED = "Cancelled."
-STOPPING = "Stopping; what is finished is being written …"
-UNEXPECTED = "The run failed with an unexpected error, which is in the server's log."
-RETURNS = "Returns the result and its record. Settings that are left out take the values recommended for the model."
+STOPPING = "Stopping. Writing the finished frames …"
+UNEXPECTED = "The run failed with an unexpected error. See the server's log."
+RETURNS = "Returns the result and its record. Omitted settings take the values recommended for the model."
 
 Prepare = Callable[[Mapping[str, Any]], Job]
 
 
 class Panel(Protocol):
-    """The result's side of a tab: its components, and the states of a run as Gradio updates."""
+    """The output side of a tab: its components, and the states of a run as Gradio updates."""
 
     run: gr.Button
     cancel: gr.Button
@@ -57,17 +57,17 @@ def connect_page(
     *,
     keeps_partial: bool = False,
 ) -> None:
-    """Lets Run, and a click on an example, do what `prepare` makes of the inputs; Cancel stops it.
+    """Connects Run and the examples to the job that `prepare` builds from the inputs, and Cancel to stopping it.
 
-    With `keeps_partial` a cancelled run still gives a result, so the page goes on listening to it.
+    With `keeps_partial` a cancelled run still returns a result, so the page keeps waiting for it.
     """
 
-    # Gradio's own `cancels` ends whatever runs under the same name when the request arrives, even a
-    # run started since. So a run is stopped by its ticket, which the page carries from click to run.
-    carried = gr.Textbox("", visible=False)
+    # Gradio's own `cancels` ends any run of the same event, even one that was started after the click.
+    # So a run is cancelled by its ticket, which the page holds in a hidden textbox.
+    ticket_box = gr.Textbox("", visible=False)
 
     def wait(request: gr.Request) -> Updates:
-        return {**panel.waiting(), carried: runner.admit(request, name)}
+        return {**panel.waiting(), ticket_box: runner.admit(request, name)}
 
     async def live(request: gr.Request, ticket: Any, *values: Any) -> AsyncIterator[Updates]:
         given = dict(zip(inputs, values, strict=True))
@@ -85,15 +85,15 @@ def connect_page(
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
     def start_on(trigger: Callable, api_name: str) -> None:
-        run = trigger(wait, outputs=[*panel.outputs, carried], **quiet).then(
+        run = trigger(wait, outputs=[*panel.outputs, ticket_box], **quiet).then(
             live,
-            inputs=[carried, *inputs.values()],
+            inputs=[ticket_box, *inputs.values()],
             outputs=panel.outputs,
             preprocess=False,
             api_name=api_name,
             api_visibility="undocumented",
             show_progress="hidden",
-            trigger_mode="multiple",  # "once" would swallow a run while a cancelled one is at its last step
+            trigger_mode="multiple",  # "once" would drop a run while a cancelled one finishes its last step
             **ENGINE_QUEUE,
         )
         panel.connect_comparison(run)
@@ -101,14 +101,14 @@ def connect_page(
     start_on(panel.run.click, f"{name}_live")
     if examples:
         start_on(examples.load_input_event.then, f"{name}_example")
-    panel.cancel.click(cancel, inputs=carried, outputs=[panel.run, panel.cancel, panel.status], **quiet)
+    panel.cancel.click(cancel, inputs=ticket_box, outputs=[panel.run, panel.cancel, panel.status], **quiet)
     gr.on([], cancel_for_client, api_name=f"{name}_cancel", api_visibility="undocumented", queue=False)
 
 
 async def _states(
     name: str, runner: Runner, panel: Panel, prepare: Callable[[], Job], request: gr.Request, ticket: Any
 ) -> AsyncGenerator[Updates, None]:
-    """What the panel shows while a run goes on, and at its end, whatever that is."""
+    """The panel's updates during a run and at its end."""
     ticket = runner.admitted(request, name, ticket)
     try:
         job = await run_sync(prepare)
@@ -120,7 +120,7 @@ async def _states(
         yield panel.stopped(sentence(error))
         raise shown(error) from None
     except Cancelled:
-        if not runner.has_admitted(request, name):  # else the panel is the next run's already
+        if not runner.has_admitted(request, name):  # else the panel already belongs to the next run
             yield panel.stopped(CANCELLED)
     except Exception:
         yield panel.stopped(UNEXPECTED)
@@ -142,9 +142,9 @@ def add_api(
     descriptions: Mapping[str, str],
     result: type[gr.Image | gr.Video] = gr.Image,
 ) -> None:
-    """The endpoint `/name` and its MCP tool: the inputs by name in, the PNG or MP4 and its record out.
+    """The endpoint `/name` and its MCP tool. Takes the inputs by name; returns the PNG or MP4 and its record.
 
-    What is not `required` may be left out or null; it then is what the chosen model recommends.
+    Inputs that are not `required` may be omitted or null; the chosen model's recommended values then apply.
     """
     fields = {field: parameter(component) for field, component in inputs.items()}
 
@@ -186,7 +186,7 @@ def add_api(
 
 
 def signature(names: Iterable[str], required: Collection[str]) -> inspect.Signature:
-    """What Gradio reads the parameters' names from; their defaults it takes from the components."""
+    """A signature from which Gradio reads the parameter names; defaults come from the components."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     empty = inspect.Parameter.empty
     named = [inspect.Parameter(name, kind, default=empty if name in required else None) for name in names]
@@ -196,5 +196,5 @@ def signature(names: Iterable[str], required: Collection[str]) -> inspect.Signat
 
 
 def shown(error: StyleEngineError) -> gr.Error:
-    """The engine's sentence as Gradio shows and sends it."""
+    """The engine's error as a Gradio error."""
     return gr.Error(sentence(error), print_exception=False)

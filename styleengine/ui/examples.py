@@ -1,4 +1,4 @@
-"""Examples for the foot of a tab, from the pictures in `examples/`."""
+"""Examples at the bottom of a tab, from the images and clips in `examples/`."""
 
 from collections.abc import Sequence
 from itertools import cycle, islice
@@ -13,27 +13,27 @@ from styleengine.backbones import recommended_settings
 FOLDER = Path(__file__).parents[2] / "examples"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}
 MOST = 6
-LABEL = "Examples: a click runs one"
+LABEL = "Examples (click to run)"
 FIGURES = "figures"  # a model
 
 
 def pictures(kind: str) -> list[str]:
-    """The files of `examples/<kind>`; none where the package was installed without them."""
+    """The files of `examples/<kind>`; empty if the package was installed without them."""
     return sorted(str(path) for path in (FOLDER / kind).glob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def content_style_examples(inputs: Sequence[Component], elem_id: str = "examples") -> Examples | None:
-    """Pairs of content and style, each picture used once before any is used again.
+    """Pairs of content and style. Every image is used once before any is repeated.
 
-    `elem_id` must be the page's only one of its name; the style sheet knows it by its ending, "examples".
+    `elem_id` must be unique on the page and end in "examples", which the style sheet selects by.
     """
     return _pairs(pictures("content"), inputs, elem_id)
 
 
 def h_space_examples(inputs: Sequence[Component], model: str, size: int) -> Examples | None:
-    """Contents and styles on the app's own model, then figures on the one that knows their kind.
+    """Pairs for the app's own model, then pairs of figures for the model "figures".
 
-    Each row also says model and size, which the style sheet hides.
+    Each row also has a model and a size column, which the style sheet hides.
     """
     own = [[*pair, model, size] for pair in zip(pictures("content"), pictures("style"), strict=False)]
     drawn, suits = pictures("figures"), recommended_settings(FIGURES)["h_space"]
@@ -59,7 +59,7 @@ def _pairs(contents: Sequence[str], inputs: Sequence[Component], elem_id: str) -
 
 
 def content_words_examples(inputs: Sequence[Component], words: Sequence[str], elem_id: str) -> Examples | None:
-    """Contents, each with some words; `elem_id` as in `content_style_examples`."""
+    """Contents with prompts; `elem_id` as in `content_style_examples`."""
     contents = pictures("content")
     if not contents:
         return None

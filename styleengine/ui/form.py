@@ -1,6 +1,6 @@
-"""A method on the page: a component for each input and setting, and the run that they ask for.
+"""A method on the page: a component for each input and setting, and the job built from their values.
 
-A tab says where on the page they stand. A method without a tab of its own gets `plain_tab`.
+A tab file defines the layout. A method without a tab file gets `plain_tab`.
 """
 
 import sys
@@ -29,15 +29,15 @@ from styleengine.video import open_clip
 
 MOST_WEIGHT = 3
 NUMBERS = ("first", "second", "third", "fourth")
-MODEL_HELP = "The model to run on. Latent and pixel-space models both serve."
-MASK_WORDS = "Leave it empty for no mask. An uploaded mask, white for painted, overrides the painted one."
+MODEL_HELP = "The model to use, in latent or in pixel space."
+MASK_WORDS = "Leave empty for no mask. An uploaded mask (white = painted) overrides the painted one."
 
 
 class Form:
     """The inputs and settings of one method.
 
-    Methods that make components do so where they are called. `inputs` maps the API's names to them, in
-    the order in which they were shown.
+    The `show` methods create components at the place of the call. `inputs` maps API names to components, in
+    the order of creation.
     """
 
     def __init__(self, runner: Runner, method: Method, library: StyleLibrary | None = None) -> None:
@@ -48,7 +48,7 @@ class Form:
         self.painting: gr.ImageMask | None = None
 
     def show(self, name: str, height: int = 240, label: str = "") -> Any:
-        """The component of an input: an image, a clip, a mask, or one of several styles, as "style_2"."""
+        """The component of an input: an image, a clip, a mask, or one of several styles such as "style_2"."""
         label = label or name.replace("_", " ").capitalize()
         if self._role(name).kind is Kind.CLIP:
             self.inputs[name] = gr.Video(label=label, height=height, sources=["upload"], buttons=[])
@@ -57,7 +57,7 @@ class Form:
         return self.inputs[name]
 
     def show_more_styles(self, height: int = 180) -> None:
-        """The styles after the first, and the weight of each."""
+        """The second and further styles, and the weights of all."""
         slots = self._slots(self._of(Kind.STYLES)[0])
         with gr.Row():
             for (name, _), number in zip(slots[1:], NUMBERS[1:], strict=False):
@@ -81,7 +81,7 @@ class Form:
         return self.model
 
     def job(self, values: Mapping[str, Any]) -> Job:
-        """What the values ask for, opened and checked; StyleEngineError for what cannot be."""
+        """The job for these values, with opened and checked inputs; StyleEngineError for invalid ones."""
         inputs = {role.name: self._given(role, values) for role in self.method.roles}
         settings, options = self.controls.settings(values), {}
         if self.method.suffix == ".mp4":
@@ -91,11 +91,11 @@ class Form:
         return Job(self.method.name, inputs, settings, options, model)
 
     def connect(self, panel: Any, examples: Examples | None = None, prepare_page: Prepare | None = None, **more: Any):
-        """Lets the page and the API run the method; `more` are components of which only `prepare_page` knows."""
+        """Connects the page and the API to the method. `more` are components that only `prepare_page` uses."""
         self.panel = panel
         required = [*(role.name for role in self.method.roles if role.required), *self.method.typed]
         everything = self.inputs | self.controls.components
-        self.inputs = {name: everything[name] for name in [*required, *everything]}  # in Python's order of parameters
+        self.inputs = {name: everything[name] for name in [*required, *everything]}  # required parameters first
         on_page = {**self.inputs, **more} | ({"painting": self.painting} if self.painting else {})
         name, clip = self.method.endpoint, self.method.suffix == ".mp4"
         connect_page(name, self.runner, panel, prepare_page or self.job, on_page, examples, keeps_partial=clip)
@@ -115,7 +115,7 @@ class Form:
             self._follow_model(self.model)
 
     def _follow_model(self, model: gr.Dropdown) -> None:
-        """Lets the settings show what suits the chosen model; what had to be typed stays."""
+        """Sets the controls to the chosen model's recommended values; typed inputs such as the prompt stay."""
         shown = {name: value for name, value in self.controls.components.items() if name not in self.method.typed}
 
         def show_what_suits(choice: Any) -> dict[Any, Any]:
@@ -138,7 +138,7 @@ class Form:
         return [role for role in self.method.roles if role.kind in kinds]
 
     def _role(self, name: str) -> Role:
-        """Of an input, or of one of several styles."""
+        """The role of an input, or of one of several styles."""
         return next(role for role in self.method.roles if name == role.name or name.startswith(f"{role.name}_"))
 
     @staticmethod
@@ -164,17 +164,17 @@ class Form:
         return open_clip(source) if role.kind is Kind.CLIP else open_image(source, f"{role.title.lower()} image")
 
     def _descriptions(self) -> dict[str, str]:
-        """A sentence for each of the API's names."""
+        """A description of each API parameter."""
         words = {knob.name: knob.description for knob in self.controls.knobs.values()} | {"model": MODEL_HELP}
         for role in self.method.roles:
             for (name, weight), number in zip(self._slots(role), NUMBERS, strict=False):
-                words[weight] = f"How much the {number} style counts among several."
-                words[name] = role.help if name == role.name else f"A {number} style, if any."
+                words[weight] = f"The weight of the {number} style among several."
+                words[name] = role.help if name == role.name else f"The {number} style (optional)."
         return words
 
 
 def plain_tab(method: Method) -> Callable[[Runner], None]:
-    """Builds the tab of a method that has none of its own: all inputs and settings, one after the other."""
+    """Builds the tab of a method without a tab file: all inputs, then all settings."""
 
     def build(runner: Runner) -> None:
         form = Form(runner, method)
@@ -206,7 +206,7 @@ def plain_tab(method: Method) -> Callable[[Runner], None]:
 
 
 def _weight(value: Any) -> float:
-    """A style's weight; what is left out counts as one. The method checks its range."""
+    """A style's weight, 1 if omitted. The method checks its range."""
     if value is None:
         return Style.weight
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:

@@ -1,4 +1,4 @@
-"""The one place that knows about ZeroGPU Spaces, where a GPU is lent for the length of a call."""
+"""Support for ZeroGPU Spaces, which allocate a GPU per call. No other module depends on ZeroGPU."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,5 +14,5 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def on_gpu(function: Function) -> Function:
-    """Asks for a GPU around each call on ZeroGPU; elsewhere the function as it is."""
+    """Requests a GPU for each call on ZeroGPU; elsewhere returns the function unchanged."""
     return spaces.GPU(duration=SECONDS)(function) if spaces else function

@@ -1,4 +1,4 @@
-"""The Learn side of the InST tab: a painting, how to learn it, and how that goes."""
+"""The Learn tab of InST: the painting, the training settings, and the progress."""
 
 import asyncio
 import time
@@ -17,33 +17,33 @@ from styleengine.methods.inst import InSTLearningSettings
 from styleengine.phases import LEARNING
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import shown, signature
-from styleengine.ui.learning import HEARTBEAT, MOST_LEARNING, Learning, Learnt
+from styleengine.ui.learning import HEARTBEAT, MOST_LEARNING, Learning, LearningStatus
 from styleengine.ui.parameter import parameter
 from styleengine.ui.pictures import path_of, picture
-from styleengine.ui.result import Updates, line, progress_bar
+from styleengine.ui.result import WAITING_WORDS, Updates, line, progress_bar
 from styleengine.ui.runs import Report, Runner
 from styleengine.ui.style_choice import StyleChoice
 
 LEARN = "inst_learn"
 LEARN_TOOL = "learn_style_of_painting"
-LEARN_SUMMARY = """Learns a painting as a new word (InST); the style goes into the library, its file comes back.
+LEARN_SUMMARY = """Learns a painting's style as a new token (InST). Adds the style to the library and returns its file.
 
-A call that is cancelled, or whose client goes away, stops at the next step; what is learnt by then is kept. So does
-`/inst_stop`, given the style's name, for whoever calls it; the call that learns then gives the style as it is."""
+If the call is cancelled or its client disconnects, training stops at the next step and its progress is kept. Any
+client can also stop it by `/inst_stop` with the style's name; this call then returns the style learned so far."""
 LEARN_DESCRIPTIONS = {
-    "painting": "The painting whose style is learnt.",
-    "name": "What to call the style; it is numbered where the library has one of that name.",
-    "content": "A picture on which previews are drawn, if any.",
+    "painting": "The painting whose style is learned.",
+    "name": "The style's name. A number is appended if the library already has that name.",
+    "content": "An image on which to preview the style (optional).",
 }
-LEARN_HINT = "Choose a painting. Learning goes on when this page is closed."
-LOOK_EVERY = 2.0  # seconds between two looks of a page at what it is learning
-# Calls that wait for what they learn. Gradio runs 40 calls of all kinds at once, so these leave room for others, and
-# some beyond the paintings that may wait, so that one too many is refused and does not queue.
+LEARN_HINT = "Choose a painting. Training continues when this page is closed."
+POLL_EVERY = 2.0  # seconds between two status requests of a page
+# Concurrent `/inst_learn` calls. Gradio runs 40 calls of all kinds at once, so some remain for others. There are more
+# than paintings that may be queued, so that an excess call is rejected at once instead of waiting.
 LEARNING_CALLS = MOST_LEARNING + 4
 
 
 class LearnPanel:
-    """The Learn side: a painting, how to learn it, and how it goes."""
+    """The Learn tab: the painting, the training settings, and the progress."""
 
     def __init__(self, runner: Runner, learning: Learning) -> None:
         self.controls = Controls(runner.engine.settings_for(InSTLearningSettings, LEARN, None))
@@ -52,8 +52,8 @@ class LearnPanel:
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():
                     self.painting = picture("Painting", height=240)
-                    self.content = picture("Try it on", height=240)
-                self.name = gr.Textbox(label="Name", info="What to call the style.", elem_classes="style-name")
+                    self.content = picture("Preview image", height=240)
+                self.name = gr.Textbox(label="Name", info="The style's name in the library.", elem_classes="style-name")
                 controls.show("steps")
                 with gr.Row():
                     controls.show("size", "batch")
@@ -68,14 +68,14 @@ class LearnPanel:
                 self.plot = gr.LinePlot(
                     x="step",
                     y="loss",
-                    title="Loss on the fixed set",
+                    title="Validation loss",
                     x_title="Step",
                     y_title="Loss",
                     height=220,
                     visible=False,
                 )
                 self.strip = gr.Gallery(
-                    label="Drawn on the way",
+                    label="Previews",
                     columns=4,
                     height="auto",
                     object_fit="contain",
@@ -86,13 +86,13 @@ class LearnPanel:
                 )
                 self.download = gr.DownloadButton("Download the style", interactive=False)
                 with gr.Accordion("Unfinished", open=False):
-                    gr.Markdown("Paintings that were stopped, or interrupted by a restart.")
+                    gr.Markdown("Styles whose training was stopped or interrupted by a restart.")
                     self.unfinished = gr.Dropdown(
                         learning.unfinished(), value=None, label="Style", interactive=True, elem_classes="unfinished"
                     )
-                    self.go_on = gr.Button("Go on", elem_classes="go-on")
+                    self.resume = gr.Button("Resume", elem_classes="go-on")
         self.carried, self.seen = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
-        self.clock = gr.Timer(LOOK_EVERY, active=False)
+        self.clock = gr.Timer(POLL_EVERY, active=False)
 
     @property
     def inputs(self) -> dict[str, Component]:
@@ -110,14 +110,14 @@ class LearnPanel:
             **self._busy(True),
             self.carried: name,
             self.seen: "",
-            self.status: line("Waiting for its turn …"),
+            self.status: line(WAITING_WORDS),
             self.plot: gr.LinePlot(visible=False),
             self.strip: gr.Gallery(value=None, visible=False),
             self.download: gr.DownloadButton(interactive=False),
         }
 
-    def going(self, known: Learnt, seen: str) -> Updates:
-        """How far it has come, where that is not what was `seen` already; a curve needs two points."""
+    def progressing(self, known: LearningStatus, seen: str) -> Updates:
+        """The progress, as far as it is newer than `seen`. The plot appears from two points on."""
         new = f"{len(known.judged)} {[words for _, words in known.previews]}"
         updates: Updates = {}
         if new != seen:
@@ -129,8 +129,8 @@ class LearnPanel:
             updates[self.status] = progress_bar(Report(LEARNING, known.step, known.total)) + line(pace(known))
         return updates or {self.seen: seen}
 
-    def ended(self, known: Learnt, seen: str, unfinished: list[str], file: str | None) -> Updates:
-        updates = {**self._busy(False), **self.going(known, seen), self.status: line(ending(known))}
+    def ended(self, known: LearningStatus, seen: str, unfinished: list[str], file: str | None) -> Updates:
+        updates = {**self._busy(False), **self.progressing(known, seen), self.status: line(ending(known))}
         updates[self.unfinished] = gr.Dropdown(choices=unfinished, value=None)
         if file:
             updates[self.download] = gr.DownloadButton(value=file, interactive=True)
@@ -140,14 +140,14 @@ class LearnPanel:
         return {**self._busy(False), self.status: line(sentence)}
 
     def _shown(self, preview: Path) -> str | None:
-        """The preview where Gradio may send it from; None for one that is gone, with all of its painting's."""
+        """The preview in Gradio's cache, from where it is served; None if it has been deleted."""
         try:
             return save_file_to_cache(preview, self.strip.GRADIO_CACHE)
         except OSError:
             return None
 
     def _busy(self, busy: bool) -> Updates:
-        """The page looks on, by its clock, as long as it is busy."""
+        """While busy, the page requests the status by its timer."""
         return {
             self.run: gr.Button(interactive=not busy),
             self.stop: gr.Button(interactive=busy),
@@ -158,7 +158,7 @@ class LearnPanel:
 def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice) -> None:
     def begin(values: Mapping[str, Any]) -> str:
         path, content = path_of(values["painting"]), path_of(values["content"])
-        painting = open_image(path, "painting")  # type: ignore[arg-type] - None is worded too
+        painting = open_image(path, "painting")  # type: ignore[arg-type] - None raises, too
         name = str(values["name"] or Path(path or "").stem)
         on = open_image(content, "content image to try it on") if content else None
         return learning.begin(painting, panel.controls.settings(values), name, on)
@@ -169,29 +169,29 @@ def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice)
         except StyleEngineError as error:
             raise shown(error) from None
 
-    def go_on(name: str | None) -> Updates:
+    def resume(name: str | None) -> Updates:
         if not name:
             raise shown(StyleEngineError("Choose an unfinished style first."))
         try:
-            return panel.waiting(learning.go_on(str(name)))
+            return panel.waiting(learning.resume(str(name)))
         except StyleEngineError as error:
             raise shown(error) from None
 
-    def look(name: str, seen: str) -> Updates:
-        """What the page shows now: it asks by its clock, and no thread waits for it."""
+    def show_status(name: str, seen: str) -> Updates:
+        """The page's current updates, requested by its timer, so that no thread waits."""
         try:
-            known = learning.look(name)
+            known = learning.status(name)
         except StyleEngineError as error:
             return panel.stopped(str(error))
         if not known.ended:
-            return panel.going(known, seen)
+            return panel.progressing(known, seen)
         file = choice.file(known.style) if known.style else None
         return {**panel.ended(known, seen, learning.unfinished(), file), **choice.refreshed(name)}
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     panel.run.click(begin_on_page, list(panel.inputs.values()), panel.outputs, preprocess=False, **quiet)
-    panel.go_on.click(go_on, panel.unfinished, panel.outputs, preprocess=False, **quiet)
-    panel.clock.tick(look, [panel.carried, panel.seen], [*panel.outputs, choice.style, choice.style_2], **quiet)
+    panel.resume.click(resume, panel.unfinished, panel.outputs, preprocess=False, **quiet)
+    panel.clock.tick(show_status, [panel.carried, panel.seen], [*panel.outputs, choice.style, choice.style_2], **quiet)
     panel.stop.click(learning.stop, panel.carried, **quiet)
     gr.on(None, lambda: gr.Dropdown(choices=learning.unfinished()), outputs=panel.unfinished, **quiet)
 
@@ -199,17 +199,17 @@ def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice)
 
 
 def _add_learning_api(learning: Learning, panel: LearnPanel, choice: StyleChoice, begin: Callable[..., str]) -> None:
-    """`/inst_learn`: the painting and settings by name in, the style's file and record out; `/inst_stop` ends it.
+    """`/inst_learn` takes the painting and settings by name and returns the style's file and record.
 
-    While it waits it holds no thread, and gives two empty outputs now and then: without them Gradio
-    would not find out that the client is gone.
+    `/inst_stop` stops it. While it waits, it holds no thread and yields two empty outputs every few seconds:
+    Gradio detects a disconnected client only when there is output to send.
     """
 
     async def endpoint(request: gr.Request, *values: Any) -> AsyncIterator[tuple[str | None, dict[str, Any] | None]]:
         *given, progress = values
         try:
             name = await _begun(learning, begin, dict(zip(panel.inputs, given, strict=True)))
-            known = learning.look(name)
+            known = learning.status(name)
             try:
                 given_at = time.monotonic()
                 async for known in learning.watch(name):
@@ -217,7 +217,7 @@ def _add_learning_api(learning: Learning, panel: LearnPanel, choice: StyleChoice
                     if not known.ended and time.monotonic() - given_at > HEARTBEAT:
                         given_at = time.monotonic()
                         yield None, None
-            finally:  # also when the call is cancelled, or its client is gone
+            finally:  # also if the call is cancelled or its client disconnects
                 if not known.ended:
                     learning.stop(name)
             if known.style is None:
@@ -227,7 +227,7 @@ def _add_learning_api(learning: Learning, panel: LearnPanel, choice: StyleChoice
         yield await asyncio.to_thread(choice.file, known.style), known.style.record.model_dump()
 
     def inst_stop(name: str) -> None:
-        """Ends the learning of a style at its next step; what is learnt by then is kept."""
+        """Stops the training of a style at its next step and keeps the progress."""
         learning.stop(name)
 
     descriptions = LEARN_DESCRIPTIONS | {name: knob.description for name, knob in panel.controls.knobs.items()}
@@ -245,7 +245,7 @@ def _add_learning_api(learning: Learning, panel: LearnPanel, choice: StyleChoice
 
 
 async def _begun(learning: Learning, begin: Callable[..., str], values: Mapping[str, Any]) -> str:
-    """The name of what `begin` has begun, which stops again if the call is cancelled meanwhile."""
+    """Calls `begin` and returns the style's name; stops its training if the call is cancelled meanwhile."""
     beginning = asyncio.create_task(asyncio.to_thread(begin, values))
 
     def stop(begun: asyncio.Task[str]) -> None:
@@ -259,24 +259,24 @@ async def _begun(learning: Learning, begin: Callable[..., str], values: Mapping[
         raise
 
 
-def losses(known: Learnt) -> pd.DataFrame:
-    """The curve's points."""
+def losses(known: LearningStatus) -> pd.DataFrame:
+    """The points of the validation loss plot."""
     return pd.DataFrame(list(known.judged), columns=["step", "loss"])
 
 
-def pace(known: Learnt) -> str:
+def pace(known: LearningStatus) -> str:
     if not known.steps_per_second:
         return ""
     left = (known.total - known.step) / known.steps_per_second
     shown_left = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-    return f"{known.steps_per_second:.2f} steps per second; at most {shown_left} left."
+    return f"{known.steps_per_second:.2f} steps per second, at most {shown_left} left."
 
 
-def ending(known: Learnt) -> str:
-    """How learning ended, in one plain line."""
+def ending(known: LearningStatus) -> str:
+    """The outcome of the training, in one line."""
     if known.style is None:
         return known.sentence
     history = known.style.record.history
     begun, best = history[0][1], min(loss for _, loss in history)
-    how = "Learnt" if known.phase == "finished" else "Stopped; learnt"
-    return f"{how} “{known.name}” in {known.step} steps: loss {begun:.4f} at first, {best:.4f} at best."
+    how = "Learned" if known.phase == "finished" else "Stopped; learned"
+    return f"{how} “{known.name}” in {known.step} steps: validation loss {begun:.4f} at the start, {best:.4f} at best."

@@ -1,11 +1,10 @@
-"""Learning paintings in the background: it goes on when the page is closed, and what is unfinished lies on disk.
+"""Training of styles in the background. It continues when the page is closed; unfinished styles are kept on disk.
 
-A painting is learnt in slices. Between two of them other runs have their turn on the engine, and on
-ZeroGPU each is a call of its own. Each slice begins where the file that the one before left ends; so
-does one in a new process, after a restart.
+A style is trained in slices, between which other runs can use the engine. On ZeroGPU each slice is a call of
+its own. A slice resumes from the file that the previous one saved, also after a restart.
 
-One thread learns, one painting after the other. At most `MOST_LEARNING` wait or are being learnt.
-To look how far they have come takes no thread.
+One thread trains one style at a time. At most `MOST_LEARNING` are queued or in training. Status requests
+use no thread.
 """
 
 import asyncio
@@ -30,14 +29,14 @@ from styleengine.style_library import StyleLibrary, Unfinished
 from styleengine.ui.runs import Job, Report, Runner
 
 SLICE_SECONDS = 30.0
-PAUSE_BETWEEN_SLICES = 0.05  # seconds between two slices, in which another run can take its turn
-POLL = 0.25  # seconds between two looks at what is being learnt
-HEARTBEAT = 2.0  # seconds after which a watcher hears again of what has not changed
-MOST_LEARNING = 20  # paintings that wait or are being learnt
+PAUSE_BETWEEN_SLICES = 0.05  # seconds between two slices, in which another run can start
+POLL = 0.25  # seconds between two status checks
+HEARTBEAT = 2.0  # seconds after which an unchanged status is repeated
+MOST_LEARNING = 20  # queued or in training
 MOST_PREVIEWS = 8
-MOST_KNOWN = 50  # of paintings whose learning has ended
+MOST_KNOWN = 50  # ended trainings whose status is kept
 NOT_BEGUN = "Stopped before its first step. It is kept as unfinished."
-FAILED = "Something went wrong that should not have."
+FAILED = "Training failed with an unexpected error. See the server's log."
 
 Phase = Literal["waiting", "learning", "finished", "stopped", "failed"]
 ENDS = ("finished", "stopped", "failed")
@@ -46,11 +45,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """How far a painting has come. `style` is there once something is learnt; `sentence` says why nothing is.
+class LearningStatus:
+    """The status of a training. `style` is set at its end, or `sentence` gives the reason why there is none.
 
-    `previews` are files of pictures drawn on the way, with words: at most eight, evenly spaced, the
-    last among them. Once learning is finished these files are gone.
+    `previews` are files of preview images with captions: at most eight, evenly spaced, including the last.
+    The files are deleted when training has finished.
     """
 
     name: str
@@ -70,7 +69,7 @@ class Learnt:
 
 @dataclass(eq=False)
 class _Task:
-    """A painting that waits or is being learnt; `ticket` is that of its slice."""
+    """A queued or current training; `ticket` is that of its slice."""
 
     place: Unfinished
     context: contextvars.Context
@@ -79,11 +78,11 @@ class _Task:
 
 
 class Learning:
-    """All that is being learnt, one painting at a time; the others wait in a queue."""
+    """Trains one style at a time; the others are queued."""
 
     def __init__(self, runner: Runner, library: StyleLibrary) -> None:
         self.runner, self.library = runner, library
-        self._known: dict[str, Learnt] = {}
+        self._known: dict[str, LearningStatus] = {}
         self._waiting: deque[_Task] = deque()
         self._now: _Task | None = None
         self._worker: threading.Thread | None = None
@@ -92,9 +91,9 @@ class Learning:
     def begin(
         self, painting: Image.Image, settings: InSTLearningSettings, name: str, content: Image.Image | None
     ) -> str:
-        """Starts to learn a painting; the name that its style gets. Previews are drawn on `content`.
+        """Queues the training of a painting's style and returns the style's name. Previews restyle `content`.
 
-        Raises StyleEngineError where it cannot be learnt on this model, or too many wait already.
+        Raises StyleEngineError if the model has no text encoder or the queue is full.
         """
         engine = self.runner.engine
         with_text_encoder(engine.backbone)
@@ -102,10 +101,10 @@ class Learning:
         run = {"settings": settings.model_dump(), "model": engine.backbone.name}
         return self._enter(lambda: self.library.begin(painting, name, run, content, self._in_use()))
 
-    def go_on(self, name: str) -> str:
-        """Goes on with what is unfinished, if it is not being learnt already.
+    def resume(self, name: str) -> str:
+        """Resumes an unfinished training, unless it is queued or running already.
 
-        Raises StyleEngineError for an unknown name, for what is damaged, or where too many wait already.
+        Raises StyleEngineError for an unknown name, damaged files, or a full queue.
         """
         if name in self._in_use():
             return name
@@ -118,9 +117,9 @@ class Learning:
         return self._enter(sound)
 
     def stop(self, name: str) -> None:
-        """Ends it at its next step, or takes it from the queue; it can be gone on with. Unknown names do nothing.
+        """Stops a training at its next step, or removes it from the queue. Unknown names are ignored.
 
-        What is learnt by then becomes a style, if it is being learnt.
+        It can be resumed. If it was running, the progress so far is saved as a style.
         """
         with self._lock:
             if self._now and self._now.place.name == name:
@@ -130,22 +129,22 @@ class Learning:
                 self._waiting.remove(task)
                 self._end(name, phase="stopped", sentence=NOT_BEGUN)
 
-    def look(self, name: str) -> Learnt:
-        """How far it has come; StyleEngineError for a name that is not being learnt."""
+    def status(self, name: str) -> LearningStatus:
+        """The status of a training; StyleEngineError for an unknown name."""
         with self._lock:
             known = self._known.get(name)
         if known is None:
-            raise StyleEngineError("This style is not being learnt. Begin anew, or go on with an unfinished one.")
+            raise StyleEngineError("This style is not being learned. Start again, or resume an unfinished one.")
         return known
 
-    async def watch(self, name: str) -> AsyncIterator[Learnt]:
-        """How far it has come, until it has ended: whenever that has changed, and every `HEARTBEAT` seconds.
+    async def watch(self, name: str) -> AsyncIterator[LearningStatus]:
+        """The status until the end: at each change, and at least every `HEARTBEAT` seconds.
 
-        Gradio finds out that nobody listens any more only when there is something to send.
+        Gradio detects a disconnected client only when there is something to send.
         """
         shown, since = None, 0.0
         while shown is None or not shown.ended:
-            known = self.look(name)
+            known = self.status(name)
             if known is not shown or time.monotonic() - since > HEARTBEAT:
                 shown, since = known, time.monotonic()
                 yield known
@@ -160,24 +159,24 @@ class Learning:
             return [name for name, known in self._known.items() if not known.ended]
 
     def _enter(self, place_made: Callable[[], Unfinished]) -> str:
-        """Puts a painting at the end of the queue, unless it is there already; its name."""
+        """Appends a training to the queue, unless it is queued or running already; returns its name."""
         if not self._room.acquire(blocking=False):
             raise StyleEngineError(
-                f"{MOST_LEARNING} paintings wait or are being learnt already. Try again when some have ended, or stop "
-                "one that is not needed."
+                f"{MOST_LEARNING} paintings are queued or being learned already. Try again when some have ended, or "
+                "stop one that is not needed."
             )
         entered = False
         try:
             place = place_made()
-            waiting = Learnt(place.name, "waiting", total=_settings(place).steps, previews=_previews(place))
-            # In a copy of this request's context, by which ZeroGPU knows for whom a GPU is asked.
+            waiting = LearningStatus(place.name, "waiting", total=_settings(place).steps, previews=_previews(place))
+            # In a copy of this request's context, from which ZeroGPU takes the user.
             task = _Task(place, contextvars.copy_context())
             with self._lock:
                 known = self._known.get(place.name)
                 if known is None or known.ended:
-                    self._see_to_worker()
+                    self._ensure_worker()
                     self._waiting.append(task)
-                    self._known.pop(place.name, None)  # so that the names stand in the order of their beginning
+                    self._known.pop(place.name, None)  # keeps the names in order of their start
                     self._known[place.name] = waiting
                     entered = True
             return place.name
@@ -185,15 +184,15 @@ class Learning:
             if not entered:
                 self._room.release()
 
-    def _see_to_worker(self) -> None:
-        """Starts the thread if there is none; it waits for the lock, which is held here."""
+    def _ensure_worker(self) -> None:
+        """Starts the thread if there is none. The caller holds the lock, for which the thread waits."""
         if self._worker is None:
             worker = threading.Thread(target=self._work, name="styleengine-learning", daemon=True)
             worker.start()
             self._worker = worker
 
     def _work(self) -> None:
-        """Learns what waits, until nothing does."""
+        """Runs the queued trainings until the queue is empty."""
         while task := self._next():
             task.context.run(self._learn, task)
 
@@ -205,7 +204,7 @@ class Learning:
             return self._now
 
     def _learn(self, task: _Task) -> None:
-        """Learns until it is learnt or stopped. Whatever goes wrong, the thread is there for the next one."""
+        """Trains until the end or until stopped. No error ends the thread."""
         place = task.place
         try:
             values = self._outcome(task)
@@ -219,7 +218,7 @@ class Learning:
             self._end(place.name, **values)
 
     def _outcome(self, task: _Task) -> dict[str, Any]:
-        """How it has ended; what is learnt lies in the library then."""
+        """Trains, saves the style to the library, and returns the final status."""
         phase, partial = "finished", task.place.partial
         try:
             style = self._slices(task)
@@ -231,11 +230,11 @@ class Learning:
         return {"phase": phase, "step": kept.record.step, "judged": kept.record.history, "style": kept}
 
     def _slices(self, task: _Task) -> LearnedStyle:
-        """One slice after the other; Cancelled once it is stopped."""
+        """Runs slices until training is complete; raises Cancelled once it is stopped."""
         job = _job(task.place)
         while True:
             self._touch_all()
-            ticket = self.runner.admit_beyond_session(job.method)
+            ticket = self.runner.admit_without_session(job.method)
             try:
                 with self._lock:
                     task.ticket = ticket
@@ -251,7 +250,7 @@ class Learning:
             time.sleep(PAUSE_BETWEEN_SLICES)
 
     def _touch_all(self) -> None:
-        """Keeps what waits or is being learnt from being deleted, by other processes too."""
+        """Protects queued and current trainings from deletion, also by other processes."""
         with self._lock:
             tasks = [self._now, *self._waiting]
         for task in tasks:
@@ -273,7 +272,7 @@ class Learning:
             self._known[place.name] = replace(self._known[place.name], **changed)
 
     def _end(self, name: str, **values: Any) -> None:
-        """Notes how it has ended, forgets what ended long ago, and lets one more in. The lock is held."""
+        """Stores the final status, drops old ones, and frees a place in the queue. The caller holds the lock."""
         self._known[name] = replace(self._known[name], **values)
         for old in [name for name, known in self._known.items() if known.ended][:-MOST_KNOWN]:
             del self._known[old]
@@ -281,7 +280,7 @@ class Learning:
 
 
 def _settings(place: Unfinished) -> InSTLearningSettings:
-    """StyleEngineError where what is kept about how to learn it is damaged."""
+    """The saved training settings; StyleEngineError if they are damaged."""
     stated = place.run().get("settings")
     if not isinstance(stated, Mapping):
         raise place.damaged()

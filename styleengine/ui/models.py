@@ -1,4 +1,4 @@
-"""Choosing the model that a tab runs on."""
+"""The model dropdown of a tab."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ MOST_SHOWN = 100  # characters of a name in an error
 
 
 def model_choice(engine: StyleEngine) -> gr.Dropdown:
-    """All models that have a name, and the one that the app started with, which is chosen at first."""
+    """All named models and the app's own, which is selected initially."""
     names = list(dict.fromkeys([engine.backbone.name, *named_backbones()]))
     return gr.Dropdown(
         [(model_title(name), model_name(name)) for name in names],
@@ -26,9 +26,9 @@ def model_choice(engine: StyleEngine) -> gr.Dropdown:
 
 
 def chosen_model(engine: StyleEngine, choice: gr.Dropdown, value: Any) -> str:
-    """The model of that name, if it is one of those offered: clients may not load whatever they name.
+    """The model of that name. Clients may load only the models that the dropdown offers.
 
-    None is the app's own. Raises StyleEngineError for any other.
+    None selects the app's own model. Raises StyleEngineError for any other name.
     """
     offered = [str(name) for _, name in choice.choices]
     if value is None or value == model_name(engine.backbone.name):

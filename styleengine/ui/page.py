@@ -1,4 +1,4 @@
-"""How the page looks: theme, style sheet, header and footer, and the options of `launch`."""
+"""Theme, style sheet, header, footer and the options of `launch`."""
 
 from html import escape
 from pathlib import Path
@@ -12,7 +12,7 @@ from styleengine.ui.page_cache import PageCache
 from styleengine.video import MOST_BYTES
 
 ACCENT = "#b4472e"
-MOST_SESSIONS = 1000  # whose values Gradio keeps
+MOST_SESSIONS = 1000  # sessions whose state Gradio keeps
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -33,7 +33,7 @@ VERMILION = gr.themes.Color(
 
 
 def launch_options() -> dict[str, Any]:
-    """What Gradio 6 takes at `launch`: looks, errors as sentences, and the MCP server."""
+    """The options that Gradio 6 takes at `launch`: appearance, error display, MCP server and limits."""
     theme = gr.themes.Base(
         primary_hue=VERMILION,
         secondary_hue=VERMILION,
@@ -56,8 +56,8 @@ def launch_options() -> dict[str, Any]:
 
 def header(title: str) -> None:
     gr.HTML(
-        f"<h1>{escape(title)}</h1><p>Redraws a picture in another style: that of a painting, one said in words, "
-        "or one learnt beforehand.</p>",
+        f"<h1>{escape(title)}</h1><p>Diffusion style transfer from a style image, a text prompt or a learned "
+        "style.</p>",
         elem_classes="masthead",
     )
 
@@ -67,7 +67,7 @@ def footer(backbone: Backbone) -> None:
 
 
 def model_words(backbone: Backbone) -> str:
-    """Which model runs where, for people."""
+    """The model and its device, for the footer."""
     machine = "the GPU" if backbone.device.type == "cuda" else "the CPU"
     return f"Model: {model_title(backbone.name)}, on {machine}."
 

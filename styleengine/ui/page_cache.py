@@ -1,4 +1,4 @@
-"""The page's own description, kept: Gradio makes it anew for everyone who looks."""
+"""A cache of the page, its config and its API description, which Gradio builds anew per request."""
 
 import asyncio
 import time
@@ -16,11 +16,10 @@ Key: TypeAlias = tuple[Any, ...]
 
 
 class PageCache:
-    """ASGI middleware that keeps answers which depend on nobody: the page, its components, its API.
+    """ASGI middleware that caches responses which are the same for all clients: the page, its config, its API.
 
-    Making the page takes Gradio 70 ms, in which everybody else waits: fifty clients that came at once
-    kept the next one waiting for over a second. A request with a query, a cookie or credentials is
-    passed on.
+    Building the page blocks Gradio's event loop for 70 ms: after fifty simultaneous clients the next one
+    waited for over a second. Requests with a query, a cookie or credentials are not cached.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -52,7 +51,7 @@ class PageCache:
 
 
 def _key(scope: Scope) -> Key | None:
-    """What an answer depends on; None for one that is not kept."""
+    """The cache key of a request; None if its response must not be cached."""
     if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] not in KEPT or scope["query_string"]:
         return None
     headers = dict(scope["headers"])

@@ -1,4 +1,4 @@
-"""Inputs of the API: those of the page, without the values that the page starts with."""
+"""Inputs of the API: the page's controls without their initial values."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from styleengine.ui.uploads import FILE_COMPONENTS
 
 
 class Parameter(gr.JSON):
-    """Stands in for a control of the page at an endpoint. It is described like it but starts empty.
+    """Replaces a control at an endpoint. It has the control's API description but no initial value.
 
-    For a parameter that is left out Gradio sends what its component starts with. So only None says
-    that a client left it out, whatever the page shows.
+    For an omitted parameter Gradio sends the component's initial value. With None as that value, the endpoint
+    can distinguish omitted parameters from given ones.
     """
 
-    data_model = None  # values reach the endpoint as they were sent, and it says what is wrong with them
+    data_model = None  # the endpoint gets the values as sent and checks them itself
 
     def __init__(self, control: Component) -> None:
         self.control = control
@@ -44,5 +44,5 @@ class Parameter(gr.JSON):
 
 
 def parameter(control: Component) -> Component:
-    """What takes a control's place at an endpoint; files have no value to start with."""
+    """The endpoint's replacement for a control. File components have no initial value and are used as they are."""
     return control if isinstance(control, FILE_COMPONENTS) else Parameter(control)

@@ -1,4 +1,4 @@
-"""Pictures going in: uploads that the engine checks itself, and a mask painted over the content."""
+"""Image inputs: uploads, which the engine checks itself, and a mask painted on the content."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,17 +14,17 @@ from styleengine.ui.uploads import path_of
 __all__ = ["painted_mask", "painter", "path_of", "picture"]
 
 PAINTER_SIDE = 640
-PAINTER_QUEUE = {"concurrency_id": "painter", "concurrency_limit": 2}  # pictures decoded at a time
+PAINTER_QUEUE = {"concurrency_id": "painter", "concurrency_limit": 2}  # images decoded at a time
 LAYER_FORMATS = ("PNG", "WEBP")
 
 
 def picture(label: str, height: int) -> gr.Image:
-    """A slot to drop, choose or paste a picture into."""
+    """An image input for upload, drag and drop, or paste."""
     return gr.Image(label=label, height=height, min_width=140, sources=["upload", "clipboard"], buttons=[])
 
 
 def painter(content: gr.Image, accent: str, label: str = "Paint where the style applies") -> gr.ImageMask:
-    """A canvas showing `content`, to paint a mask on."""
+    """A canvas with `content` as background, for painting a mask."""
     canvas = gr.ImageMask(
         label=label,
         type="pil",
@@ -49,32 +49,32 @@ def painter(content: gr.Image, accent: str, label: str = "Paint where the style 
 
 
 def painted_mask(painting: Mapping[str, Any] | None) -> Image.Image | None:
-    """White where the brush has been on the canvas; None where it has not been used.
+    """The painted mask, white under the brush strokes; None if nothing is painted.
 
-    Raises StyleEngineError for layers that are no such pictures.
+    Raises StyleEngineError for layers that cannot be decoded.
     """
     layers = [_painted(path_of(layer)) for layer in (painting or {}).get("layers") or []]
     if not any(layer.any() for layer in layers):
         return None
     if len({layer.shape for layer in layers}) > 1:
-        raise StyleEngineError("The painted layers have different sizes. Paint the mask anew.")
+        raise StyleEngineError("The painted layers have different sizes. Paint the mask again.")
     return Image.fromarray(np.logical_or.reduce(layers).astype(np.uint8) * 255)
 
 
 def _painted(path: str | None) -> np.ndarray:
-    """Where a layer is not transparent: booleans (height, width)."""
+    """Whether each pixel of a layer is opaque to any degree: booleans (height, width)."""
     try:
         with Image.open(path or "", formats=LAYER_FORMATS) as layer:
             check_size(layer.size, "painted mask")
             return np.asarray(layer.convert("RGBA"))[..., 3] > 0
     except StyleEngineError:
         raise
-    except Exception as error:  # damaged files make decoders raise anything
-        raise StyleEngineError("The painted mask could not be decoded. Paint it anew.") from error
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
+        raise StyleEngineError("The painted mask could not be decoded. Paint it again.") from error
 
 
 def _canvas(upload: Mapping[str, Any] | None) -> Image.Image | None:
-    """A small copy of the content to paint over; what is wrong with it, the run will say."""
+    """A small copy of the content to paint on; None if it cannot be opened, which the run reports."""
     path = path_of(upload)
     try:
         image = open_image(path, "content image") if path else None

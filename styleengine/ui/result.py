@@ -1,4 +1,4 @@
-"""The result's side of a tab: Run and Cancel, the progress bar, before and after, the download."""
+"""The output side of a tab: Run and Cancel, progress bar, before/after slider, download."""
 
 import contextlib
 import shutil
@@ -20,21 +20,21 @@ from styleengine.ui.runs import Report
 Updates = dict[Any, Any]
 Drawn: TypeAlias = Stylization | list[Stylization]
 
-WAITING_WORDS = "Waiting for its turn …"
-RESULTS = "styleengine-results"  # a folder in Gradio's own
+WAITING_WORDS = "Waiting in the queue …"
+RESULTS = "styleengine-results"  # a folder in Gradio's cache
 RESULT_AGE = 24 * 3600  # seconds after which results are deleted
-HINT = "Choose a content and a style image, or an example below."
+HINT = "Choose a content and a style image, or click an example below."
 
 DETAIL_WORDS = {
-    "autoencoder_psnr": "the model redraws the content at {:.1f} dB PSNR",
+    "autoencoder_psnr": "autoencoder reconstruction {:.1f} dB PSNR",
     "reconstruction_psnr": "unstyled reconstruction {:.1f} dB PSNR",
-    "similarity_before": "similarity to the words {:.3f} before",
+    "similarity_before": "CLIP similarity to the prompt {:.3f} before",
     "similarity_after": "{:.3f} after",
 }
 
 
 class ResultPanel:
-    """Made where it is called; its methods are the states of a run, as Gradio updates."""
+    """Creates its components at the place of the call. Its methods return the states of a run as Gradio updates."""
 
     def __init__(self, action: str, hint: str = HINT) -> None:
         with gr.Row():
@@ -65,7 +65,7 @@ class ResultPanel:
         return updates
 
     def finished(self, result: Drawn, content: Image.Image | None) -> Updates:
-        """The last of several results is the one shown beside the content, or beside itself where there is none."""
+        """Compares the last result with the content, or with itself if there is no content."""
         results = result if isinstance(result, list) else [result]
         path = save(results[-1], self.slider.GRADIO_CACHE)
         return {
@@ -79,14 +79,14 @@ class ResultPanel:
         return {**self._busy(False), self.status: line(sentence)}
 
     def connect_comparison(self, run: Any) -> None:
-        """The slider compares by itself."""
+        """Nothing to do: the slider shows the comparison."""
 
     def _busy(self, busy: bool) -> Updates:
         return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
 
 
 class StripPanel(ResultPanel):
-    """A panel that also shows several results side by side, told apart by one setting."""
+    """A panel that also shows several results side by side, labelled by one setting."""
 
     def __init__(self, action: str, setting: str, symbol: str) -> None:
         super().__init__(action)
@@ -125,34 +125,34 @@ def _before(content: Image.Image | None, image: Image.Image) -> Image.Image:
 
 
 def save(result: Stylization, folder: str) -> Path:
-    """The result as a PNG, or an MP4, with its record, in Gradio's own folder."""
+    """Saves the result with its record in Gradio's cache, as a PNG or an MP4."""
     if isinstance(result, VideoStylization):
-        return result.path  # which `place` has put there
+        return result.path  # written to a path from `place`
     return result.save(place(folder, f"styleengine-{result.method}.png"))
 
 
 def place(folder: str, name: str) -> Path:
-    """A path for a new file in Gradio's own folder; what was placed there a day ago is deleted."""
+    """A path for a new file in Gradio's cache. Deletes results older than a day."""
     results = Path(folder) / RESULTS
     results.mkdir(parents=True, exist_ok=True)
     oldest = time.time() - RESULT_AGE
     for old in results.iterdir():
-        with contextlib.suppress(OSError):  # somebody else deletes it at the same time
+        with contextlib.suppress(OSError):  # another call deletes it at the same time
             if old.stat().st_mtime < oldest:
                 shutil.rmtree(old)
     return Path(tempfile.mkdtemp(dir=results)) / name
 
 
 def notes(results: Sequence[Stylization]) -> list[str]:
-    """What differs from what was asked, each sentence once."""
+    """The notes of all results, without duplicates."""
     return list(dict.fromkeys(note for result in results for note in result.notes))
 
 
 def summary(results: Sequence[Stylization]) -> str:
-    """Size, time and quality in one plain line."""
+    """Size, time and quality in one line."""
     width, height = results[0].image.size
     seconds, known = sum(result.seconds for result in results), results[0].details
-    count = f"{len(results)} times " if len(results) > 1 else ""
+    count = f"{len(results)} images, " if len(results) > 1 else ""
     details = [words.format(known[name]) for name, words in DETAIL_WORDS.items() if name in known]
     return "; ".join([f"{count}{width}×{height} pixels in {seconds:.1f} s", *details]) + "."
 

@@ -1,4 +1,4 @@
-"""Running the engine beside the page: progress and previews come out, Cancel goes in."""
+"""Runs of the engine in the background, with progress, previews and cancellation."""
 
 import asyncio
 import contextlib
@@ -30,12 +30,12 @@ from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylizatio
 from styleengine.ui.gpu import on_gpu
 from styleengine.video import VideoClip
 
-REPORT_PAUSE = 0.2  # seconds between two moves of the progress bar, at least
-PREVIEW_PAUSE = 1.0  # seconds between two previews, at least
-PREVIEW_SHARE = 0.1  # of a run's time may go into previews
-CLIENT_PAUSE = 0.3  # seconds between two looks whether the client is still there
-UNREAD_SECONDS = 30.0  # a client that has read nothing for so long has gone
-MOST_TICKETS = 5000  # of runs that wait
+REPORT_PAUSE = 0.2  # minimum seconds between two progress updates
+PREVIEW_PAUSE = 1.0  # minimum seconds between two previews
+PREVIEW_SHARE = 0.1  # maximum share of a run's time for previews
+CLIENT_PAUSE = 0.3  # seconds between two checks that the client is connected
+UNREAD_SECONDS = 30.0  # a client that has read nothing for so long counts as disconnected
+MOST_TICKETS = 5000  # of queued runs
 NUMBER = re.compile("[0-9a-f]{16}")
 
 Result: TypeAlias = Stylization | list[Stylization] | LearnedStyle
@@ -43,10 +43,10 @@ Result: TypeAlias = Stylization | list[Stylization] | LearnedStyle
 
 @dataclass(frozen=True)
 class Job:
-    """A run as plain data: on ZeroGPU it travels to another process.
+    """A run as plain data, since ZeroGPU sends it to another process.
 
-    `method` is that of a `Method`, or the name of another function of the engine, which takes `inputs` and
-    `options` by their names. `model` names the model to run on; None is the one that the app started with.
+    `method` is the name of a `Method` or of another engine function, which takes `inputs` and `options` as
+    keywords. `model` is the name of the model; None is the app's own.
     """
 
     method: str
@@ -57,7 +57,7 @@ class Job:
 
     @property
     def content(self) -> Any:
-        """What the result is compared with: the first image or clip; None without one."""
+        """The first image or clip, with which the result is compared; None without one."""
         return next((given for given in self.inputs.values() if isinstance(given, (Image.Image, VideoClip))), None)
 
     def run(self, engine: StyleEngine, on_step: OnStep) -> "Result":
@@ -69,9 +69,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Report:
-    """How far a run has come; `preview` is there from time to time, `seconds_left` once it can be guessed.
+    """The progress of a run. `preview` is set occasionally, `seconds_left` once it can be estimated.
 
-    While a painting is learnt `judged` and `steps_per_second` are those of the `LearningEvent`.
+    During training, `judged` and `steps_per_second` are those of the `LearningEvent`.
     """
 
     phase: Phase
@@ -86,16 +86,16 @@ class Report:
 class Runner:
     """Runs jobs on one engine for many browser sessions.
 
-    Each run has a ticket, made before the run queues. A run whose ticket is withdrawn stops at its next
-    step, or never begins. While a job runs its ticket is a file, so that a run in another process
-    sees it too; the tickets of runs that wait are only names, and the oldest of too many are forgotten.
+    Each run has a ticket, a cancellation token that is created before the run is queued. A run whose ticket is
+    withdrawn stops at its next step or does not start. The ticket of a running job is a file, which a run in
+    another process can check, too. The tickets of queued runs are names; beyond a limit the oldest are dropped.
     """
 
     def __init__(self, engine: StyleEngine) -> None:
         self.engine = engine
         self._running = tempfile.TemporaryDirectory(prefix="styleengine-runs-")
         self._waiting: OrderedDict[str, None] = OrderedDict()
-        self._withdrawn: OrderedDict[str, None] = OrderedDict()  # before they began
+        self._withdrawn: OrderedDict[str, None] = OrderedDict()  # before they started
         self._lock = threading.Lock()
 
         @on_gpu
@@ -105,21 +105,21 @@ class Runner:
         self._outcomes = outcomes
 
     def admit(self, request: gr.Request, name: str) -> str:
-        """A ticket for the session's next run of what is called `name`."""
+        """A ticket for the session's next run of `name`."""
         return self._new_ticket(f"{_session(request)}-{name}-")
 
-    def admit_beyond_session(self, name: str) -> str:
-        """A ticket for a run that outlives the page from which it was begun."""
+    def admit_without_session(self, name: str) -> str:
+        """A ticket for a run that does not depend on a browser session."""
         return self._new_ticket(f"nobody-{name}-")
 
     def admitted(self, request: gr.Request, name: str, ticket: Any) -> str:
-        """The ticket that a client sent, if it is of this session and name; a new one in place of any other."""
+        """The client's ticket if it belongs to this session and name, else a new one."""
         prefix = f"{_session(request)}-{name}-"
         known = isinstance(ticket, str) and ticket.startswith(prefix) and NUMBER.fullmatch(ticket[len(prefix) :])
         return ticket if known else self._new_ticket(prefix)
 
     def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Report | Result]:
-        """Reports, and the result last. Raises StyleEngineError, or Cancelled once the ticket is withdrawn."""
+        """Yields reports, then the result. Raises StyleEngineError, or Cancelled once the ticket is withdrawn."""
         path = self._path(ticket)
         with self._lock:
             self._waiting.pop(ticket, None)
@@ -136,16 +136,16 @@ class Runner:
             path.unlink(missing_ok=True)
 
     async def follow(self, job: Job, ticket: str, *, previews: bool) -> AsyncGenerator[Report | Result, None]:
-        """As `run`, for the event loop, which it never blocks.
+        """As `run`, without blocking the event loop.
 
-        The run stops at its next step when the iterator is closed or its task cancelled, and when the
-        client has gone, which raises Cancelled. Neither waits for that step.
+        The run stops at its next step if the iterator is closed, its task is cancelled, or the client
+        disconnects, which raises Cancelled. None of these waits for that step.
         """
         loop, client = asyncio.get_running_loop(), Client()
         outcomes: asyncio.Queue[Report | Result | BaseException | None] = asyncio.Queue()
 
         def put(outcome: Report | Result | BaseException | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(outcomes.put_nowait, outcome)
 
         def work() -> None:
@@ -153,10 +153,10 @@ class Runner:
                 for outcome in self.run(job, ticket, previews=previews):
                     put(_shareable(outcome))
                 put(None)
-            except BaseException as error:  # noqa: BLE001 - raised again below, in the client's task
+            except BaseException as error:  # noqa: BLE001 - raised again below, in the request's task
                 put(error)
 
-        # In a copy of this request's context, by which ZeroGPU knows for whom a GPU is asked.
+        # In a copy of this request's context, from which ZeroGPU takes the user.
         threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
         try:
             while not client.gone():
@@ -174,7 +174,7 @@ class Runner:
             self.release(ticket)
 
     def release(self, ticket: str) -> None:
-        """Stops the run of a ticket at its next step, or keeps it from beginning."""
+        """Cancels the run of a ticket: it stops at its next step or does not start."""
         with self._lock:
             if ticket in self._waiting:
                 del self._waiting[ticket]
@@ -182,14 +182,14 @@ class Runner:
             self._path(ticket).unlink(missing_ok=True)
 
     def forget(self, ticket: str) -> None:
-        """Takes back the ticket of a run that has ended or will not begin."""
+        """Removes the ticket of a run that has ended or will not start."""
         with self._lock:
             self._waiting.pop(ticket, None)
             self._withdrawn.pop(ticket, None)
             self._path(ticket).unlink(missing_ok=True)
 
     def withdraw(self, request: gr.Request, name: str) -> None:
-        """Stops what the session has running of that name, and what it has waiting as soon as its turn comes."""
+        """Cancels the session's running and queued runs of that name."""
         for ticket in self._tickets_of(request, name):
             self.release(ticket)
 
@@ -214,10 +214,10 @@ class Runner:
 
 
 class Client:
-    """Whether the client that asked for the run of this event is still there.
+    """The client of the current event, to detect when it disconnects.
 
-    Gradio marks an event as not alive once the connection that carries its messages is closed. A client
-    that never opens one leaves its messages unread.
+    Gradio marks an event as not alive once the connection for its messages is closed. A client that never
+    opens one leaves its messages unread.
     """
 
     def __init__(self) -> None:
@@ -236,9 +236,9 @@ class Client:
 
 
 def _shareable(outcome: Report | Result) -> Report | Result:
-    """A picture whose record names a model in a local folder without that folder.
+    """The outcome with the name of a local model instead of its path, which clients must not get.
 
-    A clip stays as it is: its file carries the record already.
+    A clip is unchanged: its file already contains the record.
     """
     if isinstance(outcome, list):
         return [replace(one, backbone=model_name(one.backbone)) for one in outcome]
@@ -254,7 +254,7 @@ def _remember(tickets: OrderedDict[str, None], ticket: str) -> None:
 
 
 def _session(request: gr.Request) -> str:
-    """A name for the browser session; a call without one is a session of its own."""
+    """An identifier of the browser session; each call without a session gets a new one."""
     known = request.session_hash
     return hashlib.sha256(str(known).encode()).hexdigest()[:16] if known else secrets.token_hex(8)
 
@@ -262,7 +262,7 @@ def _session(request: gr.Request) -> str:
 def _outcomes(
     engine: StyleEngine, job: Job, ticket: Path, previews: bool
 ) -> Iterator[Report | Result | StyleEngineError | Cancelled]:
-    """Runs the job in a thread; what it raises for a person to read comes out as the last item."""
+    """Runs the job in a thread and yields its reports, then the result or the error for the user."""
     reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
     thread = ThreadPoolExecutor(max_workers=1)
     try:
@@ -274,13 +274,13 @@ def _outcomes(
             yield run.result()
         except (StyleEngineError, Cancelled) as error:
             yield error
-    finally:  # also when the reader goes away: the thread then stops at its next step, for which nobody waits
+    finally:  # also if the iterator is closed; the thread stops at its next step, without waiting for it
         ticket.unlink(missing_ok=True)
         thread.shutdown(wait=False)
 
 
 class _Reporter:
-    """The engine's `on_step`: looks at the ticket each time, reports and previews only so often."""
+    """The engine's `on_step`: checks the ticket at each step; limits the rate of reports and previews."""
 
     def __init__(self, ticket: Path, reports: queue.SimpleQueue, previews: bool) -> None:
         self.ticket, self.reports, self.previews = ticket, reports, previews
@@ -302,7 +302,7 @@ class _Reporter:
         self.next_report = time.monotonic() + REPORT_PAUSE
 
     def _seconds_left(self, event: StepEvent) -> float | None:
-        """At the pace since the first step seen: a run that goes on from earlier work begins far up."""
+        """An estimate from the pace since the first observed step; a resumed run does not start at step 0."""
         began, first = self.began or (0.0, event.step)
         if event.step == first:
             return None

@@ -1,4 +1,4 @@
-"""Choosing among the library's styles."""
+"""The choice of learned styles from the library."""
 
 import os
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from styleengine.ui.pictures import path_of
 from styleengine.ui.result import Updates
 from styleengine.ui.runs import Runner
 
-LIBRARY_WORDS = "Everyone who can open this app sees the library."
+LIBRARY_WORDS = "All users of this app share the library."
 
 
 class StyleChoice:
-    """Choosing among the library's styles: two lists, an upload and a download."""
+    """Two dropdowns with the library's styles, an upload and a download."""
 
     def __init__(self, runner: Runner, library: StyleLibrary) -> None:
         self.runner, self.library = runner, library
@@ -41,29 +41,29 @@ class StyleChoice:
         return self.library.names(backbone) if isinstance(backbone, LatentBackbone) else []
 
     def refreshed(self, chosen: str | None = None) -> Updates:
-        """The lists as they are now; `chosen` is picked in the first one."""
+        """Updates with the current styles; `chosen` is selected in the first dropdown."""
         names = self.names()
         picked: dict[str, Any] = {"value": chosen} if chosen in names else {}
         return {self.style: gr.Dropdown(choices=names, **picked), self.style_2: gr.Dropdown(choices=names)}
 
     def note(self, style: LearnedStyle) -> str:
-        """What there is to know about using it on this model, if anything."""
+        """A note on using the style with this model; empty if there is none."""
         backbone = self.runner.engine.backbone
         return style.note_for(backbone) if isinstance(backbone, LatentBackbone) else ""
 
     def file(self, style: LearnedStyle) -> str:
-        """The style's file where Gradio may send it from: one for each content, where Gradio itself would put it."""
+        """The style's file in Gradio's cache, at the path Gradio itself would use for this content."""
         content = style.to_bytes()
         path = Path(self.style.GRADIO_CACHE, hash_bytes(content), f"{style.record.name}{SUFFIX}")
         try:
-            os.utime(path)  # Gradio sweeps what is old
+            os.utime(path)  # Gradio deletes old files
         except OSError:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
         return str(path)
 
     def add(self, upload: Mapping[str, Any] | None) -> LearnedStyle:
-        """Takes an uploaded file into the library; StyleEngineError for one that the model cannot read."""
+        """Adds an uploaded file to the library; StyleEngineError for a style that does not fit the model."""
         path = path_of(upload)
         if not path:
             raise StyleEngineError("No style was given. Choose a file that StyleEngine has saved.")

@@ -1,4 +1,4 @@
-"""What a `tab_*.py` file declares, as its `TAB`."""
+"""The type of `TAB`, which every `tab_*.py` file defines."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from styleengine.ui.runs import Runner
 
 @dataclass(frozen=True)
 class Tab:
-    """A tab of the app: `build` fills it, called inside the tab's own Gradio context. `method` is the one it is for."""
+    """A tab of the app. `build` is called inside the tab's Gradio context; `method` is the tab's method."""
 
     title: str
     order: int

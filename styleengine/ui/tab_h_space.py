@@ -1,4 +1,4 @@
-"""The layout of the h-space tab: one result for one γ, or a strip of them."""
+"""The layout of the h-space tab: one result for one γ, or a strip over several."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ from styleengine.ui.result import StripPanel
 from styleengine.ui.runs import Job, Runner
 from styleengine.ui.tab import Tab
 
-MASK_WORDS = "Paint where the content is injected; the style image stays elsewhere."
+MASK_WORDS = "Paint where the content is injected. The style image is unchanged elsewhere."
 
 
 def build(runner: Runner) -> None:
@@ -26,7 +26,7 @@ def build(runner: Runner) -> None:
             with gr.Accordion("Mask", open=False):
                 form.show_mask(MASK_WORDS, "Paint where the content is injected")
             form.controls.show("gamma")
-            strip = gr.Checkbox(label="A strip of γ = 0, 0.2, … 1 in one go, instead of one γ")
+            strip = gr.Checkbox(label="A strip of γ = 0, 0.2, … 1 instead of one γ")
             with gr.Row():
                 form.controls.show("t_start", "t_edit")
             with gr.Row():

@@ -1,4 +1,4 @@
-"""The InST tab: learn a painting as a new word, then redraw images with it or draw prompts that contain it."""
+"""The InST tab: learn a painting's style as a new token, then apply it to images or prompts."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> 
     controls = form.controls
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            content = form.show("content", label="Content (none draws the prompt alone)")
+            content = form.show("content", label="Content (leave empty for text-to-image)")
             choice.show()
             controls.show("mix", "prompt", "strength", "guidance", "adain")
             with gr.Row():
@@ -48,15 +48,15 @@ def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> 
     form.inputs = {"style": choice.style, "content": content, "style_2": choice.style_2}
     form.connect(panel)
 
-    def take_up(upload: Any) -> Updates:
+    def upload_style(upload: Any) -> Updates:
         try:
             style = choice.add(upload)
         except StyleEngineError as error:
             raise shown(error) from None
         return {**choice.refreshed(style.record.name), panel.status: line(f"“{style.record.name}” is in the library.")}
 
-    def offer(name: str | None) -> Updates:
-        """The chosen style to download, and what there is to know about it."""
+    def show_choice(name: str | None) -> Updates:
+        """The download of the chosen style, and the note about it."""
         try:
             style = library.open(name) if name else None
         except StyleEngineError:
@@ -68,13 +68,13 @@ def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> 
     quiet: dict[str, Any] = {"preprocess": False, "queue": False, "show_progress": "hidden"}
     quiet["api_visibility"] = "private"
     lists, offered = [choice.style, choice.style_2], [choice.download, panel.status]
-    choice.upload.upload(take_up, choice.upload, [*lists, panel.status], **quiet)
-    choice.style.change(offer, choice.style, offered, **quiet)
-    # On loading the page. Without inputs: with some, Gradio would call it at each of their changes too.
-    gr.on(None, lambda: choice.refreshed(), outputs=lists, **quiet).then(offer, choice.style, offered, **quiet)
+    choice.upload.upload(upload_style, choice.upload, [*lists, panel.status], **quiet)
+    choice.style.change(show_choice, choice.style, offered, **quiet)
+    # On page load. With inputs, Gradio would also call it at each change of these.
+    gr.on(None, lambda: choice.refreshed(), outputs=lists, **quiet).then(show_choice, choice.style, offered, **quiet)
 
     def inst_upload(file: Any) -> str:
-        """Takes a style file into the library; its name there, for `/inst_apply`."""
+        """Adds a style file to the library and returns the style's name for `/inst_apply`."""
         try:
             return choice.add(file).record.name
         except StyleEngineError as error:

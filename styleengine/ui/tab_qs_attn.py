@@ -1,4 +1,4 @@
-"""The layout of the QS-Attn tab, and its picture of the anchors."""
+"""The layout of the QS-Attn tab, and the image of the anchors."""
 
 from typing import Any
 
@@ -19,8 +19,8 @@ from styleengine.ui.tab import Tab
 
 HINT = "Choose a content image and type a style, or click an example below."
 ANCHOR_WORDS = (
-    "The positions whose features are kept, framed in each layer that is used, from fine to coarse. "
-    "Blue is low entropy of attention. Anchors are the positions of lowest entropy."
+    "The anchors, framed in each layer that is used, from fine to coarse. The contrast loss preserves the content's "
+    "features there. Blue = low attention entropy. Anchors are the positions of lowest entropy."
 )
 
 
@@ -38,17 +38,17 @@ def build(runner: Runner) -> None:
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
             panel = ResultPanel("Run", HINT)
-            with gr.Accordion("What is kept: anchors", open=False):
+            with gr.Accordion("Anchor positions", open=False):
                 gr.Markdown(ANCHOR_WORDS)
-                look = gr.Button("Show the anchors", elem_classes="look")
+                show = gr.Button("Show the anchors", elem_classes="look")
                 overlay = gr.Image(label="Anchors", interactive=False, buttons=["fullscreen"], elem_classes="anchors")
             shown = [content, form.controls.components["prompt"]]
             examples = content_words_examples(shown, SUGGESTIONS, "qs-attn-examples")
     form.connect(panel, examples)
-    _connect_anchors(form, look, overlay)
+    _connect_anchors(form, show, overlay)
 
 
-def _connect_anchors(form: Form, look: gr.Button, overlay: gr.Image) -> None:
+def _connect_anchors(form: Form, show: gr.Button, overlay: gr.Image) -> None:
     @on_gpu
     def anchors(job: Job) -> Image.Image | StyleEngineError:
         try:
@@ -65,7 +65,7 @@ def _connect_anchors(form: Form, look: gr.Button, overlay: gr.Image) -> None:
             raise error_shown(shown)
         return shown
 
-    look.click(
+    show.click(
         show_anchors,
         inputs=list(form.inputs.values()),
         outputs=overlay,

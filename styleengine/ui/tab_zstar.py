@@ -10,7 +10,7 @@ from styleengine.ui.runs import Runner
 from styleengine.ui.tab import Tab
 
 MASK_WORDS = (
-    "With one style, paint where it applies. With two, paint where the second applies; the first takes the rest."
+    "With one style, paint where it applies. With two, paint where the second applies; the first applies elsewhere."
 )
 
 

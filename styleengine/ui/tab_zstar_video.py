@@ -1,4 +1,4 @@
-"""The layout of the tab for clips."""
+"""The layout of the video tab."""
 
 import gradio as gr
 

@@ -1,4 +1,4 @@
-"""The MCP server: Gradio's, with results whole and runs that end when their client goes."""
+"""The MCP server: Gradio's, with complete results and with cancellation when the client disconnects."""
 
 import asyncio
 import base64
@@ -16,23 +16,23 @@ from styleengine.ui.result import place
 from styleengine.ui.uploads import FILE_ADDRESS, REFUSED
 
 GRADIO_FILE_WORDS = "Gradio File Input - a http or https url to a file"
-FILE_WORDS = f"The address of a file uploaded to this server (…{FILE_ADDRESS}…), or its content as a data: URL"
+FILE_WORDS = f"URL of a file uploaded to this server (…{FILE_ADDRESS}…), or a data: URL with its content"
 
 
 class ToolServer(GradioMCPServer):
     """Serves the documented endpoints as tools.
 
-    A call that brings no progress token gives all outputs, as others do. When the client goes, its
-    call is cancelled, and with it the job on the queue.
+    Calls without a progress token return all outputs, as the others do. If the client disconnects, its call
+    and the queued job are cancelled.
     """
 
     async def _execute_tool_without_progress(self, job: Any) -> list[Any]:
-        with _Ending(job):
+        with _CancelOnExit(job):
             result = await asyncio.wrap_future(job.future)
         return list(result) if isinstance(result, tuple) else [result]
 
     async def _execute_tool_with_progress(self, job: Any, progress_token: str | int) -> Any:
-        with _Ending(job):
+        with _CancelOnExit(job):
             return await super()._execute_tool_with_progress(job, progress_token)
 
     def get_input_schema(self, tool_name: str, parameters: dict[str, str] | None = None) -> Any:
@@ -40,16 +40,16 @@ class ToolServer(GradioMCPServer):
         return json.loads(json.dumps(schema).replace(json.dumps(GRADIO_FILE_WORDS), json.dumps(FILE_WORDS))), positions
 
     def convert_strings_to_filedata(self, value: Any, filedata_positions: list[list[str | int]]) -> Any:
-        """Arguments with files as Gradio's endpoints take them; StyleEngineError for what names none."""
+        """Arguments with files in the form of Gradio's endpoints; StyleEngineError for what is no file."""
         return {name: _file(given) if [name] in filedata_positions else given for name, given in value.items()}
 
     def postprocess_output_data(self, data: Any, root_url: str) -> list[Any]:
-        """As Gradio's, with records as JSON."""
+        """As in Gradio, with records as JSON."""
         return super().postprocess_output_data([_as_json(output) for output in data], root_url)
 
 
-class _Ending:
-    """Cancels a job that is left unfinished. That is a request to this very server, so no one waits for it here."""
+class _CancelOnExit:
+    """Cancels a job that is unfinished at exit, in a thread: cancelling is a request to this same server."""
 
     def __init__(self, job: Any) -> None:
         self.job = job

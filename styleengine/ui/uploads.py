@@ -1,4 +1,4 @@
-"""The one door for what clients send: files that were uploaded here or ship as examples, and plain values."""
+"""Validation of everything that clients send: uploaded files, example files, and plain values."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,22 +13,22 @@ from gradio.utils import get_upload_folder
 from styleengine.errors import StyleEngineError
 from styleengine.ui.examples import FOLDER
 
-# The same for all that is not opened, so that it tells nothing about the disk.
-REFUSED = "A file was named that was not uploaded here. Upload it first, then name it by the path that the upload gave."
-FILE_ADDRESS = "/gradio_api/file="  # in the address of a file that this server gives out
+# The same message in all cases, so that it does not reveal which files exist.
+REFUSED = "This file was not uploaded to the server. Upload it first, then send the path that the upload returned."
+FILE_ADDRESS = "/gradio_api/file="  # in the URLs of files on this server
 FILE_COMPONENTS = (gr.Image, gr.Video, gr.File, gr.UploadButton)
 PAINTED = ("background", "composite")
 MOST_LAYERS = 8
 MOST_SAID = 500  # characters of an error
-FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/“”\"']+/)+(?=[^\s/])")  # of an absolute path in a sentence
-MOST_CHARACTERS = 100_000  # of a value that is no file
+FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/“”\"']+/)+(?=[^\s/])")  # of an absolute path in a message
+MOST_CHARACTERS = 100_000  # of a value that is not a file
 
 
 def path_of(upload: Any) -> str | None:
     """The path of an input's file, which Gradio sends as a mapping with "path"; None for an empty input.
 
-    Raises StyleEngineError for anything but a file in Gradio's upload folder or among the examples;
-    symbolic links are followed first. Addresses count only where they name such a file on this server.
+    Raises StyleEngineError for anything but a file in Gradio's upload folder or among the examples, after
+    resolving symbolic links. URLs are accepted only if they refer to such a file on this server.
     """
     if upload is None:
         return None
@@ -48,15 +48,15 @@ def path_of(upload: Any) -> str | None:
 
 
 def sentence(error: Exception) -> str:
-    """What an error says, each file named without its folder, and cut where it quotes something overlong."""
+    """An error's message, with file names instead of paths, truncated if too long."""
     said = FOLDERS.sub("", error.message if isinstance(error, gr.Error) else str(error))
     return said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}…"
 
 
 def admitted(components: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """The values of an event's inputs with each file checked as in `path_of`.
+    """The values of an event's inputs, with each file checked as in `path_of`.
 
-    Raises StyleEngineError for a file that is refused, for too few values, and for lists and overlong ones.
+    Raises StyleEngineError for a rejected file, too few values, lists, and values that are too long.
     """
     if len(values) < len(components):
         raise StyleEngineError(f"{len(components)} values are needed; {len(values)} were sent.")
@@ -78,7 +78,7 @@ def _admitted(component: Any, value: Any) -> Any:
 
 
 def _file(value: Any) -> dict[str, Any] | None:
-    """A file as Gradio's components take it, free of whatever else the client may have sent along."""
+    """A file in the form of Gradio's components, without any other fields that the client sent."""
     path = path_of(value)
     return path and {"path": path, "orig_name": Path(path).name, "meta": {"_type": "gradio.FileData"}}  # type: ignore[return-value]
 
@@ -91,12 +91,12 @@ def _painting(value: Any) -> dict[str, Any]:
 
 
 def _resolved(named: str) -> Path | None:
-    """The absolute path of an existing file, symbolic links followed; None for anything else."""
+    """The absolute path of an existing file, with symbolic links resolved; None for anything else."""
     if named.startswith(("http://", "https://")):
         named = unquote(named.partition(FILE_ADDRESS)[2])
     try:
         path = Path(named)
         found = path.resolve(strict=True) if path.is_absolute() else None
         return found if found and found.is_file() else None
-    except (OSError, ValueError, RuntimeError):  # unreadable, a null byte, a loop of links
+    except (OSError, ValueError, RuntimeError):  # unreadable, a null byte, a symlink loop
         return None

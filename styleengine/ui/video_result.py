@@ -1,4 +1,4 @@
-"""The result's side of a tab for clips: the last frame while it runs, then the clip beside the original."""
+"""The output side of the video tab: the last frame during a run, then the clip beside the original."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,12 +19,13 @@ from styleengine.video import Selection, VideoClip, beside, open_clip, write_cli
 COMPARING_QUEUE = {"concurrency_id": "comparing", "concurrency_limit": 1}
 STATE_SECONDS = 3600.0
 NO_POSTER = Image.new("RGB", (1, 1))
-SERIES = {"result": "the result", "alone": "each frame on its own", "clip": "the clip itself"}
+HINT = "Choose a clip and a style image, or click an example below."
+SERIES = {"result": "result", "alone": "per-frame stylization", "clip": "original clip"}
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A finished clip and the part of the original that it was made from."""
+    """A finished clip and the corresponding part of the original."""
 
     original: Selection
     result: Path
@@ -33,14 +34,14 @@ class Compared:
 
 
 class VideoPanel:
-    """Made where it is called; its methods are the states of a run, as Gradio updates."""
+    """Creates its components at the place of the call. Its methods return the states of a run as Gradio updates."""
 
     def __init__(self) -> None:
         with gr.Row():
             self.run = gr.Button("Run", variant="primary", scale=3, elem_classes="run")
             self.cancel = gr.Button("Cancel", variant="secondary", scale=1, min_width=96, interactive=False)
-        self.status = gr.HTML(line("Choose a clip and a style image, or an example below."), elem_classes="status")
-        self.frame = gr.Image(label="The last finished frame", interactive=False, height=320, visible=False, buttons=[])
+        self.status = gr.HTML(line(HINT), elem_classes="status")
+        self.frame = gr.Image(label="Last finished frame", interactive=False, height=320, visible=False, buttons=[])
         self.video = gr.Video(
             label="Before and after", interactive=False, height=420, loop=True, buttons=[], elem_classes="clip"
         )
@@ -48,7 +49,7 @@ class VideoPanel:
             x="frame",
             y="difference",
             color="of",
-            title="How much each frame differs from the one before",
+            title="Difference to the previous frame",
             x_title="Frame",
             y_title="Difference",
             height=220,
@@ -76,7 +77,7 @@ class VideoPanel:
         return updates
 
     def finished(self, result: VideoStylization, content: VideoClip) -> Updates:
-        """All but the two clips side by side, which `connect_comparison` lets follow."""
+        """All updates but the side-by-side clip, which `connect_comparison` adds."""
         settings, clip = result.settings, replace(content, poster=NO_POSTER)
         original = clip.select(settings["rate"], settings["begin"], result.frames)
         return {
@@ -93,12 +94,12 @@ class VideoPanel:
         return {**self._busy(False), self.status: line(sentence)}
 
     def connect_comparison(self, run: Any) -> None:
-        """After `run` both clips are encoded side by side, while others already use the engine."""
+        """Encodes both clips side by side after `run`, when the engine is free for other runs."""
 
         def compare(compared: Compared | None) -> Any:
             try:
                 return comparison(compared, self.video.GRADIO_CACHE) if compared else gr.skip()
-            except StyleEngineError:  # the original has been deleted meanwhile
+            except StyleEngineError:  # the original has been deleted in the meantime
                 return str(compared.result) if compared else gr.skip()
 
         run.then(
@@ -116,7 +117,7 @@ class VideoPanel:
 
 
 def comparison(compared: Compared, folder: str) -> str:
-    """An MP4 with the original on the left and the result on the right: they cannot fall out of step."""
+    """One MP4 with the original on the left and the result on the right, so that both stay in sync."""
     before = (fit(frame, compared.size) for frame in compared.original.frames())
     after = open_clip(compared.result).select(0, 0, compared.original.count).frames()
     pairs = zip(before, after, strict=False)
@@ -124,7 +125,7 @@ def comparison(compared: Compared, folder: str) -> str:
 
 
 def differences(result: VideoStylization) -> pd.DataFrame:
-    """One row for each frame and series: how much it differs from the frame before."""
+    """One row per frame and series: the difference to the previous frame."""
     rows = [
         (frame, value, SERIES[name])
         for name, values in result.differences.items()
@@ -134,7 +135,7 @@ def differences(result: VideoStylization) -> pd.DataFrame:
 
 
 def summary(result: VideoStylization) -> str:
-    """Size, length and time in one plain line."""
+    """Size, length and time in one line."""
     width, height = result.image.size
     shown = f"{result.frames} frames of {width}×{height} pixels in {result.seconds:.1f} s."
     return shown if result.complete else f"Cancelled; {shown}"

@@ -1,4 +1,4 @@
-"""InST: a painting learnt as a new word (`learner`), and images drawn with it (`method`)."""
+"""InST: learning a painting's style as a token embedding (`learner`), and stylization with it (`method`)."""
 
 from styleengine.methods.inst.learner import Learner, LearningState, learn, learned
 from styleengine.methods.inst.method import INST, stylize

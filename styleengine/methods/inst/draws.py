@@ -1,8 +1,8 @@
-"""Random numbers of learning, each from the seed and a number of its own."""
+"""Random generators for learning, each from the seed and a draw number."""
 
 import torch
 
-# Draws of one run that must not repeat one another start from seed·2³² + one of these + a count.
+# Independent draws of one run use the seed seed·2³² + one of these + a count.
 VIEWS_DRAW, WEIGHTS_DRAW, JUDGED_DRAW, STEP_DRAW = 1, 2, 3, 1 << 20
 
 

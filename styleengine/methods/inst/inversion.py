@@ -16,8 +16,8 @@ class AttentionInversion(nn.Module):
     """The attention-based inversion: v_0 = τ(y) pooled; v_{i+1} = Attention(W_Q v_i, W_K τ(y), W_V τ(y)).
 
     K and V come from CLIP's patch tokens: with the pooled token alone the softmax would be over a
-    single entry and each layer a linear map. The last v, brought to unit size, is projected to the
-    width of the text encoder's token embeddings and to their size, where learning then begins.
+    single entry and each layer a linear map. The last v, normalised, is projected to the width of the
+    text encoder's token embeddings and scaled to their root mean square: the initial embedding.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class AttentionInversion(nn.Module):
             CrossAttention(pooled_width, token_width, settings.heads) for _ in range(settings.layers)
         )
         self.to_word = _linear(pooled_width, word_width)
-        _begin(self, settings.seed)
+        _initialise(self, settings.seed)
 
     def forward(
         self, pooled: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Words (batch, word_width) of pictures seen as `pooled` (batch, width) and `tokens` (batch, patches, width).
+        """Token embeddings (batch, word_width) from `pooled` (batch, width) and `tokens` (batch, patches, width).
 
-        With a generator there is dropout after every layer, drawn from it; without, none.
+        With a generator, dropout is applied after every layer.
         """
         v, tokens = _unit(pooled), _unit(tokens)
         for layer in self.layers:
@@ -53,7 +53,7 @@ class AttentionInversion(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """softmax(Q Kᵀ/√d)·V with one query for each picture, and W_O after it."""
+    """softmax(Q Kᵀ/√d)·V with one query per image, followed by W_O."""
 
     def __init__(self, width: int, token_width: int, heads: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class CrossAttention(nn.Module):
 
 
 class PlainWord(nn.Module):
-    """Textual inversion: the word itself learns, from the very word at which the attention would begin."""
+    """Textual inversion: the embedding is the only parameter, initialised as the attention's initial embedding."""
 
     def __init__(self, word: torch.Tensor) -> None:
         super().__init__()
@@ -81,8 +81,8 @@ class PlainWord(nn.Module):
         return self.word.expand(len(pooled), -1)
 
 
-def _begin(module: nn.Module, seed: int) -> None:
-    """First weights drawn from the seed, such that outputs are about as large as inputs."""
+def _initialise(module: nn.Module, seed: int) -> None:
+    """Draws initial weights from the seed, scaled so that outputs are about as large as inputs."""
     generator = generator_of(seed, WEIGHTS_DRAW)
     with torch.no_grad():
         for weight in module.parameters():

@@ -1,9 +1,8 @@
-"""InST, learning: one painting becomes a word by attention over what CLIP sees in it.
+"""InST, learning: a token embedding of one painting, by attention over CLIP's embeddings of it.
 
-CLIP's view of the painting goes through a few layers of cross-attention and comes out as a token
-embedding, the word “*”. The word is right when the diffusion model, told nothing but “*”, best
-predicts the noise laid over the painting. Only the attention layers learn; U-Net, text encoder and
-CLIP stay as they are. After Zhang et al., "Inversion-based Style Transfer with Diffusion Models"
+A few cross-attention layers map CLIP's embeddings of the painting to a token embedding for “*”. They
+are trained to minimise the denoising loss on the painting with the prompt “*”. U-Net, text encoder
+and CLIP are frozen. After Zhang et al., "Inversion-based Style Transfer with Diffusion Models"
 (CVPR 2023); a plain embedding in place of the attention is textual inversion (Gal et al., 2022).
 """
 
@@ -32,21 +31,21 @@ from styleengine.methods.inst.views import TrainingViews, prepare
 from styleengine.perceptual import Clip
 from styleengine.version import __version__
 
-BEST_WORD = "best_word"  # the name in a style's state of the best of the regular looks
+BEST_WORD = "best_word"  # in a style's state: the embedding with the lowest regular validation loss
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
-JUDGED = 8  # (t, ε) pairs of the fixed set
-KEEP_PAUSE = 10.0  # seconds between two times that unfinished learning is written down
-LEAST_FALL = 1e-3  # of the loss on the fixed set, as a share of it, that counts as falling
+JUDGED = 8  # (t, ε) pairs in the fixed validation set
+KEEP_PAUSE = 10.0  # seconds between two saves of unfinished learning
+LEAST_FALL = 1e-3  # relative decrease of the validation loss that counts as an improvement
 
 
 @dataclass(frozen=True)
 class LearningState:
-    """How far learning has come. `style()` is what is learnt by now; it is to be called before the next state.
+    """Progress of learning. `style()` returns the current style; call it before the next state.
 
-    `loss` is that of the step, None before the first; `judged` are (step, loss on the fixed set) so
-    far. What happens between two states does not count in `steps_per_second`. Of `style`'s parameters,
-    both off by default, `with_state` adds what `learn` needs to go on, and `look` has the word of
-    this very step judged as well, which takes a moment.
+    `loss` is that of the step, None before the first; `judged` are the (step, validation loss) pairs so
+    far. Time between two states does not count in `steps_per_second`. `style` has two options, both off
+    by default: `with_state` adds what `learn` needs to resume, and `look` also validates the embedding
+    of the current step.
     """
 
     step: int
@@ -68,13 +67,13 @@ def learn(
     known: LearnedStyle | None = None,
     cache: ByteCache | None = None,
 ) -> Iterator[LearningState]:
-    """Learns the painting: the state at the start, then one after each step, the last one `finished`.
+    """Learns the painting. Yields the initial state, then one after each step; the last one is `finished`.
 
-    `known` is a style with its state, to go on from: the result is that of an uninterrupted run. On CUDA
-    no two runs are the same bit for bit: attention's backward kernels add up in no fixed order.
-    `clip` is called only if the painting has not been looked at yet; `cache` keeps what was seen.
+    `known` is a style with its state to resume from: the result is that of an uninterrupted run. On CUDA
+    runs are not bit-identical, because attention's backward kernels sum in no fixed order. `clip` is called
+    only if `cache` does not have the painting's embeddings.
 
-    Raises StyleEngineError where `known` is of another painting, model or settings.
+    Raises StyleEngineError if `known` is of another painting, model or settings.
     """
     learner = Learner(backbone, prepare(backbone, painting, clip, settings, cache), settings)
     name = fitting_name(name or (known.record.name if known else ""))
@@ -110,10 +109,10 @@ def learned(
     seconds: float | None,
     report: Callable[[LearningState], None] | None,
 ) -> LearnedStyle:
-    """The style at the last of the states, or at the first one after `seconds`, without what going on from it needs.
+    """The style at the last state, or at the first one after `seconds`, without the state for resuming.
 
-    `partial` is a file that holds a style to go on from: it is written from time to time, and when `report`,
-    which is called at each state, raises anything.
+    `partial` is the file for resuming. It is written periodically, and when `report` raises. `report` is called
+    with each state.
     """
     began = kept = time.monotonic()
     first_step: int | None = None
@@ -127,7 +126,7 @@ def learned(
                 state.style(True, look=isinstance(error, Cancelled)).save(partial)
             raise
         now = time.monotonic()
-        over = seconds is not None and now - began > seconds and state.step > first_step  # a slice gets on
+        over = seconds is not None and now - began > seconds and state.step > first_step  # at least one step
         if state.finished or over:
             style = state.style(True, look=True)
             if partial:
@@ -140,12 +139,12 @@ def learned(
 
 
 class Learner:
-    """The module, its optimizer, and the loss; everything drawn comes from the seed and the step's number."""
+    """The module, its optimizer, and the loss. All random numbers depend only on the seed and the step number."""
 
     def __init__(self, backbone: LatentBackbone, lesson: TrainingViews, settings: InSTLearningSettings) -> None:
         self.backbone, self.lesson, self.settings = backbone, lesson, settings
         self.module = self._fresh_module().to(backbone.device)
-        rate = settings.learning_rate * settings.batch  # the authors scale it so
+        rate = settings.learning_rate * settings.batch  # as in the authors' code
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=rate)
         self.step = 0
         self.judged: list[tuple[int, float]] = []
@@ -157,7 +156,7 @@ class Learner:
 
     @property
     def _stuck(self) -> bool:
-        """Whether the last looks have brought no fall of the loss on the fixed set."""
+        """Whether the last `patience` validations brought no improvement."""
         patience, losses = self.settings.patience, [loss for _, loss in self.judged]
         if not patience or len(losses) <= patience:
             return False
@@ -167,14 +166,14 @@ class Learner:
         return step % self.settings.check_every == 0 or step >= self.settings.steps
 
     def advance(self) -> float:
-        """One step; the loss before it. At every `check_every` steps, and at the last, it is judged too.
+        """One training step; returns its loss. Validates every `check_every` steps and at the last step.
 
-        A step that fails is as if it had not been begun.
+        A step that fails has no effect.
         """
         step, count, lesson = self.step + 1, self.settings.batch, self.lesson
         generator = generator_of(self.settings.seed, STEP_DRAW + step)
         views = torch.randint(len(lesson.latents), (count,), generator=generator)
-        # Spread over the timesteps, one in each n-th of them: evenly drawn all the same, with less noise.
+        # Stratified over the timesteps: still uniform, with less variance.
         places = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float32)) / count
         noise = torch.randn((count, *lesson.latents.shape[1:]), generator=generator, dtype=torch.float32)
         with torch.enable_grad():
@@ -192,10 +191,10 @@ class Learner:
     def loss(
         self, condition: torch.Tensor, x_0: torch.Tensor, places: torch.Tensor, noise: torch.Tensor
     ) -> torch.Tensor:
-        """E‖ε − ε_θ(z_t, t, c)‖², the mean over all numbers; `places` (batch,) in [0, 1) say the timesteps.
+        """E‖ε − ε_θ(z_t, t, c)‖², the mean over all elements; `places` (batch,) in [0, 1) give the timesteps.
 
-        For a model that predicts the velocity, E‖v − v_θ‖² = E‖ε − ε_θ‖²/ᾱ_t: what it was trained on,
-        and what words matter for. Its ε at high t is hardly its own, but nearly z_t itself.
+        For v-prediction the loss is E‖v − v_θ‖² = E‖ε − ε_θ‖²/ᾱ_t, which the model was trained with. At high t
+        its ε is nearly z_t, so E‖ε − ε_θ‖² would hardly depend on the prompt.
         """
         backbone = self.backbone
         timesteps = (places * len(backbone.alphas_cumprod)).long().to(x_0.device)
@@ -207,10 +206,10 @@ class Learner:
 
     @torch.no_grad()
     def judged_loss(self, condition: torch.Tensor) -> float:
-        """The loss on the fixed (t, ε) set under a condition (1, tokens, width).
+        """The validation loss, on the fixed (t, ε) set, under a condition (1, tokens, width).
 
-        The set is the same for all runs of a seed: timesteps evenly spread, one noise for each, the
-        painting's squares in turn.
+        The set depends only on the seed: evenly spaced timesteps, one noise for each, the painting's crops
+        in turn.
         """
         generator, latents = generator_of(self.settings.seed, JUDGED_DRAW), self.lesson.latents
         x_0 = latents[torch.arange(JUDGED) % len(latents)]
@@ -221,16 +220,16 @@ class Learner:
         return sum(float(self.loss(condition, *batch)) * len(batch[0]) for batch in batches) / JUDGED
 
     def judge(self) -> float:
-        """The loss of the painting's word on the fixed set, noted; the best word so far is kept."""
-        word, loss = self._looked_at()
+        """Validates the current embedding, records the loss, and keeps the best embedding."""
+        word, loss = self._validated()
         if not self.judged or loss < min(entry[1] for entry in self.judged):
             self.best_word = word
         self.judged.append((self.step, loss))
         return loss
 
     @torch.no_grad()
-    def _looked_at(self) -> tuple[torch.Tensor, float]:
-        """The word as it is now, and its loss on the fixed set; StyleEngineError where that is not finite."""
+    def _validated(self) -> tuple[torch.Tensor, float]:
+        """The current embedding and its validation loss; StyleEngineError if that is not finite."""
         word = self.word()
         loss = self.judged_loss(self.backbone.condition_with_word(PLACEHOLDER, word))
         if not math.isfinite(loss):
@@ -242,18 +241,18 @@ class Learner:
 
     @torch.no_grad()
     def word(self) -> torch.Tensor:
-        """The word (1, width) of the whole painting, as the module stands, without dropout."""
+        """The current embedding (1, width) of the whole painting, without dropout."""
         return self.module(self.lesson.pooled[:1], self.lesson.tokens[:1]).clone()
 
     def style(self, painting: Image.Image, name: str, with_state: bool = False, look: bool = False) -> LearnedStyle:
-        """The best word so far. With `look` the one of this step is judged too, wherever learning stands.
+        """The style with the best embedding so far. With `look` the current embedding is validated too.
 
-        What goes on from the style's state goes on as if there had been no such look.
+        This extra validation does not affect runs resumed from the style's state.
         """
         backbone, latents = self.backbone, self.lesson.latents[0].flatten(1)
         judged, best_word = list(self.judged), self.best_word
         if look and judged[-1][0] < self.step:
-            word, loss = self._looked_at()
+            word, loss = self._validated()
             if loss < min(entry[1] for entry in judged):
                 best_word = word
             judged.append((self.step, loss))
@@ -279,11 +278,11 @@ class Learner:
         )
 
     def restore(self, known: LearnedStyle) -> None:
-        """Puts back what `style` kept; StyleEngineError where its state is not of this module."""
+        """Restores the state saved by `style`; StyleEngineError if it does not fit this module."""
         fresh = {name: x.shape for name, x in self._state(zeros=True).items()}
         if {name: x.shape for name, x in known.state.items()} != fresh:
             raise StyleEngineError(
-                f"The style “{known.record.name}” does not carry what is needed to go on learning: begin it anew."
+                f"The style “{known.record.name}” has no valid state to resume learning from: start again."
             )
         with torch.no_grad():
             for name, weight in self.module.named_parameters():
@@ -308,9 +307,9 @@ class Learner:
         return state
 
     def _backward(self, loss: torch.Tensor, numbers: int) -> None:
-        """The gradient. In half precision it is taken of the sum, not the mean: a mean's is too small to be said.
+        """Computes the gradient. In half precision it is that of the sum: that of the mean would underflow.
 
-        A gradient that overflows all the same counts as none.
+        A gradient that overflows is replaced by zero.
         """
         scale = numbers if self.backbone.dtype == torch.float16 else 1
         (loss * scale).backward()
@@ -331,7 +330,7 @@ class Learner:
 
 @contextmanager
 def checkpointing(unet: Any, wanted: bool) -> Iterator[None]:
-    """Within the context the U-Net keeps less for the gradient and makes it again, if that is wanted."""
+    """Within the context, the U-Net uses gradient checkpointing, if `wanted`."""
     before = unet.is_gradient_checkpointing
     if not wanted or before:
         yield
@@ -353,6 +352,6 @@ def _check_same_run(
     others = [name.replace("_", " ") for name, differs in differing.items() if differs]
     if others:
         raise StyleEngineError(
-            f"What has been learnt of the style “{record.name}” belongs to another run (what differs: "
-            f"{', '.join(others)}). Delete it to begin anew, or repeat that run."
+            f"The saved progress of the style “{record.name}” belongs to another run (what differs: "
+            f"{', '.join(others)}). Delete it to start again, or repeat that run."
         )

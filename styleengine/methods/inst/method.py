@@ -1,8 +1,8 @@
-"""InST: a learnt word (`inst_training`) redraws a picture, or draws one from nothing but a prompt.
+"""InST: redraws an image with a learnt token embedding, or generates one from a prompt.
 
-The content is noised part of the way and denoised again under a prompt with the word in it. The
-noise is not plain chance: what the model itself takes for the noise in the noised content is laid
-over it in its place ("stochastic inversion"), so that the way back leads to the content's shapes.
+The content is noised part of the way and denoised with a prompt that contains the embedding. The
+noise is not random: it is the model's noise prediction for the noised content ("stochastic
+inversion"), so that denoising keeps the content's shapes.
 After Zhang et al., "Inversion-based Style Transfer with Diffusion Models" (CVPR 2023).
 """
 
@@ -35,14 +35,14 @@ def stylize(
     on_step: OnStep | None = None,
     name: str = "",
 ) -> Stylization:
-    """The content redrawn in a learnt style, or between two; without a content, the prompt drawn from pure noise.
+    """Redraws the content in a learnt style or a mix of two; without a content, samples the prompt from pure noise.
 
-    Without a content the result is a square of `settings.size`, and strength, AdaIN and the kind of
-    noise mean nothing. `on_step` is called after each step and may raise `Cancelled`. `name` is
+    Without a content the result is a square of `settings.size`, and strength, AdaIN and the type of noise
+    have no effect. `on_step` is called after each step and may raise `Cancelled`. `name` is
     the content's file name.
 
     Raises StyleEngineError for a prompt without the placeholder, no or more than two styles, or a
-    style of another kind of model.
+    style that does not fit the model.
     """
     style = _one_style(backbone, styles, settings.mix)
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
@@ -93,7 +93,7 @@ class GuidedNoise:
 
 
 def steps_of(settings: InSTSettings) -> int:
-    """How many of the steps are gone: `strength`·`steps`, rounded up, so that none means strength 0."""
+    """The number of steps that are run: `strength`·`steps`, rounded up, so that only strength 0 gives 0."""
     return math.ceil(round(settings.strength * settings.steps, 6))
 
 
@@ -104,10 +104,10 @@ def start(
     settings: InSTSettings,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """z_t at the top of the schedule: z_0 itself where that has no steps.
+    """z_t at the top of the schedule; z_0 if the schedule has no steps.
 
-    Stochastic inversion: z_t = √ᾱ z_0 + √(1−ᾱ) ε, ε̂ = ε_θ(z_t, t, c), and √ᾱ z_0 + √(1−ᾱ) ε̂ in its
-    place. ε̂ is predicted without guidance: it is to be the noise, and not to draw.
+    Stochastic inversion: z_t = √ᾱ z_0 + √(1−ᾱ) ε, ε̂ = ε_θ(z_t, t, c), then √ᾱ z_0 + √(1−ᾱ) ε̂ replaces
+    z_t. ε̂ is predicted without guidance, because only the noise estimate is needed.
     """
     if not schedule.steps:
         return z_0
@@ -124,7 +124,7 @@ def noised(z_0: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> torch
 
 
 def adain(z_0: torch.Tensor, style: LearnedStyle) -> torch.Tensor:
-    """z_0 (1, channels, height, width) with the mean and the spread of the painting's latents in each channel."""
+    """z_0 (1, channels, height, width) with the mean and standard deviation of the painting's latents per channel."""
     mean, std = z_0.mean((2, 3), keepdim=True), z_0.std((2, 3), keepdim=True)
     wanted_mean, wanted_std = (x.to(z_0).view(1, -1, 1, 1) for x in (style.latent_mean, style.latent_std))
     return (z_0 - mean) / std.clamp(min=1e-6) * wanted_std + wanted_mean
@@ -146,14 +146,16 @@ def _run(call: Call) -> Stylization:
 INST = Method(
     "inst",
     "InST",
-    "Redraws a content image, or draws a prompt, in a learnt style or between two.",
+    "Redraws a content image, or generates one from a prompt, in a learnt style or a mix of two.",
     InSTSettings,
     (
-        Role("content", Kind.IMAGE, "The image to redraw. Without one the prompt is drawn from noise.", required=False),
-        Role("style", Kind.LEARNT_STYLES, "A learnt style of the library.", most=2),
+        Role(
+            "content", Kind.IMAGE, "The image to redraw. Without one, the prompt is sampled from noise.", required=False
+        ),
+        Role("style", Kind.LEARNT_STYLES, "A learnt style from the library.", most=2),
     ),
     _run,
-    note="A style file from elsewhere is taken into the library by `/inst_upload`, which gives its name there.",
+    note="Style files are added to the library with `/inst_upload`, which returns the style's name.",
     endpoint="inst_apply",
     command=("inst", "apply"),
     tool="stylize_image_with_learned_style",

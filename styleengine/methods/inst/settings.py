@@ -1,4 +1,4 @@
-"""What InST can be told."""
+"""The settings of InST."""
 
 from typing import Literal
 
@@ -9,52 +9,46 @@ MOST_STEPS = 10_000
 
 
 class InSTSettings(Settings):
-    """Settings of drawing with a learnt style; the defaults are the paper's."""
+    """Settings of stylization with a learnt style; the defaults are the paper's."""
 
     prompt: str = knob(
         PLACEHOLDER,
-        f"What to draw, with a star where the style goes: “a lighthouse in the style of {PLACEHOLDER}”.",
+        f"The prompt, with {PLACEHOLDER} for the learnt style: “a lighthouse in the style of {PLACEHOLDER}”.",
     )
     strength: float = knob(
-        0.7, "How far the content is noised before it is drawn again: more is more style; 0 keeps it.", ge=0, le=1
+        0.7, "How far the content is noised before denoising: higher is more style; 0 keeps it.", ge=0, le=1
     )
-    guidance: float = knob(10.0, "How much the prompt counts over none; 1 takes it as it is.", ge=0, le=30)
+    guidance: float = knob(10.0, "Guidance scale of the prompt; 1 is without guidance.", ge=0, le=30)
     mix: float = knob(0.5, "With two styles: 0 is the first, 1 the second.", ge=0, le=1)
     adain: bool = knob(
-        False, "Give the content the painting's colours first (AdaIN), where the two are far apart.", title="AdaIN"
+        False, "Match the content's colours to the painting's first (AdaIN), if they differ much.", title="AdaIN"
     )
     size: int = knob(512, "Length of the result's shorter side in pixels.", ge=64, le=2048)
-    steps: int = knob(50, "Denoising steps of the whole way; strength says what part of them is gone.", ge=2, le=500)
-    seed: int = knob(0, "Picks the noise.", ge=0, le=2**32 - 1)
+    steps: int = knob(50, "Denoising steps of the whole schedule; strength is the share that is run.", ge=2, le=500)
+    seed: int = knob(0, "Random seed of the noise.", ge=0, le=2**32 - 1)
     noise: Literal["stochastic_inversion", "random"] = knob(
-        "stochastic_inversion", "What is laid over the content: the noise the model sees in it, or chance.", rare=True
+        "stochastic_inversion", "The noise added to the content: the model's prediction, or random noise.", rare=True
     )
 
 
 class InSTLearningSettings(Settings):
-    """Settings of learning a painting; the defaults are the authors', who went on for up to 6100 steps.
+    """Settings of learning a painting; the defaults are the authors', who trained for up to 6100 steps.
 
-    Number of layers and of heads are ours: the paper names none.
+    The numbers of layers and heads are this project's: the paper states none.
     """
 
-    steps: int = knob(1000, "At most so many steps; most paintings are learnt by 500 to 1000.", ge=1, le=MOST_STEPS)
-    size: int = knob(512, "Side of the squares that are cut from the painting, in pixels.", ge=32, le=1024)
-    learning_rate: float = knob(1e-4, "AdamW's rate; it is taken times the batch.", gt=0, le=0.1)
-    batch: int = knob(4, "Noised views of the painting in each step.", ge=1, le=32)
-    views: int = knob(8, "Squares cut from the painting, some mirrored; 1 is the middle alone.", ge=1, le=64)
-    seed: int = knob(0, "Picks squares, noise and the first weights.", ge=0, le=2**31 - 1)
+    steps: int = knob(1000, "Maximum training steps; most paintings need 500 to 1000.", ge=1, le=MOST_STEPS)
+    size: int = knob(512, "Side of the square crops of the painting, in pixels.", ge=32, le=1024)
+    learning_rate: float = knob(1e-4, "AdamW's learning rate, multiplied by the batch size.", gt=0, le=0.1)
+    batch: int = knob(4, "Batch size: noised crops of the painting per step.", ge=1, le=32)
+    views: int = knob(8, "Crops of the painting, some mirrored; 1 is the centre only.", ge=1, le=64)
+    seed: int = knob(0, "Random seed of the crops, the noise and the initial weights.", ge=0, le=2**31 - 1)
     mode: Literal["attention", "embedding"] = knob(
-        "attention", "Learn attention over the painting, or the bare word (textual inversion).", rare=True
+        "attention", "Train attention over the painting, or the embedding alone (textual inversion).", rare=True
     )
-    layers: int = knob(3, "Layers of cross-attention.", rare=True, ge=1, le=8)
-    heads: int = knob(8, "Heads of each layer.", rare=True, ge=1, le=16)
-    dropout: float = knob(
-        0.05, "Share of each layer's output that is left out while learning.", rare=True, ge=0, le=0.9
-    )
-    check_every: int = knob(25, "Steps between two looks at the loss on the fixed set.", rare=True, ge=1, le=1000)
-    patience: int = knob(
-        8, "Looks in a row without a fall of that loss after which learning ends; 0: never.", rare=True, ge=0, le=1000
-    )
-    save_memory: bool = knob(
-        False, "Compute what gradients need a second time instead of keeping it: slower, less memory.", rare=True
-    )
+    layers: int = knob(3, "Number of cross-attention layers.", rare=True, ge=1, le=8)
+    heads: int = knob(8, "Attention heads per layer.", rare=True, ge=1, le=16)
+    dropout: float = knob(0.05, "Dropout rate after each layer during training.", rare=True, ge=0, le=0.9)
+    check_every: int = knob(25, "Validate every so many steps.", rare=True, ge=1, le=1000)
+    patience: int = knob(8, "Stop after this many validations without improvement; 0: never.", rare=True, ge=0, le=1000)
+    save_memory: bool = knob(False, "Gradient checkpointing: less memory, slower.", rare=True)

@@ -1,4 +1,4 @@
-"""A painting as training data: squares cut from it, as latents and as CLIP's embeddings."""
+"""Training data from a painting: square crops as latents and CLIP embeddings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ SMALLEST_VIEW = 0.6  # of the painting's largest square, on a side
 
 @dataclass(frozen=True)
 class TrainingViews:
-    """A painting as it is learnt from, made once: `latents` (views, channels, height, width) of its
-    squares, and CLIP's view of each: `pooled` (views, width) and `tokens` (views, patches, width).
+    """The training data of a painting: `latents` (views, channels, height, width) of its crops, and
+    CLIP's embeddings of each: `pooled` (views, width) and `tokens` (views, patches, width).
 
-    The first square is the middle of the painting; it alone gives the word that is kept.
+    The first crop is the centre of the painting; the saved embedding is computed from it alone.
     """
 
     latents: torch.Tensor
@@ -40,22 +40,22 @@ def prepare(
     settings: InSTLearningSettings,
     cache: ByteCache | None = None,
 ) -> TrainingViews:
-    """The painting's squares as latents and as CLIP sees them; latents and image tokens are computed here alone."""
+    """The painting's crops as latents and CLIP embeddings, computed once if there is a cache."""
 
     @torch.no_grad()
     def make() -> TrainingViews:
         squares = cut(painting, settings, backbone.multiple)
-        pictures, eye = [to_tensor(square) for square in squares], clip()
+        pictures, encoder = [to_tensor(square) for square in squares], clip()
         latents = torch.cat([backbone.encode(picture) for picture in pictures])
-        seen = [eye.embed(picture.to(backbone.device)) for picture in pictures]
-        return TrainingViews(latents, *(torch.cat(part).float() for part in zip(*seen, strict=True)))
+        embeddings = [encoder.embed(picture.to(backbone.device)) for picture in pictures]
+        return TrainingViews(latents, *(torch.cat(part).float() for part in zip(*embeddings, strict=True)))
 
     key = ("lesson", content_hash(painting), backbone.identity, settings.size, settings.views, settings.seed)
     return (cache if cache is not None else ByteCache(0)).get_or_make(key, make)
 
 
 def cut(painting: Image.Image, settings: InSTLearningSettings, multiple: int) -> list[Image.Image]:
-    """The middle square of the painting, then `views` − 1 squares from anywhere in it, every other one mirrored."""
+    """The central crop of the painting, then `views` − 1 random crops, every other one mirrored."""
     side = max(multiple, settings.size // multiple * multiple)
     generator = generator_of(settings.seed, VIEWS_DRAW)
     views = [fit(painting, (side, side))]

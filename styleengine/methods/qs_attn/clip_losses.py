@@ -12,9 +12,9 @@ from styleengine.methods.qs_attn.prompts import Prompt
 from styleengine.methods.qs_attn.settings import QSAttnSettings
 from styleengine.perceptual import Clip
 
-PATCH_SETS = 4  # of patches, which take turns: the source's patches are embedded once for the whole run
-PATCH_AREA = (0.01, 0.3)  # of the picture, from a draw that is even in the area
-SKEW = 0.25  # how far a patch's corners move inwards at most, as a share of its sides
+PATCH_SETS = 4  # used in turn, so that the source's patches are embedded once per run
+PATCH_AREA = (0.01, 0.3)  # share of the image, uniform in the area
+SKEW = 0.25  # largest inward shift of a patch's corners, as a share of its sides
 
 
 def spherical_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -30,9 +30,9 @@ def direction_distance(change: torch.Tensor, wanted: torch.Tensor) -> torch.Tens
 def patch_sets(settings: QSAttnSettings, size: tuple[int, int]) -> list[torch.Tensor]:
     """The corners of the patches of each set: (P, 4, 2) in [−1, 1], (x, y), clockwise from top left.
 
-    `size` is the picture's (width, height). A patch covers 1 to 30 % of its largest square, each
-    corner moved inwards by chance, and half of them are mirrored: the augmentation without which
-    the gradient finds pictures that only score well.
+    `size` is the image's (width, height). A patch covers 1 to 30 % of its largest square, each corner is
+    moved inwards at random, and half of the patches are mirrored. Without this augmentation the
+    gradient leads to adversarial images.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     draw = partial(torch.rand, generator=generator, dtype=torch.float32)
@@ -51,7 +51,7 @@ def patch_sets(settings: QSAttnSettings, size: tuple[int, int]) -> list[torch.Te
 
 
 def cut(picture: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:
-    """The patches (P, 3, side, side) of a picture (1, 3, height, width); `corners` as in `patch_sets`."""
+    """The patches (P, 3, side, side) of an image (1, 3, height, width); `corners` as in `patch_sets`."""
     corners = corners.to(picture)
     across = (torch.arange(side, dtype=picture.dtype, device=picture.device) + 0.5) / side
     v, u = across.view(-1, 1, 1), across.view(1, -1, 1)
@@ -63,7 +63,7 @@ def cut(picture: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor
 
 
 def similarity(clip: Clip, picture: Image.Image, prompts: Sequence[Prompt]) -> float:
-    """The cosine between the picture's and the words' embeddings, the words weighted."""
+    """The cosine between the image's and the prompts' embeddings, weighted by prompt."""
     with torch.no_grad():
         of_picture = clip.image_embeddings(to_tensor(picture))
     cosines = (clip.text_embeddings([prompt.text for prompt in prompts]) @ of_picture.T)[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""The query-selected contrast: where the source's self-attention is surest, features shall stay what they are."""
+"""The query-selected contrastive loss: preserves features at the positions with the lowest attention entropy."""
 
 import math
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from styleengine.cache import ByteCache
 from styleengine.methods.qs_attn.settings import QSAttnSettings
 
 TEMPERATURE = 0.07
-RESOLUTIONS = 4  # of the U-Net's encoder that the contrast looks at
-FEATURE_SIDE = 64  # larger feature maps are averaged down: every place is compared with every other
+RESOLUTIONS = 4  # of the U-Net's encoder that the loss uses
+FEATURE_SIDE = 64  # larger feature maps are pooled, because all pairs of positions are compared
 ROWS_AT_ONCE = 512  # of the attention matrix
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """Where the contrast looks in one layer of the U-Net's encoder: of the source alone.
+    """The anchors in one layer of the U-Net's encoder, from the source alone.
 
-    `entropy` is H(i) as (height, width); `indices` (N,) are the chosen places; `routing`
-    (N, places) is A_QS; `positives` (N, channels) are the source's routed features, of unit length.
+    `entropy` is H(i) as (height, width); `indices` (N,) are the selected positions; `routing`
+    (N, positions) is A_QS; `positives` (N, channels) are the source's routed features, of unit norm.
     """
 
     entropy: torch.Tensor
@@ -40,7 +40,7 @@ class Anchors:
 
 @dataclass(frozen=True)
 class Layers:
-    """The anchors of all layers, as the cache keeps them."""
+    """The anchors of all layers, as stored in the cache."""
 
     anchors: tuple[Anchors, ...]
 
@@ -56,7 +56,7 @@ def find_anchors(
     cache: ByteCache,
     hashed: tuple[str, str],
 ) -> Layers:
-    """The anchors of each layer for the source's latents, made once; `hashed` names source and backbone."""
+    """The anchors of each layer for the source's latents, cached; `hashed` identifies source and backbone."""
 
     @torch.no_grad()
     def make() -> Layers:
@@ -72,13 +72,13 @@ def find_anchors(
 def select(features: torch.Tensor, settings: QSAttnSettings, generator: torch.Generator) -> Anchors:
     """The anchors of one layer's source features (1, channels, height, width).
 
-    `global`: the N rows of softmax(F·Fᵀ) with the smallest entropy. `local`: the same of the
-    attention to a window around each place. `local_global`: chosen by the local entropy, routed by
-    global attention. `random`: N places by chance, each feature as it is. N is at most the number of
-    places.
+        `global`: the N rows of softmax(F·Fᵀ) with the smallest entropy. `local`: the same for
+        attention to a window around each position. `local_global`: selected by local entropy, routed by
+        global attention. `random`: N random positions, not routed. N is at most
+    the number of positions.
     """
     _, _, height, width = features.shape
-    flat = features[0].flatten(1).T.double()  # (places, channels); dot products of hundreds need the digits
+    flat = features[0].flatten(1).T.double()  # (positions, channels); float64, because dot products reach hundreds
     count = min(settings.anchors, len(flat))
     local = settings.selection in ("local", "local_global")
     h = entropy(local_attention(features, settings.window)[0]) if local else global_entropy(flat)
@@ -95,12 +95,12 @@ def select(features: torch.Tensor, settings: QSAttnSettings, generator: torch.Ge
 
 
 def global_attention(flat: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Rows of A_g = softmax(F·Fᵀ), F being (places, channels): (rows, places)."""
+    """Rows of A_g = softmax(F·Fᵀ), F being (positions, channels): (rows, positions)."""
     return (flat[rows] @ flat.T).softmax(-1)
 
 
 def global_entropy(flat: torch.Tensor) -> torch.Tensor:
-    """H_g(i) of all places (Eq. 6); the matrix is never whole."""
+    """H_g(i) of all positions (Eq. 6); the full matrix is never built."""
     every = torch.arange(len(flat), device=flat.device)
     return torch.cat([entropy(global_attention(flat, rows)) for rows in every.split(ROWS_AT_ONCE)])
 
@@ -111,9 +111,9 @@ def entropy(attention: torch.Tensor) -> torch.Tensor:
 
 
 def local_attention(features: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of each place to the window around it, and which places these are: (places, window²) both.
+    """Attention of each position to the window around it, and the window's positions: both (positions, window²).
 
-    Beyond the border there is nothing: attention 0, to place 0.
+    Outside the feature map the attention is 0 and the position is 0.
     """
     _, _, height, width = features.shape
     here = features[0].double()
@@ -133,18 +133,18 @@ def local_attention(features: torch.Tensor, window: int) -> tuple[torch.Tensor, 
 
 
 def _spread(local: tuple[torch.Tensor, torch.Tensor], rows: torch.Tensor, places: int) -> torch.Tensor:
-    """Rows of a local attention as rows over all places: (rows, places)."""
+    """Rows of a local attention as rows over all positions: (rows, positions)."""
     attention, index = (part[rows] for part in local)
     return attention.new_zeros(len(rows), places).scatter_add_(1, index, attention)
 
 
 def _routed(routing: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """A_QS·F, each row of unit length: (N, channels)."""
+    """A_QS·F, each row of unit norm: (N, channels)."""
     return F.normalize(routing @ features[0].flatten(1).T, dim=-1)
 
 
 def contrastive_loss(features: Sequence[torch.Tensor], layers: Sequence[Anchors]) -> torch.Tensor:
-    """InfoNCE of the current picture's routed features against the source's, the mean over anchors and layers.
+    """InfoNCE of the current image's routed features against the source's, the mean over anchors and layers.
 
     The positive of an anchor is the source's feature of the same row of A_QS; those of the other rows
     are its negatives.
@@ -157,14 +157,14 @@ def contrastive_loss(features: Sequence[torch.Tensor], layers: Sequence[Anchors]
 
 
 class _EncoderDone(Exception):  # noqa: N818 - nothing went wrong
-    """Ends an evaluation of the U-Net before its mid block."""
+    """Ends a forward pass of the U-Net before its mid block."""
 
 
 def encoder_features(backbone: Backbone, x_0: torch.Tensor, null: torch.Tensor) -> list[torch.Tensor]:
-    """What the U-Net's encoder makes of x_0 at t = 0, at its entry and at the end of its first four resolutions.
+    """The features of the U-Net's encoder for x_0 at t = 0: after `conv_in` and after its first four resolutions.
 
-    With two blocks a resolution these are the base method's input blocks 0, 2, 5, 8 and 11. Maps of
-    more than 64×64 places are averaged down to that. Nothing behind the encoder is computed.
+    With two blocks per resolution these are ZeCon's input blocks 0, 2, 5, 8 and 11. Maps larger than
+    64×64 are average-pooled. Nothing after the encoder is computed.
     """
     unet = backbone.unet
     layers: list[nn.Module] = [unet.conv_in, *(_last_layer(block) for block in unet.down_blocks[:RESOLUTIONS])]
@@ -187,7 +187,7 @@ def encoder_features(backbone: Backbone, x_0: torch.Tensor, null: torch.Tensor) 
 
 
 def _last_layer(block: Any) -> nn.Module:
-    """What a block of the encoder does last at its resolution: an attention, where it has any, or a ResNet block."""
+    """The last layer of an encoder block at its resolution: an attention if it has any, else a ResNet block."""
     attentions = getattr(block, "attentions", None)
     return attentions[-1] if attentions else block.resnets[-1]
 

@@ -18,8 +18,8 @@ from styleengine.methods.qs_attn.settings import QSAttnSettings
 from styleengine.perceptual import Clip
 from styleengine.run import Run
 
-TRAINED_STEPS = 1000  # the limits below count timesteps from 0 to here, however long a model was trained for
-MSE_BELOW, PERCEPTUAL_BELOW = 700, 800  # timesteps above which these losses rest
+TRAINED_STEPS = 1000  # the scale of the limits below, whatever a model's number of timesteps
+MSE_BELOW, PERCEPTUAL_BELOW = 700, 800  # timesteps above which these losses are off
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,11 @@ class SourceEmbeddings:
 class Guide:
     """The losses of a run, and their gradient with respect to x_t.
 
-    What depends on the source or the words alone is made once: anchors, CLIP's embeddings of the source
-    and its patches, the words' embeddings. A gradient with numbers that are not finite counts as none;
-    `steered` of `asked` gradients were sound.
+    Anchors, CLIP's embeddings of the source and its patches, and the text embeddings are computed once.
+    A gradient that is not finite is skipped; `steered` of `asked` gradients were finite.
 
     On CUDA the gradient differs from run to run: the backward kernels of `grid_sample` and of the antialiased
-    resize add up in no fixed order, and have no deterministic form.
+    resize sum in no fixed order, and have no deterministic version.
     """
 
     def __init__(
@@ -83,9 +82,8 @@ class Guide:
         return SourceEmbeddings(whole, tokens, patches)
 
     def steer(self, x_t: torch.Tensor, level: int, last: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """ε at x_t, and ∇L with respect to x_t; no gradient in the `last` step or where nothing is asked for.
-
-        Nor is there one where it is not finite. StyleEngineError where ε is not.
+        """ε at x_t, and ∇L with respect to x_t; no gradient in the `last` step, if all weights are 0, or if
+        it is not finite. StyleEngineError if ε is not finite.
         """
         if last:
             return self.run.noise(x_t, level), None
@@ -108,7 +106,7 @@ class Guide:
         return gradient
 
     def note(self) -> str:
-        """A sentence where most gradients were not finite, else nothing."""
+        """A sentence if most gradients were not finite, else an empty string."""
         lost = self.asked - self.steered
         if 2 * lost <= self.asked:
             return ""
@@ -120,8 +118,8 @@ class Guide:
     def losses(self, x_t: torch.Tensor, noise: torch.Tensor, level: int) -> dict[str, torch.Tensor]:
         """The weighted losses by the name of their setting; those of weight 0 are not computed.
 
-        They judge x_in = x̂0·√(1−ᾱ_t) + x_t·(1−√(1−ᾱ_t)): the pixel losses on its picture, the
-        contrast on what the U-Net's encoder makes of it at t = 0.
+        They are computed on x_in = x̂0·√(1−ᾱ_t) + x_t·(1−√(1−ᾱ_t)): the pixel losses on its decoded image, the
+        contrast on its features in the U-Net's encoder at t = 0.
         """
         schedule = self.run.schedule
         alpha, timestep, step = schedule.levels[level], schedule.timesteps[level], schedule.steps - level
@@ -138,7 +136,7 @@ class Guide:
         return {name: weight * terms[name]() for name, weight in weights.items()}
 
     def weights(self, timestep: int) -> dict[str, float]:
-        """What each loss counts at a timestep, without those that count nothing."""
+        """The weight of each loss at a timestep, without zero weights."""
         settings, t = self.settings, timestep * TRAINED_STEPS / len(self.backbone.alphas_cumprod)
         style, content = settings.style_share, settings.content_share
         weights = {
@@ -156,7 +154,7 @@ class Guide:
     def _clip_terms(
         self, picture: torch.Tensor, weights: dict[str, float], turn: int
     ) -> dict[str, Callable[[], torch.Tensor]]:
-        """CLIP's losses; whole picture and patches go through it in one batch, and only those asked for."""
+        """CLIP's losses. The whole image and the patches are embedded in one batch, each only if needed."""
         side = self.clip.side
         wanted = []
         if whole := weights.keys() & {"global_whole", "direction_whole", "perceptual"}:
@@ -180,11 +178,11 @@ class Guide:
         return terms
 
     def _global(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """The mean spherical distance of pictures to the words, the words weighted."""
+        """The mean spherical distance of images to the prompts, weighted by prompt."""
         return (spherical_distance(embeddings[:, None], self.targets[None]).mean(0) * self.shares).sum()
 
     def _direction(self, changes: torch.Tensor) -> torch.Tensor:
-        """The mean of 1 − cos(ΔI, ΔT), the words weighted."""
+        """The mean of 1 − cos(ΔI, ΔT), weighted by prompt."""
         return (direction_distance(changes[:, None], self.changes[None]).mean(0) * self.shares).sum()
 
     def _contrast(self, x_in: torch.Tensor) -> torch.Tensor:
@@ -194,5 +192,5 @@ class Guide:
         return contrastive_loss(self._through(features, x_in), self.layers)
 
     def _through(self, function: Callable[[torch.Tensor], Any], x: torch.Tensor) -> Any:
-        """function(x), its insides kept for the gradient or, to save memory, made again when that comes."""
+        """function(x), with gradient checkpointing if `save_memory` is set."""
         return checkpoint(function, x, use_reentrant=False) if self.settings.save_memory else function(x)

@@ -1,9 +1,9 @@
-"""QS-Attn text-guided style transfer: the style said in words, the content held by attention-selected contrast.
+"""QS-Attn text-guided style transfer: a text prompt gives the style, a contrastive loss preserves the content.
 
-The picture is noised half way by DDIM inversion and denoised again. On the way back each step is
-pushed down the gradient of a loss: CLIP says how far the picture still is from the words, and a
-contrast of the U-Net's own features says how far it has left the content. The contrast looks at
-the places that the source's self-attention is surest about ("query-selected"). Nothing is trained.
+The image is inverted halfway by DDIM and denoised again. Each denoising step is guided by the
+gradient of a loss: CLIP measures the distance to the prompt, and a contrastive loss on the U-Net's
+features measures the distance to the content. The contrastive loss uses the positions with the
+lowest attention entropy in the source ("query-selected"). Nothing is trained.
 After Hwang and Lee, "Query-Selected Global Attention for Text guided Image Style Transfer using
 Diffusion Model"; the losses around it are those of its base, ZeCon (Yang, Hwang and Ye, 2023).
 """
@@ -38,12 +38,12 @@ def stylize(
     cache: ByteCache | None = None,
     name: str = "",
 ) -> Stylization:
-    """The content in the style that `settings.prompt` says.
+    """The content in the style of `settings.prompt`.
 
-    Several styles go into one picture with weights, or in sequence, each over the result of the
-    one before. `on_step` is called after each step and may raise `Cancelled`. `cache` keeps the
-    inversion, the anchors and CLIP's embeddings of the source between runs. `name` is the
-    content's file name. `details` has CLIP's similarity to the words before and after.
+    Several styles are combined in one image with weights, or applied in sequence. `on_step` is called
+    after each step and may raise `Cancelled`. `cache` keeps the inversion, the anchors and CLIP's embeddings
+    of the source between runs. `name` is the content's file name. `details` has CLIP's similarity to the
+    prompt before and after.
 
     Raises StyleEngineError for a prompt that is empty, unreadable or the same as the source text.
     """
@@ -75,7 +75,7 @@ def stylize(
 def _sampled(
     run: Run, content: Image.Image, prompts: Sequence[Prompt], clip: Clip, settings: QSAttnSettings
 ) -> tuple[Image.Image, str]:
-    """Inversion and guided sampling, all `prompts` at once; and a note. The content has its working size."""
+    """Inversion and guided sampling, all `prompts` at once; also returns a note. The content has its working size."""
     of_content = inverting("content 1")
     run.plan([of_content, STYLIZING], content)
     trajectory = run.invert(content, content.size, 1, of_content)
@@ -88,7 +88,7 @@ def _sampled(
 def way(backbone: Backbone, settings: QSAttnSettings) -> ddim.Schedule:
     """The lower part of an even schedule: 25 of 50 steps with the defaults, from t = 481 down.
 
-    `depth` is the part of the trained timesteps that is covered, whatever the number of steps.
+    `depth` is the covered share of the trained timesteps, whatever the number of steps.
     """
     return ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps, settings.depth)
 
@@ -102,7 +102,7 @@ def descend(
 ) -> torch.Tensor:
     """x_0 from x_T by DDPM steps whose mean is shifted by −σ²·∇L, as in classifier guidance.
 
-    The shift's root mean square is held below `step_limit`·σ. The last step adds no noise and is
+    The shift's root mean square is at most `step_limit`·σ. The last step adds no noise and is
     not shifted. `after_step` is called as in `ddim.sample`.
     """
     generator = torch.Generator().manual_seed(settings.seed)

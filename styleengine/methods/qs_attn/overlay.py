@@ -1,4 +1,4 @@
-"""Where the contrast looks, as a picture."""
+"""A visualization of the anchors."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,9 +13,9 @@ from styleengine.methods.qs_attn.settings import QSAttnSettings
 def anchors_picture(
     backbone: Backbone, content: Image.Image, settings: QSAttnSettings, cache: ByteCache | None = None
 ) -> Image.Image:
-    """The source under its entropy map, a frame around each anchor: a picture for each layer, finest first.
+    """The source under its entropy map, with a frame around each anchor: one panel per layer, finest first.
 
-    Blue places are sure of what they resemble (low entropy), red ones are not.
+    Blue is low entropy, red is high.
     """
     content = fit(content, working_size(content, settings.size, backbone.multiple))
     cache = cache if cache is not None else ByteCache(0)

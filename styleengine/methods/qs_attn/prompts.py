@@ -1,4 +1,4 @@
-"""Styles in words: several with weights, and what cannot be used as one."""
+"""Style prompts: several with weights, and their validation."""
 
 import math
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ from styleengine.perceptual import Clip
 
 @dataclass(frozen=True)
 class Prompt:
-    """One style in words, and how much it counts among several."""
+    """One style as text, and its weight among several."""
 
     text: str
     weight: float = 1.0
 
 
 def parse_prompts(text: str) -> list[Prompt]:
-    """“golden | wooden::2” → the styles between the bars, each with what stands behind its “::” as weight."""
+    """“golden | wooden::2” → the styles between the bars, each with the number after its “::” as weight."""
     prompts = []
     for piece in text.split("|"):
         words, mark, number = piece.partition("::")
         try:
             weight = float(number) if mark else 1.0
         except ValueError as error:
-            raise StyleEngineError(f"“{number.strip()}” is no weight: write a number behind “::”.") from error
+            raise StyleEngineError(f"“{number.strip()}” is not a weight: write a number after “::”.") from error
         if not (0 < weight < math.inf):
             raise StyleEngineError(f"The weight of “{words.strip()}” is {weight:g}: it must be above 0.")
         if words.strip():
             prompts.append(Prompt(words.strip(), weight))
     if not prompts:
-        raise StyleEngineError("No style was given. Say one in words, such as “a watercolor painting”.")
+        raise StyleEngineError("No style was given. Describe one, such as “a watercolor painting”.")
     return prompts
 
 
@@ -43,11 +43,11 @@ def check(prompts: Sequence[Prompt], settings: QSAttnSettings, clip: Clip) -> No
     source = clip.text_embeddings([settings.source_text])
     for prompt in prompts:
         if not clip.reads(prompt.text):
-            raise StyleEngineError(f"This model's CLIP knows nothing of what “{prompt.text}” says: use other words.")
+            raise StyleEngineError(f"CLIP's tokenizer does not know any word of “{prompt.text}”: use other words.")
         if torch.equal(clip.text_embeddings([prompt.text]), source):
             raise StyleEngineError(
-                f"“{prompt.text}” says the same as the text for the content, so there is no direction to go: "
+                f"“{prompt.text}” has the same embedding as the text for the content, so there is no direction: "
                 "change one of the two."
             )
     if settings.order == "in_sequence" and len({prompt.weight for prompt in prompts}) > 1:
-        raise StyleEngineError("In sequence each style has a picture of its own: leave the weights away.")
+        raise StyleEngineError("Weights have no effect when styles are applied in sequence: remove them.")

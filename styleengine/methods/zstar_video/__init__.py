@@ -1,4 +1,4 @@
-"""Z-STAR+ for clips: one frame after the other (`frames`), and the clip around them (`method`)."""
+"""Z-STAR+ for clips: single frames (`frames`) and the whole clip (`method`)."""
 
 from styleengine.methods.zstar_video.frames import FrameAttention, FramePainter, FrameRecord
 from styleengine.methods.zstar_video.method import ZSTAR_VIDEO, stylize_clip

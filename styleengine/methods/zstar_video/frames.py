@@ -1,10 +1,9 @@
-"""Z-STAR+ for clips: the image method frame by frame, held together in two ways.
+"""Z-STAR+ for clips: the image method frame by frame, with two kinds of temporal consistency.
 
-Inter-frame attention: a frame's self-attention sees the keys and values of the first and the
-previous frame in place of its own (Eq. 18), beside the styles'. Energy: at each step the frame is
-drawn towards the previous one in the noise-free domain (Eq. 19), but, beyond the paper, not where the
-clip itself moves. Frame i needs only frames 0 and i − 1 at each step and layer, so a clip of any length
-is worked on in the same memory.
+Inter-frame attention: a frame's self-attention uses the keys and values of the first and the
+previous frame in place of its own (Eq. 18), together with the styles'. Energy: at each step x̂0 is
+moved towards the previous frame's x̂0 (Eq. 19), but, unlike in the paper, not where the clip moves.
+Frame i needs only frames 0 and i − 1 at each step and layer, so memory does not depend on the clip's length.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,24 +23,24 @@ from styleengine.style_attention import (
 from styleengine.styles import Style
 
 TINY = 1e-12
-MOTION = 0.3  # a change of a frame's latents, in units of their spread, at which it moves rather than rests
+MOTION = 0.3  # change of a frame's latents, in standard deviations, that counts as motion
 
 
 @dataclass
 class FrameRecord:
-    """What later frames need of a frame: its content's latents; by noise level each layer's keys and values, and x̂0."""
+    """What later frames need of a frame: its content latents; by noise level each layer's keys and values, and x̂0."""
 
     content: torch.Tensor
     keys_values: dict[int, KeysValues] = field(default_factory=dict)
     clean: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def forget(self, level: int) -> None:
-        """Lets go of what belongs to a noise level."""
+        """Deletes the data of a noise level."""
         self.keys_values.pop(level, None)
         self.clean.pop(level, None)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All of it as named tensors."""
+        """The record as named tensors."""
         named = {"content": self.content} | {f"clean.{level}": x for level, x in self.clean.items()}
         for level, layers in self.keys_values.items():
             for layer, (k, v) in layers.items():
@@ -50,7 +49,7 @@ class FrameRecord:
 
     @classmethod
     def of(cls, named: Mapping[str, torch.Tensor], device: torch.device) -> "FrameRecord":
-        """The record whose `tensors` these are."""
+        """The record from its `tensors`."""
         record = cls(named["content"].to(device))
         for name, x in named.items():
             if name == "content":
@@ -66,10 +65,10 @@ class FrameRecord:
 
 
 class FrameAttention:
-    """The tap of a frame: keeps its keys and values, and lets it see those of earlier frames and the styles.
+    """The tap of a frame: stores its keys and values, and attends to those of earlier frames and the styles.
 
     `references` are the keys and values of the first and the previous frame (none for the first),
-    `injection` the styles', or None where they have no part.
+    `injection` the styles', or None if they do not apply.
     """
 
     def __init__(
@@ -100,20 +99,20 @@ def energy_gradient(clean: torch.Tensor, reference: torch.Tensor, alpha_t: torch
 
 
 def stillness(content: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
-    """How still the clip is at each place, from nearly 0 to 1: exp(−d²/τ²) (1, 1, height, width).
+    """How static the clip is at each position, from nearly 0 to 1: exp(−d²/τ²) (1, 1, height, width).
 
     d is the root mean square difference of two neighbouring frames' latents (1, channels, height, width)
-    in units of their spread, τ is MOTION. Eq. 19 draws everything alike towards the previous frame;
-    where something moves that was another thing's place.
+    in standard deviations, τ is MOTION. Eq. 19 moves all positions towards the previous frame, which is
+    wrong where something moves.
     """
     change = (content - previous).square().mean(1, keepdim=True) / previous.var().clamp(min=TINY)
     return torch.exp(-change / MOTION**2)
 
 
 def step_width(pull: float | torch.Tensor, alpha_t: torch.Tensor, alpha_prev: torch.Tensor) -> torch.Tensor:
-    """w of Eq. 19, such that at every noise level x̂0 loses the share `pull` of its difference.
+    """w of Eq. 19, such that each step removes the share `pull` of x̂0's difference.
 
-    ∇E grows as 1/√ᾱ_t and x_{t−1} carries x̂0 by √ᾱ_{t−1}; with w = pull·√(ᾱ_t·ᾱ_{t−1})/2 and ε held
+    ∇E is proportional to 1/√ᾱ_t, and x_{t−1} contains √ᾱ_{t−1}·x̂0; with w = pull·√(ᾱ_t·ᾱ_{t−1})/2 and ε held
     fixed, f ← f − w·∇E is x̂0 ← x̂0 − pull·(x̂0 − x̂0_{i−1}).
     """
     return pull * (alpha_t * alpha_prev).sqrt() / 2
@@ -145,7 +144,7 @@ class FramePainter:
         content: torch.Tensor,
         after_step: ddim.AfterStep | None,
     ) -> tuple[torch.Tensor, FrameRecord]:
-        """x_0 of the first frame, which is the image method's, and its record; `content` are its own latents."""
+        """x_0 of the first frame, by the image method, and its record; `content` are its latents."""
         record = FrameRecord(content)
         return self._denoised(x_T, [], record, after_step), record
 
@@ -157,7 +156,7 @@ class FramePainter:
         previous: FrameRecord,
         after_step: ddim.AfterStep | None,
     ) -> tuple[torch.Tensor, FrameRecord]:
-        """x_0 of a later frame, and its record. `previous` is used up, level by level, unless it is the first."""
+        """x_0 of a later frame, and its record. `previous` is emptied level by level, unless it is the first."""
         record = FrameRecord(content)
         return self._denoised(x_T, [first, previous], record, after_step), record
 
@@ -170,9 +169,9 @@ class FramePainter:
         after_step: ddim.AfterStep | None,
     ) -> torch.Tensor:
         x_t, pull = self.attention.start(x_T), self.settings.pull()
-        drawn: float | torch.Tensor = pull
+        local_pull: float | torch.Tensor = pull
         if self.settings.spare_motion and references and record is not None:
-            drawn = pull * stillness(record.content, references[-1].content)
+            local_pull = pull * stillness(record.content, references[-1].content)
         schedule = self.run.schedule
         for level in range(schedule.steps, 0, -1):
             alpha, alpha_prev = schedule.levels[level], schedule.levels[level - 1]
@@ -188,7 +187,7 @@ class FramePainter:
             clean = ddim.predict_x0(x_t, noise, alpha)
             x_t = ddim.step(x_t, noise, alpha, alpha_prev)
             if gradient is not None:  # Eq. 19
-                x_t = x_t - step_width(drawn, alpha, alpha_prev) * gradient
+                x_t = x_t - step_width(local_pull, alpha, alpha_prev) * gradient
             if record is not None:
                 record.keys_values[level], record.clean[level] = tap.own, clean
                 if references and references[-1] is not references[0]:

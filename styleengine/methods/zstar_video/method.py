@@ -1,4 +1,4 @@
-"""A clip from its first missing frame to its MP4."""
+"""Redraws the missing frames of a clip and writes the MP4."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,10 +31,10 @@ from styleengine.stylization import InputRecord, OnStep, StepEvent, VideoStyliza
 from styleengine.video import Selection, VideoClip, write_clip
 from styleengine.workfolder import WorkFolder
 
-MOST_FRAMES_AT_ONCE = 8  # a clip's state is kept after each batch of frames
+MOST_FRAMES_AT_ONCE = 8  # a clip's state is saved after each batch of frames
 RESULT, ALONE = "frames", "alone"  # the series of frames in the work folder
-CLIP_ROLE = "clip"  # of the input that is no picture
-FIRST, PREVIOUS = "first", "previous"  # the records of frames there
+CLIP_ROLE = "clip"  # the clip's role in a record
+FIRST, PREVIOUS = "first", "previous"  # the frame records in the work folder
 
 
 def stylize_clip(
@@ -53,17 +53,16 @@ def stylize_clip(
 ) -> VideoStylization:
     """Redraws a clip in one or more styles and writes it to `output`, an MP4.
 
-    `work` is a folder for what is finished; a run that finds one of its own kind there goes on from
-    it and gives the same frames. What that needs is kept only where the run is `resumable`. `batch`
-    frames are inverted at a time. Cancelled in `on_step` stops the run; with `keep_partial` the frames
-    finished by then, if any, are written and returned.
+    `work` is a folder for finished frames: a run that finds its own frames there resumes, with the same
+    result. The state for that is saved only if `resumable`. `batch` frames are inverted at a time.
+    Cancelled in `on_step` stops the run; with `keep_partial` the finished frames, if any, are written
+    and returned.
 
-    Raises StyleEngineError as `zstar.stylize_all` does, and for a part of the clip or a work folder
-    that will not do.
+    Raises StyleEngineError as `zstar.stylize_all` does, and for an invalid part of the clip or work folder.
     """
     check(backbone, styles, settings)
     part = clip.select(settings.rate, settings.begin, settings.frames)
-    sound = part.sound()  # looked into before there is anything to lose
+    sound = part.sound()  # checked before any frame is redrawn
     inputs = [InputRecord(CLIP_ROLE, clip.sha256, clip.name), *style_records(styles)]
     manifest = {
         "clip": clip.sha256,
@@ -93,13 +92,13 @@ def stylize_clip(
         differences=differences,
     )
     result = replace(record, seconds=clip_run.run.seconds)
-    heard = replace(part, count=count)
-    write_clip(output, folder.frames(RESULT, count), part.rate, sound=heard, record=result.as_text())
+    written = replace(part, count=count)
+    write_clip(output, folder.frames(RESULT, count), part.rate, sound=written, record=result.as_text())
     return result
 
 
 class _ClipRun:
-    """The frames of one run, from the first that is missing in the work folder to the last."""
+    """The frames of one run, from the first that is missing in the work folder."""
 
     def __init__(
         self,
@@ -124,7 +123,7 @@ class _ClipRun:
         self.shown = fit(part.clip.poster, self.size)
 
     def finish(self) -> None:
-        """Makes the frames that are missing."""
+        """Redraws the missing frames."""
         first, previous, done = self._kept()
         if done == self.part.count:
             return
@@ -149,14 +148,14 @@ class _ClipRun:
                     previous = first
                 self.shown = to_images(self.run.backbone.decode(x_0))[0]
                 if self.settings.compare:
-                    lonely = painter.alone(x_T, self.run.after(self._painting(number, " alone")))
-                    self.folder.save_frame(ALONE, number, to_images(self.run.backbone.decode(lonely))[0])
+                    independent = painter.alone(x_T, self.run.after(self._painting(number, " alone")))
+                    self.folder.save_frame(ALONE, number, to_images(self.run.backbone.decode(independent))[0])
                 self.folder.save_frame(RESULT, number, self.shown)
             if self.resumable:
                 self._keep(first, previous, numbers)
 
     def differences(self, count: int) -> dict[str, list[float]]:
-        """Diff of each pair of neighbours among the first `count` frames: of the result and what it compares to."""
+        """Diff of each pair of neighbours among the first `count` frames of each series."""
         source = (fit(frame, self.size) for frame in islice(self.part.frames(), count))
         series: dict[str, Iterator[Image.Image]] = {"result": self.folder.frames(RESULT, count), "clip": source}
         if self.settings.compare:
@@ -164,7 +163,7 @@ class _ClipRun:
         return {name: frame_differences(map(to_tensor, images)) for name, images in series.items()}
 
     def _batches(self) -> list[range]:
-        """Frame 0 by itself, as the image method would invert it, then equal batches."""
+        """Frame 0 alone, inverted as in the image method, then equal batches."""
         batch, count = self.folder.fixed["batch"], self.part.count
         return [range(1), *(range(i, min(i + batch, count)) for i in range(1, count, batch))]
 
@@ -195,7 +194,7 @@ class _ClipRun:
             self.folder.save_tensors(PREVIOUS, previous.tensors(), numbers[-1])
 
     def _kept(self) -> tuple[FrameRecord | None, FrameRecord | None, int]:
-        """The records of the first and the last kept frame, and how many frames are done with."""
+        """The records of the first and the last saved frame, and the number of finished frames."""
         first = self.folder.load_tensors(FIRST)
         if first is None:
             return None, None, 0
