@@ -58,7 +58,9 @@ def _add_role(command: argparse.ArgumentParser, role: Role) -> None:
 def add_output(command: argparse.ArgumentParser, text: str, required: bool = True, kind: str = "PNG") -> None:
     command.add_argument("-o", "--output", metavar=kind, required=required, help=text)
     command.add_argument("--overwrite", action="store_true", help="allow OUTPUT to replace an input file")
-    command.add_argument("--model", help="mini, sd15, a local diffusers folder or a hub id (default: automatic)")
+    command.add_argument(
+        "--model", help="mini, figures, sd15, ddpm-…, a diffusers folder or a hub id (default: automatic)"
+    )
     command.add_argument("--device", help="cpu, cuda, cuda:1, … (default: cuda if available)")
 
 
