@@ -103,6 +103,15 @@ class Role:
         return [InputRecord(self.recorded, content_hash(opened), name)]
 
 
+def styles_and_mask(most: int) -> tuple[Role, Role]:
+    """The roles of style images, up to `most` of them in the app, and of the mask that says where they apply."""
+    mask = "With one style: white where it applies. With two: white for the second, black for the first."
+    return (
+        Role("style", Kind.STYLES, "The image whose style is taken.", most=most),
+        Role("mask", Kind.STYLE_MASK, mask, required=False),
+    )
+
+
 class Inputs:
     """The opened inputs of one run, by the names of their roles. Styles already have their masks."""
 

@@ -52,6 +52,22 @@ def knob(
     return Field(default, title=title or None, description=description, json_schema_extra=extra, **bounds)
 
 
+def size_knob(default: int, most: int) -> Any:
+    """The setting `size` of methods that make images."""
+    return knob(default, "Length of the result's shorter side in pixels.", ge=64, le=most)
+
+
+def steps_knob(default: int) -> Any:
+    """The setting `steps` of methods that denoise along the whole schedule."""
+    return knob(default, "Denoising steps; more is slower and finer.", ge=2, le=200)
+
+
+def inversion_iterations_knob() -> Any:
+    """The setting `inversion_iterations` of methods that invert images."""
+    text = "Iterations per inversion step; 1 is plain DDIM, 3 reconstructs nearly exactly."
+    return knob(1, text, rare=True, ge=1, le=8)
+
+
 class Settings(BaseModel):
     """Immutable, checked settings; subclasses add fields with `knob`.
 

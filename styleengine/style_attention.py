@@ -27,7 +27,7 @@ from styleengine.errors import StyleEngineError
 from styleengine.images import lay_over, to_tensor
 from styleengine.phases import Phase, inverting
 from styleengine.run import Run, Trajectory
-from styleengine.settings import Settings, knob
+from styleengine.settings import Settings, inversion_iterations_knob, knob, size_knob, steps_knob
 from styleengine.styles import Style
 
 LAYERS = 16
@@ -47,8 +47,8 @@ class StyleAttentionSettings(Settings):
         ge=0,
         le=4,
     )
-    size: int = knob(512, "Length of the result's shorter side in pixels.", ge=64, le=1536)
-    steps: int = knob(30, "Denoising steps; more is slower and finer.", ge=2, le=200)
+    size: int = size_knob(512, most=1536)
+    steps: int = steps_knob(30)
     seed: int = knob(0, "Random seed; only used when Variation is above 0.", ge=0, le=2**32 - 1)
     variation: float = knob(
         0.0,
@@ -75,9 +75,7 @@ class StyleAttentionSettings(Settings):
     feather: float = knob(
         0.03, "Width of the soft border of masks, as a share of the shorter side.", rare=True, ge=0, le=0.25
     )
-    inversion_iterations: int = knob(
-        1, "Iterations per inversion step; 1 is plain DDIM, 3 reconstructs nearly exactly.", rare=True, ge=1, le=8
-    )
+    inversion_iterations: int = inversion_iterations_knob()
 
     def styled_steps(self) -> range:
         """The steps, counted from 0, with style attention."""

@@ -121,10 +121,6 @@ class Backbone(ABC):
         noise = self.predict_noise_with_gradient(latents, timestep, condition)
         return self.finite(noise, f"the noise at timestep {timestep}")
 
-    def settings_for(self, method: str) -> Mapping[str, Any]:
-        """The values this backbone recommends for a method, over the method's own defaults."""
-        return self.recommended.get(method, {})
-
 
 def reconstruct(backbone: Backbone, image: Image.Image) -> Image.Image:
     """A PIL image encoded and decoded: the upper bound on the quality of any method on this backbone."""

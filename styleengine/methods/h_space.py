@@ -25,7 +25,7 @@ from styleengine.method import Call, Kind, Method, Role
 from styleengine.metrics import psnr
 from styleengine.phases import RECONSTRUCTION, STYLIZING, inverting
 from styleengine.run import Run, Trajectory
-from styleengine.settings import Settings, knob
+from styleengine.settings import Settings, inversion_iterations_knob, knob, size_knob, steps_knob
 from styleengine.stylization import InputRecord, OnStep, Stylization, mask_record
 
 TRAINED_STEPS = 1000  # the scale of the timesteps in the settings, whatever a model's number of timesteps
@@ -45,8 +45,8 @@ class HSpaceSettings(Settings):
         ge=0,
         le=1,
     )
-    size: int = knob(512, "Length of the result's shorter side in pixels.", ge=64, le=1536)
-    steps: int = knob(50, "Denoising steps; more is slower and finer.", ge=2, le=200)
+    size: int = size_knob(512, most=1536)
+    steps: int = steps_knob(50)
     seed: int = knob(0, "Random seed of the quality boost; without it the seed has no effect.", ge=0, le=2**32 - 1)
     t_start: int = knob(
         1000, "Timestep at which the injection starts; 1000 is pure noise.", title="From t", ge=0, le=TRAINED_STEPS
@@ -67,9 +67,7 @@ class HSpaceSettings(Settings):
         ge=0,
         le=TRAINED_STEPS,
     )
-    inversion_iterations: int = knob(
-        1, "Iterations per inversion step; 1 is plain DDIM, 3 reconstructs nearly exactly.", rare=True, ge=1, le=8
-    )
+    inversion_iterations: int = inversion_iterations_knob()
     measure_reconstruction: bool = knob(
         False, "Also reconstruct the style image and report its PSNR (samples once more).", rare=True
     )

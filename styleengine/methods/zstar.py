@@ -15,7 +15,7 @@ from styleengine import ddim
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.images import content_hash, fit, to_images, to_tensor
-from styleengine.method import Call, Kind, Method, Role
+from styleengine.method import Call, Kind, Method, Role, styles_and_mask
 from styleengine.metrics import psnr
 from styleengine.phases import RECONSTRUCTION, STYLIZING, inverting
 from styleengine.run import Run
@@ -123,13 +123,7 @@ ZSTAR = Method(
     ZStarSettings,
     (
         Role("content", Kind.IMAGE, "The image to redraw."),
-        Role("style", Kind.STYLES, "The image whose style is taken.", most=3),
-        Role(
-            "mask",
-            Kind.STYLE_MASK,
-            "With one style: white where it applies. With two: white for the second, black for the first.",
-            required=False,
-        ),
+        *styles_and_mask(most=3),
     ),
     _run,
     tool="stylize_image_like_images",

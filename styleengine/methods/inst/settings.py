@@ -3,7 +3,7 @@
 from typing import Literal
 
 from styleengine.backbones import PLACEHOLDER
-from styleengine.settings import Settings, knob
+from styleengine.settings import Settings, knob, size_knob
 
 MOST_STEPS = 10_000
 
@@ -23,7 +23,7 @@ class InSTSettings(Settings):
     adain: bool = knob(
         False, "Match the content's colours to the painting's first (AdaIN), if they differ much.", title="AdaIN"
     )
-    size: int = knob(512, "Length of the result's shorter side in pixels.", ge=64, le=2048)
+    size: int = size_knob(512, most=2048)
     steps: int = knob(50, "Denoising steps of the whole schedule; strength is the share that is run.", ge=2, le=500)
     seed: int = knob(0, "Random seed of the noise.", ge=0, le=2**32 - 1)
     noise: Literal["stochastic_inversion", "random"] = knob(

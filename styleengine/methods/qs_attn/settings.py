@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from styleengine.settings import Settings, knob
+from styleengine.settings import Settings, knob, size_knob
 
 SUGGESTIONS = ("a sketch with crayon", "golden", "a watercolor painting", "wooden", "red bricks")
 Selection = Literal["global", "local", "local_global", "random"]
@@ -25,7 +25,7 @@ class QSAttnSettings(Settings):
         ge=0,
         le=1,
     )
-    size: int = knob(256, "Length of the result's shorter side in pixels.", ge=64, le=1024)
+    size: int = size_knob(256, most=1024)
     steps: int = knob(25, "Denoising steps; each needs gradients through all networks.", ge=2, le=100)
     depth: float = knob(0.5, "How far the image is inverted before denoising: higher changes more.", ge=0.2, le=1)
     order: Literal["at_once", "in_sequence"] = knob(

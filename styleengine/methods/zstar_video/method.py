@@ -15,7 +15,7 @@ from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled
 from styleengine.images import fit, to_images, to_tensor, working_size
-from styleengine.method import Call, Kind, Method, Role
+from styleengine.method import Call, Kind, Method, Role, styles_and_mask
 from styleengine.methods.zstar_video.frames import FramePainter, FrameRecord
 from styleengine.methods.zstar_video.settings import ZStarVideoSettings
 from styleengine.metrics import frame_differences
@@ -243,13 +243,7 @@ ZSTAR_VIDEO = Method(
     ZStarVideoSettings,
     (
         Role("clip", Kind.CLIP, "The clip to redraw."),
-        Role("style", Kind.STYLES, "The image whose style is taken.", most=2),
-        Role(
-            "mask",
-            Kind.STYLE_MASK,
-            "With one style: white where it applies. With two: white for the second, black for the first.",
-            required=False,
-        ),
+        *styles_and_mask(most=2),
     ),
     _run,
     inherits="zstar",
