@@ -26,7 +26,7 @@ from styleengine import HSpaceSettings, StyleEngine
 from styleengine.backbones import Backbone, LatentBackbone, load_backbone
 from styleengine.engine import STRIP
 from styleengine.images import fit, open_image, to_tensor
-from styleengine.methods.h_space import injection
+from styleengine.methods.h_space.bottleneck import injection
 from styleengine.metrics import ssim
 
 CALIBRATION = {True: "with", False: "without"}

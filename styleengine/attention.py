@@ -123,6 +123,7 @@ def log_mask(mask: torch.Tensor) -> torch.Tensor:
 
 
 KeysValues = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by layer
+Queries = dict[int, torch.Tensor]  # by layer
 
 
 class Tap(Protocol):
@@ -184,11 +185,12 @@ def tapped(unet: UNet2DConditionModel, tap: Tap, layers: Sequence[int]) -> Itera
 
 
 class Recorder:
-    """A tap that stores each layer's (keys, values) and leaves its output unchanged."""
+    """A tap that stores each layer's queries, keys and values and leaves its output unchanged."""
 
     def __init__(self) -> None:
+        self.queries: Queries = {}
         self.keys_values: KeysValues = {}
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        self.keys_values[layer] = (k, v)
+        self.queries[layer], self.keys_values[layer] = q, (k, v)
         return attend(q, k, v)

@@ -4,6 +4,7 @@
 (latents, level) and return a tensor of the same shape. Everything is float32.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ from dataclasses import dataclass
 import torch
 
 NoisePredictor = Callable[[torch.Tensor, int], torch.Tensor]
+BeforeStep = Callable[[torch.Tensor, int], torch.Tensor]
 AfterStep = Callable[[int, torch.Tensor, torch.Tensor], None]
+
+TRAINED_STEPS = 1000  # of DDPM's linear schedule
+SAME_LEVEL = 1e-5  # relative difference of two ᾱ that count as equal
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,23 @@ class Schedule:
     def lowest(self, steps: int) -> "Schedule":
         """The cleanest `steps` levels above level 0: for an image that is noised only that far."""
         return Schedule(self.levels[: steps + 1], self.timesteps[: steps + 1])
+
+
+@functools.cache
+def linear_alphas() -> list[float]:
+    """ᾱ of DDPM's linear schedule at the timesteps 0 … 999, and 0 for timestep 1000, which is pure noise."""
+    betas = torch.linspace(1e-4, 0.02, TRAINED_STEPS, dtype=torch.float32)
+    return [*torch.cumprod(1 - betas, 0).tolist(), 0.0]
+
+
+def reached(alpha: float, timestep: int) -> bool:
+    """Whether ᾱ is at least as noisy as a timestep of the linear schedule, on which papers give their timesteps."""
+    return alpha <= linear_alphas()[timestep] * (1 + SAME_LEVEL)
+
+
+def passed(alpha: float, timestep: int) -> bool:
+    """Whether ᾱ is noisier than a timestep of the linear schedule."""
+    return alpha < linear_alphas()[timestep] * (1 - SAME_LEVEL)
 
 
 def predict_x0(x_t: torch.Tensor, noise: torch.Tensor, alpha_t: torch.Tensor) -> torch.Tensor:
@@ -122,12 +144,14 @@ def sample(
     predict_noise: NoisePredictor,
     eta: float = 0.0,
     generator: torch.Generator | None = None,
+    before_step: BeforeStep | None = None,
     after_step: AfterStep | None = None,
 ) -> torch.Tensor:
-    """Samples x_0 from x_T. `after_step(step, x_t, x̂0)` counts steps from 1."""
+    """Samples x_0 from x_T. `before_step(x_t, level)` may change x_t; `after_step(step, x_t, x̂0)` counts from 1."""
     x_t = x_T
     for level in range(schedule.steps, 0, -1):
         alpha = schedule.levels[level]
+        x_t = before_step(x_t, level) if before_step else x_t
         noise = predict_noise(x_t, level)
         clean = predict_x0(x_t, noise, alpha)
         x_t = step(x_t, noise, alpha, schedule.levels[level - 1], eta, generator)

@@ -5,14 +5,16 @@ its images to `Run.result`.
 """
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 
 from styleengine import ddim
-from styleengine.attention import KeysValues
+from styleengine.attention import KeysValues, Queries, Recorder, tapped
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
@@ -21,13 +23,21 @@ from styleengine.phases import WAITING, Phase
 from styleengine.settings import Settings
 from styleengine.stylization import InputRecord, OnStep, StepEvent, Stylization
 
+LARGEST_RECORD = 1 << 30  # bytes of recorded tensors of one image
+
 
 @dataclass
 class Trajectory:
-    """An image's inverted latents x_0 … x_T, and the keys and values of the U-Net's layers where recorded."""
+    """An image's inverted latents x_0 … x_T, by level, and what the U-Net computed on the way.
+
+    `evaluated` are the latents of each level at which inversion evaluated ε last; `keys_values` and `queries` are
+    those of the U-Net's self-attention layers there, where they were recorded.
+    """
 
     latents: list[torch.Tensor]
+    evaluated: dict[int, torch.Tensor] = field(default_factory=dict)
     keys_values: dict[int, KeysValues] = field(default_factory=dict)
+    queries: dict[int, Queries] = field(default_factory=dict)
 
     @property
     def x_T(self) -> torch.Tensor:  # noqa: N802 - the papers' symbol
@@ -35,8 +45,54 @@ class Trajectory:
 
     @property
     def nbytes(self) -> int:
-        recorded = (x for layers in list(self.keys_values.values()) for pair in layers.values() for x in pair)
-        return sum(x.nbytes for x in self.latents) + sum(x.nbytes for x in recorded)
+        pairs = [pair for layers in list(self.keys_values.values()) for pair in layers.values()]
+        queries = [(q,) for layers in list(self.queries.values()) for q in layers.values()]
+        latents = [*self.latents, *self.evaluated.values()]
+        return sum(x.nbytes for group in (latents, *pairs, *queries) for x in group)
+
+    def split(self) -> "list[Trajectory]":
+        """One trajectory for each image of a batch, without what was recorded."""
+        latents = zip(*(x.split(1) for x in self.latents), strict=True)
+        evaluated = zip(*(x.split(1) for x in self.evaluated.values()), strict=True)
+        return [
+            Trajectory(list(one), dict(zip(self.evaluated, other, strict=True)))
+            for one, other in zip(latents, evaluated, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What to record of an inversion: keys and values, or queries, of some self-attention layers at some levels.
+
+    It is recorded where inversion evaluates ε last, so that it costs no further evaluation of the U-Net. Beyond
+    `LARGEST_RECORD` bytes nothing is kept, and `at` evaluates the U-Net there again, with the same result.
+    """
+
+    what: Literal["keys_values", "queries"]
+    layers: Sequence[int]
+    levels: Collection[int]
+
+    def at(self, run: "Run", path: Trajectory, level: int) -> dict[int, Any]:
+        """The recorded tensors of a level, by layer."""
+        known = getattr(path, self.what).get(level, {})
+        return known if all(layer in known for layer in self.layers) else self._evaluated(run, path, level)[1]
+
+    def noise(self, run: "Run", path: Trajectory, level: int) -> torch.Tensor:
+        """ε_θ at the level's `evaluated` latents, recorded in the trajectory."""
+        if level not in self.levels:
+            return run.noise(path.evaluated[level], level)
+        return self._evaluated(run, path, level)[0]
+
+    def _evaluated(self, run: "Run", path: Trajectory, level: int) -> tuple[torch.Tensor, dict[int, Any]]:
+        recorder = Recorder()
+        with tapped(run.backbone.unet, recorder, self.layers):
+            noise = run.noise(path.evaluated[level], level)
+        found: dict[int, Any] = getattr(recorder, self.what)
+        nbytes = sum(x.nbytes for x in chain.from_iterable(found.values()))  # of (k, v), or of the rows of q
+        if nbytes * len(self.levels) <= LARGEST_RECORD:
+            kept = getattr(path, self.what)
+            kept[level] = kept.get(level, {}) | found
+        return noise, found
 
 
 class Run:
@@ -110,24 +166,52 @@ class Run:
         """`noise`, differentiable with respect to x_t if gradients are enabled."""
         return self.backbone.predict_noise_with_gradient(x_t, self.schedule.timesteps[level], self.null)
 
-    def invert(self, image: Image.Image, size: tuple[int, int], iterations: int, phase: Phase) -> Trajectory:
-        """The image, resized to `size` (width, height) and inverted under the null condition, or from the cache."""
+    def invert(
+        self,
+        image: Image.Image,
+        size: tuple[int, int],
+        iterations: int,
+        phase: Phase,
+        record: "Recording | None" = None,
+    ) -> Trajectory:
+        """The image, resized to `size` (width, height) and inverted under the null condition, or from the cache.
+
+        A new inversion also records what `record` asks for, without further U-Net evaluations.
+        """
 
         def make() -> Trajectory:
-            x_0 = self.backbone.encode(to_tensor(fit(image, size)))
-            return Trajectory(ddim.invert(x_0, self.schedule, self.noise, iterations, self.after(phase)))
+            return self.inverted(self.backbone.encode(to_tensor(fit(image, size))), iterations, phase, record)
 
         self.begin(phase)
         return self.cache.get_or_make(self.key(image, size, iterations), make)
+
+    def inverted(
+        self, x_0: torch.Tensor, iterations: int, phase: Phase, record: "Recording | None" = None
+    ) -> Trajectory:
+        """The trajectory of latents (batch, channels, height, width) under the null condition."""
+        path = Trajectory([])
+
+        def noise(x_t: torch.Tensor, level: int) -> torch.Tensor:
+            path.evaluated[level] = x_t
+            return record.noise(self, path, level) if record else self.noise(x_t, level)
+
+        path.latents = ddim.invert(x_0, self.schedule, noise, iterations, self.after(phase))
+        return path
 
     def key(self, image: Image.Image, size: tuple[int, int], iterations: int) -> tuple[Hashable, ...]:
         """The cache key of an inversion: everything it depends on."""
         return content_hash(image), size, self.backbone.identity, self.schedule.timesteps, iterations
 
-    def sample(self, x_T: torch.Tensor, noise: ddim.NoisePredictor, phase: Phase) -> torch.Tensor:  # noqa: N803
+    def sample(
+        self,
+        x_T: torch.Tensor,  # noqa: N803 - the papers' symbol
+        noise: ddim.NoisePredictor,
+        phase: Phase,
+        before_step: ddim.BeforeStep | None = None,
+    ) -> torch.Tensor:
         """x_0 from x_T by DDIM steps with the noise that `noise` predicts."""
         self.begin(phase)
-        return ddim.sample(x_T, self.schedule, noise, after_step=self.after(phase))
+        return ddim.sample(x_T, self.schedule, noise, before_step=before_step, after_step=self.after(phase))
 
     # The record
 

@@ -1,4 +1,4 @@
-"""The shared parts of Z-STAR+ for images and clips: attention over styles and content, masks, and SAIN.
+"""The shared parts of Z-STAR+ for images and clips: attention over styles and content, masks, and the start.
 
 Equation numbers are those of the paper, "Z-STAR+: A Zero-shot Style Transfer Method via Adjusting
 Style Distribution".
@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from styleengine.attention import (
     KeysValues,
-    Recorder,
+    Queries,
     StyleTokens,
     attend,
     attend_with_styles,
@@ -26,15 +26,14 @@ from styleengine.backbones import Backbone
 from styleengine.errors import StyleEngineError
 from styleengine.images import lay_over, to_tensor
 from styleengine.phases import Phase, inverting
-from styleengine.run import Run, Trajectory
+from styleengine.run import Recording, Run, Trajectory
+from styleengine.sain import align_colors, sain_weight
 from styleengine.settings import Settings, inversion_iterations_knob, knob, size_knob, steps_knob
 from styleengine.styles import Style
 
 LAYERS = 16
-HISTOGRAM_BINS = 64
 MOST_WEIGHT = 1e6  # of a style
 TINY = 1e-30
-LARGEST_STYLE_RECORD = 1 << 30  # bytes; above it a style's keys and values are recomputed each run
 
 
 class StyleAttentionSettings(Settings):
@@ -57,8 +56,37 @@ class StyleAttentionSettings(Settings):
         ge=0,
         le=1,
     )
-    color: Literal["sain", "mean", "none"] = knob(
-        "sain", "Colour alignment before the first step: weighted (SAIN, as in the paper), full, or none.", rare=True
+    color: Literal["sain", "mean", "adain", "none"] = knob(
+        "sain",
+        "Colour alignment of the content's noise: weighted means (SAIN, as in the paper), means, means and deviations "
+        "(AdaIN), or none.",
+        title="Colour alignment",
+        rare=True,
+    )
+    color_factor: float = knob(
+        1.0, "Factor on the colour alignment; 0 keeps the content's colours.", title="Colour factor", ge=0, le=1
+    )
+    content_pull: float = knob(
+        0.0,
+        "Share of the content's inverted latents, colour-aligned, blended in before each step; 0.01 in the "
+        "authors' code. Higher keeps more content.",
+        ge=0,
+        le=0.5,
+    )
+    query_preservation: float = knob(
+        0.0,
+        "Share of the content's own attention queries (γ of StyleID) where a style applies; higher keeps more content.",
+        title="Query preservation γ",
+        ge=0,
+        le=1,
+    )
+    temperature: float = knob(
+        1.0,
+        "Factor on all attention logits where a style applies (τ of StyleID); above 1 gives sharper attention.",
+        title="Attention temperature τ",
+        rare=True,
+        ge=0.1,
+        le=4,
     )
     mode: Literal["reweight", "simple_addition", "style_only"] = knob(
         "reweight", "How style and content attention are combined; the other two are the paper's ablations.", rare=True
@@ -81,13 +109,18 @@ class StyleAttentionSettings(Settings):
         """The steps, counted from 0, with style attention."""
         return range(round(self.start * self.steps), round(self.end * self.steps))
 
+    def styled_levels(self) -> range:
+        """The noise levels of the styled steps."""
+        steps = self.styled_steps()
+        return range(self.steps - steps.start, self.steps - steps.stop, -1)
+
     def styled_layers(self) -> range:
         """The self-attention layers, in the order of execution, with style attention."""
         return range(self.first_layer, self.last_layer + 1)
 
 
 class StyleAttention:
-    """Inverted styles for a content of `size` (width, height); provides the tap for each level."""
+    """Inverted styles for contents of `size` (width, height); provides the start and each step of their sampling."""
 
     def __init__(
         self,
@@ -101,35 +134,83 @@ class StyleAttention:
         masks = [region(style.mask, size, settings.feather) for style in styles]
         self.injection = StyleInjection(settings, styles, masks, size, run.backbone.multiple)
 
-    def start(self, x_T: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the paper's symbol
-        """The content's inverted noise with its colours aligned to the styles', and with variation if set."""
-        style_noises = [path.x_T for path in self.paths]
-        start = align_colors(x_T, style_noises, self.injection.shares(x_T), self.settings.color)
+    def sample(self, contents: Sequence[Trajectory], phase: Phase) -> torch.Tensor:
+        """x_0 of the contents in the styles, in one batch."""
+        return self.run.sample(
+            self.start(contents),
+            lambda x_t, level: self.noise(x_t, level, contents),
+            phase,
+            before_step=lambda x_t, level: self.pulled(x_t, level, contents),
+        )
+
+    def start(self, contents: Sequence[Trajectory]) -> torch.Tensor:
+        """x_T of the contents with their colours aligned to the styles', and with variation if set."""
+        start = self._aligned(contents, self.run.schedule.steps)
         return vary(start, self.settings.variation, self.settings.seed) if self.settings.variation else start
 
-    def at(self, level: int) -> "StyleInjection | None":
+    def pulled(self, x_t: torch.Tensor, level: int, contents: Sequence[Trajectory]) -> torch.Tensor:
+        """x_t ← (1 − p)·x_t + p·(the contents' latents of that level, colour-aligned), p being `content_pull`."""
+        pull = self.settings.content_pull
+        return torch.lerp(x_t, self._aligned(contents, level), pull) if pull and self.injection.visible else x_t
+
+    def at(self, level: int, contents: Sequence[Trajectory]) -> "StyleInjection | None":
         """The tap for a level, with the styles' keys and values; None if no style applies."""
-        if self.settings.steps - level not in self.settings.styled_steps() or not self.injection.visible:
+        if level not in self.settings.styled_levels() or not self.injection.visible:
             return None
+        keys_values = keys_values_of_styles(self.settings)
         self.injection.keys_values = [
-            keys_values_at(self.run, path, level, self.settings) if visible else {}
+            keys_values.at(self.run, path, level) if visible else {}
             for path, visible in zip(self.paths, self.injection.visible_styles, strict=True)
         ]
+        if queries := queries_of_contents(self.settings):
+            known = [queries.at(self.run, path, level) for path in contents]
+            self.injection.queries = {layer: torch.cat([q[layer] for q in known]) for layer in queries.layers}
         return self.injection
 
-    def noise(self, x_t: torch.Tensor, level: int) -> torch.Tensor:
+    def noise(self, x_t: torch.Tensor, level: int, contents: Sequence[Trajectory]) -> torch.Tensor:
         """ε_θ of the content path with style attention."""
-        injection = self.at(level)
+        injection = self.at(level, contents)
         if injection is None:
             return self.run.noise(x_t, level)
         with tapped(self.run.backbone.unet, injection, self.settings.styled_layers()):
             return self.run.noise(x_t, level)
 
+    def _aligned(self, contents: Sequence[Trajectory], level: int) -> torch.Tensor:
+        """The contents' latents of a level, colour-aligned to the styles' of that level. w of SAIN is that of x_T."""
+        x_t, styles = (
+            torch.cat([path.latents[level] for path in contents]),
+            [path.latents[level] for path in self.paths],
+        )
+        settings, weights = self.settings, None
+        if settings.color == "sain":
+            x_T = torch.cat([path.x_T for path in contents])  # noqa: N806 - the paper's symbol
+            weights = [sain_weight(x_T, path.x_T) for path in self.paths]
+        shares = self.injection.shares(x_t)
+        return align_colors(x_t, styles, shares, settings.color, settings.color_factor, weights)
+
+
+def keys_values_of_styles(settings: StyleAttentionSettings) -> Recording:
+    """What to record of the styles' inversions."""
+    return Recording("keys_values", settings.styled_layers(), settings.styled_levels())
+
+
+def queries_of_contents(settings: StyleAttentionSettings) -> Recording | None:
+    """What to record of the contents' inversions, if anything."""
+    if not settings.query_preservation:
+        return None
+    return Recording("queries", settings.styled_layers(), settings.styled_levels())
+
 
 def invert_styles(run: Run, styles: Sequence[Style], settings: StyleAttentionSettings) -> list[Trajectory]:
     """Each style inverted at its own aspect ratio."""
     return [
-        run.invert(style.image, run.working_size(style.image, settings.size), settings.inversion_iterations, phase)
+        run.invert(
+            style.image,
+            run.working_size(style.image, settings.size),
+            settings.inversion_iterations,
+            phase,
+            keys_values_of_styles(settings),
+        )
         for style, phase in zip(styles, style_phases(styles), strict=True)
     ]
 
@@ -152,6 +233,7 @@ class StyleInjection:
         self.settings, self.styles, self.masks = settings, styles, masks
         self.latent_size = (size[0] // multiple, size[1] // multiple)
         self.keys_values: list[KeysValues] = []
+        self.queries: Queries = {}  # the content path's own
         # A style whose mask is black everywhere is skipped: the result equals that without it, bit for bit.
         self.visible_styles = [mask is None or mask.getextrema() != (0, 0) for mask in masks]
         self._biases: dict[tuple[int, int], torch.Tensor] = {}
@@ -166,7 +248,7 @@ class StyleInjection:
             for i, visible in enumerate(self.visible_styles)
             if visible
         ]
-        mode = self.settings.mode
+        q, mode = self.adjusted(layer, q), self.settings.mode
         if mode == "reweight":
             return attend_with_styles(q, k, v, tokens, self.settings.strength)
         covered = self.coverage(q)
@@ -176,6 +258,17 @@ class StyleInjection:
             return style  # Eq. 7
         weight = share if covered is None else share * covered
         return weight * style + (1 - weight) * attend(q, k, v)  # Eq. 8
+
+    def adjusted(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """q̃ = τ·(γ·q_c + (1 − γ)·q), where q_c are the content path's own queries, in the styles' regions (StyleID)."""
+        preserved, temperature = self.settings.query_preservation, self.settings.temperature
+        if not preserved and temperature == 1:
+            return q
+        covered = self.coverage(q)
+        region = 1.0 if covered is None else covered
+        if preserved:
+            q = q + region * preserved * (self.queries[layer].to(q.dtype) - q)
+        return q * (1 + region * (temperature - 1))
 
     def bias(self, index: int, q: torch.Tensor) -> torch.Tensor | float | None:
         """log(weight) + log(mask) of a style for the queries of one layer (Eq. 22, 23); −∞ where the mask is 0."""
@@ -218,54 +311,6 @@ class StyleInjection:
         return together[:, None].to(q.device, q.dtype)
 
 
-def align_colors(
-    x_T: torch.Tensor,  # noqa: N803 - the paper's symbol
-    style_noises: Sequence[torch.Tensor],
-    shares: Sequence[torch.Tensor | float],
-    mode: str,
-) -> torch.Tensor:
-    """SAIN (Eq. 15–17): the content's noise with its channel means shifted towards the styles'.
-
-    x̂ = x_c − w·μ_c + w·μ_s. The paper prints w = exp(KL), but states that the weight decreases
-    with the difference. Only w = exp(−KL) ∈ (0, 1] does, so it is used here, with KL(style‖content) between
-    the value histograms of each channel. Mode "mean" uses w = 1, "none" returns x_T. `shares` are the
-    styles' shares: a number, or with masks one number per position, so that colours change only where the
-    style applies.
-    """
-    if mode == "none":
-        return x_T
-    aligned = x_T.clone()
-    content_mean = x_T.mean((2, 3), keepdim=True)
-    for noise, share in zip(style_noises, shares, strict=True):
-        style_mean = noise.mean((2, 3), keepdim=True)
-        weight = sain_weight(x_T, noise) if mode == "sain" else 1.0
-        aligned += share * weight * (style_mean - content_mean)
-    return aligned
-
-
-def sain_weight(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-    """exp(−KL(style‖content)) of each channel's value histogram: (batch, channels, 1, 1).
-
-    Each row of `content` is compared separately: the histogram range is that of the row and the style.
-    """
-    weights = [torch.stack(_channel_weights(row, style[0])) for row in content.float().cpu()]
-    return torch.stack(weights).view(*content.shape[:2], 1, 1).to(content)
-
-
-def _channel_weights(content: torch.Tensor, style: torch.Tensor) -> list[torch.Tensor]:
-    """`sain_weight` of two latents (channels, height, width): a number for each channel."""
-    style = style.float().cpu()
-    low = min(content.min().item(), style.min().item())
-    high = max(content.max().item(), style.max().item())
-
-    def histogram(values: torch.Tensor) -> torch.Tensor:
-        counts = torch.histc(values, HISTOGRAM_BINS, low, high) + 0.5
-        return counts / counts.sum()
-
-    pairs = [(histogram(one), histogram(other)) for one, other in zip(style, content, strict=True)]
-    return [torch.exp(-(p * (p / q).log()).sum()) for p, q in pairs]
-
-
 def vary(x_T: torch.Tensor, share: float, seed: int) -> torch.Tensor:  # noqa: N803
     """x_T mixed with fresh noise at constant variance: √(1−s)·x_T + √s·z."""
     generator = torch.Generator().manual_seed(seed)
@@ -282,22 +327,6 @@ def region(mask: Image.Image | None, size: tuple[int, int], feather: float) -> I
         return None
     radius = feather * min(size)
     return grey.filter(ImageFilter.GaussianBlur(radius)) if radius > 0 else grey
-
-
-def keys_values_at(run: Run, path: Trajectory, level: int, settings: StyleAttentionSettings) -> KeysValues:
-    """The style path's keys and values at one level, from its own trajectory, so without drift."""
-    known = path.keys_values.get(level, {})
-    layers = settings.styled_layers()
-    if all(layer in known for layer in layers):
-        return known
-    recorder = Recorder()
-    with tapped(run.backbone.unet, recorder, layers):
-        run.noise(path.latents[level], level)
-    recorded = recorder.keys_values
-    nbytes = sum(x.nbytes for pair in recorded.values() for x in pair)
-    if nbytes * len(settings.styled_steps()) <= LARGEST_STYLE_RECORD:
-        path.keys_values[level] = known | recorded
-    return recorded
 
 
 def check(backbone: Backbone, styles: Sequence[Style], settings: StyleAttentionSettings) -> None:

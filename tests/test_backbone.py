@@ -242,7 +242,8 @@ def test_the_size_that_a_ddpm_was_trained_at_is_recommended_and_its_folder_may_s
         "other": {"size": 1},
     }
     assert load_backbone(str(folder), "cpu").recommended["h_space"] == {"size": 64, "gamma": 0.6}
-    assert recommended_settings("ddpm-church-256") == {"h_space": {"size": 256}, "qs_attn": {"size": 256}}
+    church = recommended_settings("ddpm-church-256")
+    assert church == {"h_space": {"size": 256, "t_edit": 370}, "qs_attn": {"size": 256}}
     assert "size" in recommended_settings("mini")["zstar"]
 
 

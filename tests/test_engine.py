@@ -65,18 +65,20 @@ def test_m_contents_and_n_styles_take_m_plus_n_inversions(
 ) -> None:
     steps, styled = quick.steps, len(quick.styled_steps())
 
-    def evaluations(content: Image.Image, style: Image.Image) -> int:
+    def evaluations(content: Image.Image, style: Image.Image, **values: float) -> int:
         with counted_evaluations(engine.backbone) as batches:
-            engine.zstar(content, [style], quick)
+            engine.zstar(content, [style], quick.replace(**values))
         assert set(batches) == {1}
         return len(batches)
 
     content_inversion = style_inversion = stylizing = steps
-    assert evaluations(astronaut, coffee) == content_inversion + style_inversion + styled + stylizing
+    assert evaluations(astronaut, coffee) == content_inversion + style_inversion + stylizing
     assert evaluations(astronaut, coffee) == stylizing
     assert evaluations(rocket, coffee) == content_inversion + stylizing
-    assert evaluations(astronaut, cat) == style_inversion + styled + stylizing
+    assert evaluations(astronaut, cat) == style_inversion + stylizing
     assert evaluations(rocket, cat) == stylizing
+    assert evaluations(cat, coffee, query_preservation=0.5) == styled + stylizing  # cat was inverted as a style
+    assert evaluations(cat, astronaut, first_layer=9) == styled + stylizing
 
 
 def test_inversion_iterations_are_asked_of_the_network(
@@ -134,7 +136,7 @@ def test_a_style_record_too_large_to_keep_is_made_anew_with_the_same_pixels(
 ) -> None:
     kept = engine.zstar(astronaut, [coffee], quick).image
     engine.cache.clear()
-    monkeypatch.setattr("styleengine.style_attention.LARGEST_STYLE_RECORD", 0)
+    monkeypatch.setattr("styleengine.run.LARGEST_RECORD", 0)
     assert same(engine.zstar(astronaut, [coffee], quick).image, kept)
     with counted_evaluations(engine.backbone) as batches:
         assert same(engine.zstar(astronaut, [coffee], quick).image, kept)

@@ -11,7 +11,7 @@ from PIL import Image
 from styleengine import HSpaceSettings, StyleEngine
 from styleengine.backbones import BACKBONES
 from styleengine.images import open_image, to_tensor
-from styleengine.methods.h_space import injection
+from styleengine.methods.h_space.bottleneck import injection
 from styleengine.metrics import color_distance, ssim
 
 FOLDER = Path(BACKBONES["figures"].location)

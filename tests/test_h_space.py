@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import counted_evaluations
+from diffusers import DDPMScheduler
 from models import write_random_model
 from PIL import Image
 
 from styleengine import Cancelled, HSpaceSettings, StepEvent, StyleEngine, StyleEngineError, ddim
 from styleengine.backbones import Backbone
 from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
-from styleengine.methods import h_space
-from styleengine.methods.h_space import Injection, blend, calibrate, captured, injection, match_norm, slerp
-from styleengine.run import Run
+from styleengine.methods.h_space.bottleneck import blend, captured, injection, match_norm, slerp
+from styleengine.methods.h_space.method import calibrate
 
 BLACK, WHITE = Image.new("L", (40, 40), 0), Image.new("L", (40, 40), 255)
 LEFT_HALF = Image.fromarray(np.repeat([[255] * 16 + [0] * 16], 32, 0).astype(np.uint8))
@@ -44,7 +45,7 @@ def any_kind(request: pytest.FixtureRequest) -> StyleEngine:
 
 @pytest.fixture(scope="module")
 def fast() -> HSpaceSettings:
-    return HSpaceSettings(size=64, steps=4, t_boost=0)
+    return HSpaceSettings(size=64, steps=4, t_boost=0, t_edit=300)
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:
@@ -277,7 +278,7 @@ def written_out(engine: StyleEngine, content: Image.Image, style: Image.Image, s
     for level in range(settings.steps, 0, -1):
         t, alpha, alpha_prev = schedule.timesteps[level], schedule.levels[level], schedule.levels[level - 1]
         noise = direction = plain_noise(backbone, x, t)
-        if settings.t_edit <= t <= settings.t_start:
+        if noise_level(settings.t_edit) >= alpha >= noise_level(settings.t_start):
             h_content = mid_block_output(backbone, paths[0][level], t)
             changed = noise_with_h(backbone, x, t, lambda h, c=h_content: arc(h, c, settings.gamma))
             clean, other = ((x - (1 - alpha).sqrt() * e) / alpha.sqrt() for e in (noise, changed))
@@ -288,12 +289,17 @@ def written_out(engine: StyleEngine, content: Image.Image, style: Image.Image, s
             else:
                 noise = changed
         clean = (x - (1 - alpha).sqrt() * noise) / alpha.sqrt()
-        boosted = t <= settings.t_boost
+        boosted = alpha >= noise_level(settings.t_boost)
         sigma = (((1 - alpha_prev) / (1 - alpha)).sqrt() * (1 - alpha / alpha_prev).sqrt()) if boosted else 0.0
         x = alpha_prev.sqrt() * clean + (1 - alpha_prev - sigma**2) ** 0.5 * direction
         if boosted:
             x = x + sigma * torch.randn(x.shape, generator=generator)
     return to_images(backbone.decode(x))[0]
+
+
+def noise_level(t: int) -> float:
+    """ᾱ at a timestep of DDPM's linear schedule."""
+    return float(DDPMScheduler(beta_schedule="linear").alphas_cumprod[t]) if t < 1000 else 0.0
 
 
 def arc(h: torch.Tensor, content: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -371,7 +377,7 @@ def test_gamma_1_at_all_t_gives_h_the_contents_direction_and_the_styles_norm(
         calls.append((h_style, h_content, blend(h_style, h_content, *rest)))
         return calls[-1][-1]
 
-    monkeypatch.setattr(h_space, "blend", noted)
+    monkeypatch.setattr("styleengine.methods.h_space.method.blend", noted)
     either.h_space(astronaut, coffee, fast.replace(gamma=1.0, t_edit=0))
     assert len(calls) == fast.steps
     schedule = ddim.Schedule.spaced(either.backbone.alphas_cumprod, fast.steps)
@@ -391,7 +397,7 @@ def test_identical_content_and_style_change_nothing_at_the_first_injected_step(
     either: StyleEngine, coffee: Image.Image, fast: HSpaceSettings
 ) -> None:
     """At x_T both h are one and the same, so whatever γ is, the first step is the plain one."""
-    only_first = fast.replace(gamma=0.7, t_edit=751)
+    only_first = fast.replace(gamma=0.7, t_edit=timestep_of(either, 751))
     expected = reconstruction(either, coffee, working_size(coffee, 64, either.backbone.multiple), fast.steps)
     assert largest_difference(either.h_space(coffee, coffee, only_first).image, expected) <= 1
 
@@ -408,7 +414,8 @@ def test_the_content_comes_in_within_the_interval_only(
     injected: int,
 ) -> None:
     """Timesteps of four steps: 751, 501, 251, 1."""
-    settings = fast.replace(t_start=interval[0], t_edit=interval[1])
+    t_start, t_edit = (timestep_of(either, t) for t in interval)
+    settings = fast.replace(t_start=min(t_start + 1, 1000), t_edit=t_edit)
     inverting, sampling = 2 * fast.steps, fast.steps
     for calibration in (False, True):
         either.cache.clear()
@@ -417,17 +424,42 @@ def test_the_content_comes_in_within_the_interval_only(
         assert len(batches) == inverting + sampling + injected * (1 + calibration)
 
 
-def test_timesteps_in_the_settings_are_of_1000_whatever_the_model_was_trained_for(either: StyleEngine) -> None:
-    short = either.backbone.alphas_cumprod[::2]
+def timestep_of(engine: StyleEngine, t: int) -> int:
+    """The last timestep of the linear schedule that is not noisier than the model is at t; 0 and 1000 are the ends."""
+    if t in (0, 1000):
+        return t
+    linear = DDPMScheduler(beta_schedule="linear").alphas_cumprod
+    return int((linear >= engine.backbone.alphas_cumprod[t]).sum()) - 1
 
-    class Short:
-        alphas_cumprod = short
-        condition = either.backbone.condition
 
-    schedule = ddim.Schedule.spaced(short, 4)
-    sampler = Injection(Run(Short(), schedule), HSpaceSettings(t_edit=500))  # type: ignore[arg-type]
-    assert sampler.t[1:] == [2, 252, 502, 752]
-    assert sampler.injected_levels == {3, 4}
+@pytest.mark.parametrize("trained", [1000, 500])
+def test_timesteps_in_the_settings_are_noise_levels_of_the_linear_schedule(trained: int) -> None:
+    """On Stable Diffusion's schedule the noise levels of 200, 400 and 500 are at 261, 569 and 708."""
+    steps = 50
+    alphas = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear").alphas_cumprod[:: 1000 // trained]
+    levels = ddim.Schedule.spaced(alphas, steps)
+    settings = HSpaceSettings(t_start=500, t_edit=400, t_boost=200)
+    timesteps = [t * 1000 / trained for t in levels.timesteps]
+    injected = [timesteps[n] for n in range(1, steps + 1) if settings.injects(n, float(levels.levels[n]))]
+    boosted = [timesteps[n] for n in range(1, steps + 1) if settings.boosts(float(levels.levels[n]))]
+    assert 569 <= min(injected) <= 569 + 20
+    assert 708 - 20 <= max(injected) <= 708
+    assert 261 - 20 <= max(boosted) <= 261
+
+
+@pytest.mark.parametrize(
+    ("steps", "injections", "count"), [(50, 50, 30), (100, 50, 30), (500, 50, 30), (50, 10, 6), (20, 50, 12)]
+)
+def test_the_number_of_injections_does_not_depend_on_the_number_of_steps(
+    steps: int, injections: int, count: int
+) -> None:
+    """As in the authors' scripts: 1000 steps, 50 injections, of which 30 are above t = 400."""
+    schedule = ddim.Schedule.spaced(DDPMScheduler(beta_schedule="linear").alphas_cumprod, steps)
+    settings = HSpaceSettings(steps=steps, injections=injections)
+    levels = [n for n in range(1, schedule.steps + 1) if settings.injects(n, float(schedule.levels[n]))]
+    assert len(levels) == count
+    gaps = [b - a for a, b in pairwise(levels)]
+    assert max(gaps) - min(gaps) <= 1
 
 
 def test_each_setting_acts(
@@ -437,13 +469,16 @@ def test_each_setting_acts(
     for changed in (
         {"gamma": 0.9},
         {"t_edit": 0},
-        {"t_start": 600},
-        {"calibration": False},
-        {"omega": 0.8},
+        {"t_start": 520},
+        {"calibration": True},
+        {"injections": 2},
         {"t_boost": 600},
         {"inversion_iterations": 2},
     ):
         assert not same(either.h_space(astronaut, coffee, fast.replace(**changed)).image, plain), changed
+    calibrated = fast.replace(calibration=True)
+    images = [either.h_space(astronaut, coffee, calibrated.replace(omega=omega)).image for omega in (0.0, 0.8)]
+    assert not same(*images)
 
 
 def test_same_inputs_and_seed_give_identical_pixels_and_the_seed_acts_with_the_boost_only(
@@ -508,7 +543,7 @@ def test_a_strip_inverts_once_and_walks_in_one_batch(
     fast: HSpaceSettings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steps, injected = fast.steps, 2
+    steps, injected, fast = fast.steps, 2, fast.replace(calibration=True)
     with counted_evaluations(engine.backbone) as batches:
         engine.h_space_strip(astronaut, coffee, [0.0, 0.5, 1.0], fast)
     inverting, of_content, of_gamma_0 = 2 * steps, injected, injected
@@ -533,7 +568,7 @@ def test_what_is_known_is_not_asked_again_and_gives_the_same_pixels(
             either.h_space(content, style, fast)
         return len(batches)
 
-    walking = steps + injected
+    walking = steps
     first = either.h_space(astronaut, coffee, fast).image
     assert evaluations(astronaut, coffee) == walking
     assert same(either.h_space(astronaut, coffee, fast).image, first)
@@ -639,7 +674,7 @@ def test_reconstruction_is_measured_when_asked(
         ({"style": b"text"}, "The style image is not an image"),
         ({"mask": np.zeros((2, 2))}, "The mask has only 2×2 pixels"),
         ({"t_start": 300, "t_edit": 400}, "None of the 4 steps lies between the timesteps 300 and 400"),
-        ({"t_start": 740, "t_edit": 510}, "move the two apart, or use more steps"),
+        ({"t_start": 530, "t_edit": 360}, "move the two apart, or use more steps"),
         ({"gammas": []}, "No γ was given"),
         ({"gammas": [0.5, 1.5]}, r"from 0 to 1, not 0\.5, 1\.5"),
         ({"gammas": [math.nan]}, "from 0 to 1, not nan"),
@@ -662,14 +697,14 @@ def test_what_cannot_work_is_refused_before_any_work(
     assert len(engine.cache) == 0
 
 
-def test_the_papers_values_are_the_defaults() -> None:
+def test_the_defaults_are_the_papers_and_those_of_the_authors_scripts() -> None:
     settings = HSpaceSettings()
-    assert (settings.gamma, settings.t_edit, settings.t_boost, settings.calibration) == (0.3, 400, 200, True)
-    assert settings.injects(1000)
-    assert settings.injects(400)
-    assert not settings.injects(399)
-    assert settings.boosts(200)
-    assert not settings.boosts(201)
+    assert (settings.gamma, settings.t_edit, settings.t_boost) == (0.3, 400, 200)
+    assert (settings.injections, settings.calibration) == (50, False)
+    linear = DDPMScheduler(beta_schedule="linear").alphas_cumprod.tolist()
+    for t in range(1000):
+        assert settings.replace(steps=50).injects(50, linear[t]) == (t >= 400)
+        assert settings.boosts(linear[t]) == (t <= 200)
 
 
 # Several models on one engine

@@ -117,6 +117,19 @@ def test_more_strength_moves_further_from_the_content(
     assert losses[0] < losses[1] < losses[2]
 
 
+def test_pull_and_query_preservation_keep_more_of_the_content(
+    mini: StyleEngine, content: Image.Image, style: Image.Image
+) -> None:
+    settings = ZStarSettings(size=SIZE, steps=STEPS, strength=1.5, content_pull=0, query_preservation=0)
+    losses = []
+    for values in ({}, {"content_pull": 0.05}, {"query_preservation": 0.75}):
+        result = mini.zstar(content, [style], settings.replace(**values)).image
+        x, c = (encoder_features(mini.backbone.vae, to_tensor(fit(p, result.size))) for p in (result, content))
+        losses.append(content_loss(x, c))
+    assert losses[1] < 0.95 * losses[0]
+    assert losses[2] < 0.95 * losses[0]
+
+
 @pytest.mark.parametrize("mode", ["reweight", "simple_addition"])
 @pytest.mark.parametrize("strength", [1.3, 4.0])
 def test_where_a_mask_is_black_no_layer_sees_anything_of_the_style(
@@ -155,7 +168,8 @@ def test_a_batch_of_very_different_pictures_equals_single_runs(mini: StyleEngine
     cat = fit(open_image(EXAMPLES / "content" / "cat.jpg"), (SIZE, SIZE))
     noise = np.random.default_rng(0).choice([0, 255], (SIZE, SIZE, 3)).astype(np.uint8)
     dark, flat = cat.point(lambda value: value // 9), Image.new("RGB", cat.size, (9, 9, 9))
-    contents, settings = [cat, flat, Image.fromarray(noise), dark], ZStarSettings(size=64, steps=4)
+    contents = [cat, flat, Image.fromarray(noise), dark]
+    settings = ZStarSettings(size=64, steps=4, content_pull=0.05, query_preservation=0.5)
     for one, content in zip(mini.zstar_all(contents, style, settings), contents, strict=True):
         alone = mini.zstar(content, style, settings).image
         assert np.abs(np.asarray(one.image, int) - np.asarray(alone, int)).max() <= 1

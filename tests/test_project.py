@@ -23,6 +23,7 @@ FLOORS = [
     {"backbones", "metrics"},
     {"ddim", "attention", "perceptual", "video", "styles"},
     {"run"},
+    {"sain"},
     {"style_attention"},
     {"learned_style"},
     {"style_library"},

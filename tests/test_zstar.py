@@ -14,7 +14,11 @@ from styleengine import StepEvent, Style, StyleEngine, StyleEngineError, ZStarSe
 from styleengine.attention import StyleTokens, attend, attend_with_styles, log_mask
 from styleengine.backbones import Backbone
 from styleengine.images import fit, open_mask, to_images, to_tensor, working_size
-from styleengine.style_attention import StyleInjection, align_colors, region, sain_weight, vary
+from styleengine.methods.zstar import PRESETS
+from styleengine.phases import inverting
+from styleengine.run import Recording, Run, Trajectory
+from styleengine.sain import align_colors, sain_weight
+from styleengine.style_attention import StyleAttention, StyleInjection, region, vary
 from styleengine.styles import with_shared_mask
 
 BLACK, WHITE = Image.new("L", (40, 40), 0), Image.new("L", (40, 40), 255)
@@ -50,13 +54,21 @@ def reconstruction(backbone: Backbone, content: Image.Image, settings: ZStarSett
 
 
 @pytest.mark.parametrize(
-    ("color", "mode"), [("none", "reweight"), ("sain", "reweight"), ("mean", "simple_addition"), ("none", "style_only")]
+    "values",
+    [
+        {"color": "none"},
+        {"color": "sain"},
+        {"color": "mean", "mode": "simple_addition"},
+        {"color": "none", "mode": "style_only"},
+        {"content_pull": 0.1, "query_preservation": 0.5, "temperature": 2.0},
+        {**PRESETS["StyleID"], "content_pull": 0.1},
+    ],
 )
 def test_black_mask_leaves_the_contents_reconstruction_bit_for_bit(
-    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings, color: str, mode: str
+    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings, values: dict[str, Any]
 ) -> None:
     expected = reconstruction(engine.backbone, astronaut, quick)
-    masked = engine.zstar(astronaut, [coffee], quick.replace(color=color, mode=mode), mask=BLACK).image
+    masked = engine.zstar(astronaut, [coffee], quick.replace(**values), mask=BLACK).image
     assert same(masked, expected)
     assert not same(engine.zstar(astronaut, [coffee], quick.replace(color="none")).image, expected)
 
@@ -230,25 +242,44 @@ def test_several_styles_draw_by_their_share_of_the_weights() -> None:
     torch.testing.assert_close(means(aligned), expected, atol=1e-5, rtol=0)
 
 
-def test_sain_weight_is_exp_of_minus_kl_between_the_histograms() -> None:
+def test_sain_weight_is_exp_of_minus_kl_between_normal_distributions() -> None:
     content, style = noises()
     weights = sain_weight(content, style)
     assert weights.shape == (2, 4, 1, 1)
-    low = np.float32(min(content.min(), style.min()))
-    high = np.float32(max(content.max(), style.max()))
-
-    bins = style_attention.HISTOGRAM_BINS
-
-    def histogram(values: np.ndarray) -> np.ndarray:
-        places = ((values.ravel() - low) / (high - low) * bins).astype(int)
-        counts = np.bincount(places.clip(0, bins - 1), minlength=bins) + 0.5
-        return counts / counts.sum()
-
     for row in range(2):
         for channel in range(4):
-            p, q = histogram(style[0, channel].numpy()), histogram(content[row, channel].numpy())
-            expected = math.exp(-float((p * np.log(p / q)).sum()))
-            assert float(weights[row, channel]) == pytest.approx(expected, rel=1e-2)
+            p, q = (
+                torch.distributions.Normal(x.mean(), x.std(unbiased=False))
+                for x in (style[0, channel], content[row, channel])
+            )
+            expected = math.exp(-float(torch.distributions.kl_divergence(p, q)))
+            assert float(weights[row, channel]) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 1.0])
+def test_sain_weight_does_not_depend_on_the_size_of_the_image(shift: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for side in (16, 32, 64):  # 128 to 512 pixels
+        content, style = (torch.randn(1, 64, side, side, generator=generator) for _ in range(2))
+        weight = float(sain_weight(content, style + shift).mean())
+        assert weight == pytest.approx(math.exp(-(shift**2) / 2), abs=0.01)
+
+
+@pytest.mark.parametrize("mode", ["sain", "mean", "adain"])
+def test_the_colour_factor_leads_from_none_to_the_whole_alignment(mode: str) -> None:
+    content, style = noises()
+    whole = align_colors(content, [style], [1.0], mode)
+    assert torch.equal(align_colors(content, [style], [1.0], mode, 0.0), content)
+    half = align_colors(content, [style], [1.0], mode, 0.5)
+    torch.testing.assert_close(half, (content + whole) / 2)
+
+
+def test_adain_gives_the_styles_means_and_deviations() -> None:
+    content, style = noises()
+    aligned = align_colors(content, [style], [1.0], "adain")
+    for measured in (torch.mean, torch.std):
+        got, wanted = (measured(x, dim=(2, 3)) for x in (aligned, style))
+        torch.testing.assert_close(got, wanted.expand(2, -1), atol=1e-4, rtol=1e-4)
 
 
 def test_sain_weight_lies_in_0_1_falls_with_the_difference_and_is_one_for_equals() -> None:
@@ -271,6 +302,86 @@ def test_a_rows_sain_weight_is_its_own_whatever_lies_beside_it() -> None:
     assert torch.equal(together, torch.cat([sain_weight(row[None], style) for row in content]))
     aligned = align_colors(content, [style], [1.0], "sain")
     assert torch.equal(aligned[:1], align_colors(content[:1], [style], [1.0], "sain"))
+
+
+# Content: pull and queries
+
+
+def path_of(steps: int, seed: int) -> Trajectory:
+    generator = torch.Generator().manual_seed(seed)
+    return Trajectory([torch.randn(1, 4, 8, 8, generator=generator) + seed for _ in range(steps + 1)])
+
+
+@pytest.mark.parametrize("color", ["sain", "mean", "none"])
+def test_pull_blends_in_the_contents_latents_with_the_styles_means(backbone: Backbone, color: str) -> None:
+    settings = ZStarSettings(size=64, steps=4, color=color, content_pull=0.2, color_factor=0.5)
+    run = Run(backbone, ddim.Schedule.spaced(backbone.alphas_cumprod, 4))
+    content, style = path_of(4, 1), path_of(4, 2)
+    attention = StyleAttention(run, settings, [Style(WHITE)], [style], (32, 32))
+    x_t, level = torch.randn(1, 4, 8, 8), 2
+    weight = {"sain": sain_weight(content.x_T, style.x_T), "mean": 1.0, "none": 0.0}[color]
+    difference = style.latents[level].mean((2, 3), keepdim=True) - content.latents[level].mean((2, 3), keepdim=True)
+    expected = 0.8 * x_t + 0.2 * (content.latents[level] + 0.5 * weight * difference)
+    torch.testing.assert_close(attention.pulled(x_t, level, [content]), expected)
+
+
+def test_queries_and_keys_of_the_inversion_are_those_of_its_last_evaluation(
+    engine: StyleEngine, astronaut: Image.Image
+) -> None:
+    run = Run(engine.backbone, ddim.Schedule.spaced(engine.backbone.alphas_cumprod, 3))
+    phase = inverting("content")
+    whole = Recording("keys_values", range(16), range(1, 4))
+    path = run.invert(astronaut, (64, 64), 2, phase, whole)
+    again = run.invert(astronaut, (64, 64), 2, phase)
+    queries = Recording("queries", [0, 12], [2])
+    for level in (1, 2, 3):
+        assert torch.equal(path.latents[level], again.latents[level])
+        for layer, pair in whole.at(run, again, level).items():
+            assert all(torch.equal(x, y) for x, y in zip(pair, path.keys_values[level][layer], strict=True))
+    assert set(queries.at(run, again, 2)) == set(again.queries[2]) == {0, 12}
+
+
+def test_beyond_the_limit_nothing_is_kept_and_the_result_is_the_same(
+    engine: StyleEngine,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    quick: ZStarSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = quick.replace(query_preservation=0.5)
+    kept = engine.zstar(astronaut, [coffee], settings).image
+    engine.cache.clear()
+    monkeypatch.setattr("styleengine.run.LARGEST_RECORD", 0)
+    assert same(engine.zstar(astronaut, [coffee], settings).image, kept)
+
+
+def test_styleid_is_a_corner_of_the_settings() -> None:
+    """Chung et al., CVPR 2024: softmax(τ·Q̃·K_sᵀ/√d)·V_s with Q̃ = γ·Q_c + (1 − γ)·Q_cs, and AdaIN of x_T."""
+    settings = ZStarSettings(**PRESETS["StyleID"])
+    assert (settings.mode, settings.query_preservation, settings.temperature) == ("style_only", 0.75, 1.5)
+    assert (list(settings.styled_layers()), settings.styled_steps()) == ([11, 12, 13, 14, 15], range(30))
+    q, k, v, tokens = random_layer(8, 8)
+    tap = injection(settings, [Style(BLACK)], [None], tokens)
+    tap.queries = {12: torch.randn(q.shape, generator=torch.Generator().manual_seed(5))}
+    mixed = 0.75 * tap.queries[12] + 0.25 * q
+    (keys, values) = tokens[0]
+    expected = (1.5 * mixed @ keys.mT / 16**0.5).softmax(-1) @ values
+    torch.testing.assert_close(tap(12, q, k, v), expected, atol=1e-5, rtol=1e-5)
+    content, style = noises(batch=1)
+    deviation = (style.std((2, 3), keepdim=True), content.std((2, 3), keepdim=True))
+    adain = (content - content.mean((2, 3), keepdim=True)) / deviation[1] * deviation[0]
+    adain += style.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(align_colors(content, [style], [1.0], settings.color), adain, atol=1e-4, rtol=1e-4)
+
+
+def test_queries_and_temperature_change_only_where_a_style_applies() -> None:
+    settings = ZStarSettings(query_preservation=0.5, temperature=2.0)
+    q, k, v, tokens = random_layer(8, 8)
+    tap = injection(settings, [Style(BLACK, mask=LEFT_HALF)], [LEFT_HALF], tokens)
+    tap.queries = {12: torch.randn(q.shape)}
+    out, plain = (x.unflatten(2, (8, 8)) for x in (tap(12, q, k, v), attend(q, k, v)))
+    torch.testing.assert_close(out[..., 4:, :], plain[..., 4:, :], atol=1e-5, rtol=0)
+    assert (out - plain)[..., :4, :].abs().max() > 0.1
 
 
 # Modes, layers, steps

@@ -114,11 +114,11 @@ def test_styles_come_beside_the_earlier_frames(backbone: Backbone, balance: floa
     q, k, v, k_0, v_0, k_1, v_1 = layer_tensors()
     k_s, v_s = layer_tensors(9, 9)[7:]
     settings = ZStarVideoSettings(size=64, balance=balance, strength=1.5)
-    path = Trajectory([], {1: dict.fromkeys(settings.styled_layers(), (k_s, v_s))})
+    path = Trajectory([], keys_values={1: dict.fromkeys(settings.styled_layers(), (k_s, v_s))})
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, 2)
     painter = FramePainter(Run(backbone, schedule), [Style(MASK)], [path], settings.replace(steps=2), (64, 64))
     record = [FrameRecord(torch.zeros(1, 4, 8, 8), {1: {12: pair}}) for pair in ((k_0, v_0), (k_1, v_1))]
-    tap = painter._tap(1, record)
+    tap = painter._tap(1, record, Trajectory([]))
     shift = math.log(balance)
     logits = torch.cat([1.5 * q @ k_s.mT / 8**0.5 + shift, q @ k_0.mT / 8**0.5, q @ k_1.mT / 8**0.5], -1)
     expected = logits.softmax(-1) @ torch.cat([v_s, v_0, v_1], 2)
@@ -171,25 +171,31 @@ def painter_of(
     generator = torch.Generator().manual_seed(1)
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
     latents = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(settings.steps + 1)]
-    painter = FramePainter(Run(backbone, schedule), [Style(MASK)], [Trajectory(latents)], settings, (64, 64))
+    path = Trajectory(latents, dict(enumerate(latents)))
+    painter = FramePainter(Run(backbone, schedule), [Style(MASK)], [path], settings, (64, 64))
     x_T = torch.randn(1, 4, 16, 16, generator=generator)  # noqa: N806
     noises = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(2)]
-    records = [painter.first(x, x, None)[1] for x in noises]
+    records = [painter.first(frame_of(x, settings), None)[1] for x in noises]
     return painter, records, x_T
+
+
+def frame_of(content: torch.Tensor, settings: ZStarVideoSettings, x_T: torch.Tensor | None = None) -> Trajectory:  # noqa: N803
+    """A frame with the given latents and x_T."""
+    return Trajectory([content] * settings.steps + [content if x_T is None else x_T])
 
 
 def test_backpropagation_agrees_with_finite_differences(backbone: Backbone) -> None:
     settings = ZStarVideoSettings(size=64, steps=2, gradient="backprop")
     painter, records, x_t = painter_of(backbone, settings)
     reference = records[1].clean[2]
-    noise, gradient = painter._backpropagated(x_t, 2, painter._tap(2, records), reference)
+    noise, gradient = painter._backpropagated(x_t, 2, painter._tap(2, records, Trajectory([])), reference)
     alpha = painter.run.schedule.levels[2].double()
 
     def energy(x: torch.Tensor) -> float:
-        predicted = painter._noise(x, 2, painter._tap(2, records)).double()
+        predicted = painter._noise(x, 2, painter._tap(2, records, Trajectory([]))).double()
         return float((ddim.predict_x0(x.double(), predicted, alpha) - reference.double()).square().sum())
 
-    assert torch.equal(noise, painter._noise(x_t, 2, painter._tap(2, records)))
+    assert torch.equal(noise, painter._noise(x_t, 2, painter._tap(2, records, Trajectory([]))))
     direction = gradient / gradient.norm()
     slope = (energy(x_t + 0.05 * direction) - energy(x_t - 0.05 * direction)) / 0.1
     assert slope == pytest.approx(float(gradient.norm()), rel=0.01)
@@ -205,7 +211,7 @@ def test_energy_draws_a_frame_towards_the_previous_one(backbone: Backbone, gradi
         settings = ZStarVideoSettings(size=64, steps=3, energy=energy, gradient=gradient)
         painter, records, x_T = painter_of(backbone, settings)  # noqa: N806
         last = records[1].clean[1]
-        x_0, _ = painter.next(x_T, records[1].content, *records, None)
+        x_0, _ = painter.next(frame_of(records[1].content, settings, x_T), *records, None)
         return float((x_0 - last).norm())
 
     distances = [distance(energy) for energy in (0.0, 0.3, 0.8)]
@@ -225,7 +231,7 @@ def test_energy_spares_what_moves_in_the_clip(backbone: Backbone, gradient: str)
         painter.settings, seen = settings.replace(**changes), list[torch.Tensor]()
         first, previous = records
         previous = FrameRecord(previous.content, dict(previous.keys_values), dict(previous.clean))  # is used up
-        painter.next(x_T, content, first, previous, lambda step, x_t, clean: seen.append(x_t))
+        painter.next(frame_of(content, settings, x_T), first, previous, lambda step, x_t, clean: seen.append(x_t))
         return seen[0]
 
     without, sparing, alike = drawn(energy=0.0), drawn(), drawn(spare_motion=False)
@@ -245,7 +251,7 @@ def test_stillness_falls_as_a_gaussian_of_the_change() -> None:
 def test_records_keep_nothing_of_the_gradients_graph(backbone: Backbone) -> None:
     settings = ZStarVideoSettings(size=64, steps=2, gradient="backprop")
     painter, records, x_T = painter_of(backbone, settings)  # noqa: N806
-    x_0, record = painter.next(x_T, x_T, *records, None)
+    x_0, record = painter.next(frame_of(x_T, settings), *records, None)
     assert not any(x.requires_grad for x in (x_0, *record.tensors().values()))
 
 
@@ -368,7 +374,7 @@ def test_frames_are_inverted_in_batches_and_painted_once_per_step(
     monkeypatch.setattr(engine, "_batch_size", lambda pixels: 3)
     with counted_evaluations(engine.backbone) as batches:
         run(QUICK.replace(start=0))
-    style_and_first = [1] * 2 + [1] * 2 + [1, 1] * 2  # inverted, inverted, painted with the style's keys made
+    style_and_first = [1] * 2 + [1] * 2 + [1] * 2  # inverted, inverted, sampled
     assert batches == style_and_first + [3] * 2 + [1] * 6 + [1] * 2 + [1] * 2
 
 

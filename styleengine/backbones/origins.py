@@ -31,18 +31,31 @@ class Origin:
     recommended: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-PIXELS_256 = {method: {"size": 256} for method in SIZED_AS_TRAINED}
+def _ddpm_256(name: str, title: str, t_edit: int) -> Origin:
+    """One of Google's DDPMs, with the t_edit that the authors of h-space injection measured for it (by LPIPS)."""
+    sizes: dict[str, dict[str, Any]] = {method: {"size": 256} for method in SIZED_AS_TRAINED}
+    return Origin(f"google/{name}", title=title, recommended={**sizes, "h_space": {"size": 256, "t_edit": t_edit}})
+
+
+# Not yet compared on a GPU. Each value's reason is in docs/, on the method's page.
+SD15: dict[str, dict[str, Any]] = {
+    "zstar": {"inversion_iterations": 2},
+    "h_space": {"inversion_iterations": 2},
+    "qs_attn": {"size": 512, "depth": 0.7},
+    "inst_learn": {"patience": 0},
+}
 BACKBONES = {
     "mini": Origin(str(MODELS / "mini"), title="Mini (embedded, runs anywhere)"),
     "sd15": Origin(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
         title="Stable Diffusion 1.5 (for GPUs)",
+        recommended=SD15,
     ),
     "figures": Origin(str(MODELS / "figures"), title="Painted figures, 64 pixels (embedded)"),
-    "ddpm-celebahq-256": Origin("google/ddpm-celebahq-256", title="Faces, 256 pixels", recommended=PIXELS_256),
-    "ddpm-church-256": Origin("google/ddpm-church-256", title="Churches, 256 pixels", recommended=PIXELS_256),
-    "ddpm-bedroom-256": Origin("google/ddpm-bedroom-256", title="Bedrooms, 256 pixels", recommended=PIXELS_256),
+    "ddpm-celebahq-256": _ddpm_256("ddpm-celebahq-256", "Faces, 256 pixels", t_edit=516),
+    "ddpm-church-256": _ddpm_256("ddpm-church-256", "Churches, 256 pixels", t_edit=370),
+    "ddpm-bedroom-256": _ddpm_256("ddpm-bedroom-256", "Bedrooms, 256 pixels", t_edit=369),
 }
 
 

@@ -7,6 +7,7 @@ After "Z-STAR+: A Zero-shot Style Transfer Method via Adjusting Style Distributi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,6 +26,7 @@ from styleengine.style_attention import (
     StyleAttentionSettings,
     check,
     invert_styles,
+    queries_of_contents,
     style_phases,
 )
 from styleengine.styles import Style, mask_notes, style_records
@@ -37,6 +39,23 @@ class ZStarSettings(StyleAttentionSettings):
     measure_reconstruction: bool = knob(
         False, "Also reconstruct the content without styles and report its PSNR (samples once more).", rare=True
     )
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "StyleID": {
+        "mode": "style_only",
+        "query_preservation": 0.75,
+        "temperature": 1.5,
+        "first_layer": 11,
+        "last_layer": 15,
+        "start": 0.0,
+        "end": 1.0,
+        "color": "adain",
+        "color_factor": 1.0,
+        "content_pull": 0.0,
+    },
+}
+"""Other published methods that are corners of these settings: StyleID (Chung et al., CVPR 2024)."""
 
 
 def stylize(
@@ -78,13 +97,13 @@ def stylize_all(
     run.plan([*phases, *style_phases(styles), *last], contents[0])
     size = run.working_size(contents[0], settings.size)
 
+    queries = queries_of_contents(settings)
     inverted = [
-        run.invert(content, size, settings.inversion_iterations, phase)
+        run.invert(content, size, settings.inversion_iterations, phase, queries)
         for content, phase in zip(contents, phases, strict=True)
     ]
     attention = StyleAttention(run, settings, styles, invert_styles(run, styles, settings), size)
-    x_T = torch.cat([trajectory.x_T for trajectory in inverted])  # noqa: N806 - the paper's symbol
-    x_0 = run.sample(attention.start(x_T), attention.noise, STYLIZING)
+    x_0 = attention.sample(inverted, STYLIZING)
     images = to_images(backbone.decode(x_0))
 
     targets = [to_tensor(fit(content, size)) for content in contents]
@@ -93,6 +112,7 @@ def stylize_all(
         for trajectory, target in zip(inverted, targets, strict=True)
     ]
     if settings.measure_reconstruction:
+        x_T = torch.cat([trajectory.x_T for trajectory in inverted])  # noqa: N806 - the paper's symbol
         copies = backbone.decode(run.sample(x_T, run.noise, RECONSTRUCTION)).cpu()
         for i, target in enumerate(targets):
             details[i]["reconstruction_psnr"] = psnr(copies[i : i + 1], target)

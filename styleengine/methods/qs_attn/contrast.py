@@ -12,12 +12,13 @@ from torch import nn
 
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
-from styleengine.methods.qs_attn.settings import QSAttnSettings
+from styleengine.methods.qs_attn.settings import Features, QSAttnSettings
 
 TEMPERATURE = 0.07
 RESOLUTIONS = 4  # of the U-Net's encoder that the loss uses
 FEATURE_SIDE = 64  # larger feature maps are pooled, because all pairs of positions are compared
 ROWS_AT_ONCE = 512  # of the attention matrix
+FLAT = 1e-5  # added to variances
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,25 @@ def find_anchors(
 
     @torch.no_grad()
     def make() -> Layers:
-        features = encoder_features(backbone, x_0, backbone.condition([""]))
+        features = encoder_features(backbone, x_0, backbone.condition([""]), settings.features)
         generator = torch.Generator().manual_seed(settings.seed)
         return Layers(tuple(select(layer, settings, generator) for layer in features))
 
     chance = settings.seed if settings.selection == "random" else None
-    key = ("anchors", *hashed, settings.selection, settings.anchors, settings.window, chance)
+    key = ("anchors", *hashed, settings.features, settings.selection, settings.anchors, settings.window, chance)
     return cache.get_or_make(key, make)
 
 
 def select(features: torch.Tensor, settings: QSAttnSettings, generator: torch.Generator) -> Anchors:
     """The anchors of one layer's source features (1, channels, height, width).
 
-        `global`: the N rows of softmax(F·Fᵀ) with the smallest entropy. `local`: the same for
-        attention to a window around each position. `local_global`: selected by local entropy, routed by
-        global attention. `random`: N random positions, not routed. N is at most
-    the number of positions.
+    `global`: the N rows of softmax(F·Fᵀ) with the smallest entropy. `local`: the same for attention to a window
+    around each position. `local_global`: selected by local entropy, routed by global attention. `random`: N random
+    positions, not routed. N is at most the number of positions. Instance-normalised features have logits F·Fᵀ/√C.
     """
-    _, _, height, width = features.shape
+    _, channels, height, width = features.shape
+    if settings.features == "instance_norm":
+        features = features / channels**0.25  # logits F·Fᵀ/√C
     flat = features[0].flatten(1).T.double()  # (positions, channels); float64, because dot products reach hundreds
     count = min(settings.anchors, len(flat))
     local = settings.selection in ("local", "local_global")
@@ -144,27 +146,30 @@ def _routed(routing: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
 
 
 def contrastive_loss(features: Sequence[torch.Tensor], layers: Sequence[Anchors]) -> torch.Tensor:
-    """InfoNCE of the current image's routed features against the source's, the mean over anchors and layers.
+    """InfoNCE of the current image's routed features against the source's: the mean over anchors, summed over layers.
 
     The positive of an anchor is the source's feature of the same row of A_QS; those of the other rows
-    are its negatives.
+    are its negatives. The sum is ZeCon's, to which its weight of 500 belongs.
     """
     losses = []
     for current, source in zip(features, layers, strict=True):
         logits = _routed(source.routing, current) @ source.positives.T / TEMPERATURE
         losses.append(F.cross_entropy(logits, torch.arange(len(logits), device=logits.device)))
-    return torch.stack(losses).mean()
+    return torch.stack(losses).sum()
 
 
 class _EncoderDone(Exception):  # noqa: N818 - nothing went wrong
     """Ends a forward pass of the U-Net before its mid block."""
 
 
-def encoder_features(backbone: Backbone, x_0: torch.Tensor, null: torch.Tensor) -> list[torch.Tensor]:
+def encoder_features(
+    backbone: Backbone, x_0: torch.Tensor, null: torch.Tensor, kind: Features = "raw"
+) -> list[torch.Tensor]:
     """The features of the U-Net's encoder for x_0 at t = 0: after `conv_in` and after its first four resolutions.
 
     With two blocks per resolution these are ZeCon's input blocks 0, 2, 5, 8 and 11. Maps larger than
-    64×64 are average-pooled. Nothing after the encoder is computed.
+    64×64 are average-pooled. Nothing after the encoder is computed. `kind` "instance_norm" normalises each channel
+    over the positions, as the generator of the original QS-Attn (a GAN) does.
     """
     unet = backbone.unet
     layers: list[nn.Module] = [unet.conv_in, *(_last_layer(block) for block in unet.down_blocks[:RESOLUTIONS])]
@@ -172,7 +177,8 @@ def encoder_features(backbone: Backbone, x_0: torch.Tensor, null: torch.Tensor) 
 
     def note(layer: nn.Module, given: Any, output: Any) -> None:
         features = output[0] if isinstance(output, tuple) else output
-        outputs.append(_averaged_down(features.float()))
+        pooled = _averaged_down(features.float())
+        outputs.append(instance_norm(pooled) if kind == "instance_norm" else pooled)
 
     def stop(block: nn.Module, given: Any) -> None:
         raise _EncoderDone
@@ -184,6 +190,12 @@ def encoder_features(backbone: Backbone, x_0: torch.Tensor, null: torch.Tensor) 
         with suppress(_EncoderDone):
             backbone.predict_noise_with_gradient(x_0, 0, null)
     return outputs
+
+
+def instance_norm(features: torch.Tensor) -> torch.Tensor:
+    """Each channel with mean 0 and variance 1 over the positions; a single position gives 0."""
+    variance, mean = torch.var_mean(features, (2, 3), keepdim=True, unbiased=False)
+    return (features - mean) / (variance + FLAT).sqrt()
 
 
 def _last_layer(block: Any) -> nn.Module:

@@ -18,9 +18,6 @@ from styleengine.methods.qs_attn.settings import QSAttnSettings
 from styleengine.perceptual import Clip
 from styleengine.run import Run
 
-TRAINED_STEPS = 1000  # the scale of the limits below, whatever a model's number of timesteps
-MSE_BELOW, PERCEPTUAL_BELOW = 700, 800  # timesteps above which these losses are off
-
 
 @dataclass(frozen=True)
 class SourceEmbeddings:
@@ -81,11 +78,12 @@ class Guide:
         patches = tuple(self.clip.image_embeddings(cut(self.source, boxes, self.clip.side)) for boxes in self.boxes)
         return SourceEmbeddings(whole, tokens, patches)
 
-    def steer(self, x_t: torch.Tensor, level: int, last: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """ε at x_t, and ∇L with respect to x_t; no gradient in the `last` step, if all weights are 0, or if
-        it is not finite. StyleEngineError if ε is not finite.
+    def steer(self, x_t: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """ε at x_t, and ∇L with respect to x_t. StyleEngineError if ε is not finite.
+
+        There is no gradient in the last `unguided_steps`, if all weights are 0, or if it is not finite.
         """
-        if last:
+        if level <= self.settings.unguided_steps:
             return self.run.noise(x_t, level), None
         timestep = self.run.schedule.timesteps[level]
         with torch.enable_grad():
@@ -122,10 +120,10 @@ class Guide:
         contrast on its features in the U-Net's encoder at t = 0.
         """
         schedule = self.run.schedule
-        alpha, timestep, step = schedule.levels[level], schedule.timesteps[level], schedule.steps - level
+        alpha, step = schedule.levels[level], schedule.steps - level
         share = (1 - alpha).sqrt()
         x_in = ddim.predict_x0(x_t, noise, alpha) * share + x_t * (1 - share)
-        weights = self.weights(timestep)
+        weights = self.weights()
         terms: dict[str, Callable[[], torch.Tensor]] = {}
         if weights.keys() - {"contrast"}:
             picture = self._through(self.backbone.decode_with_gradient, x_in)
@@ -135,9 +133,12 @@ class Guide:
         terms["contrast"] = lambda: self._contrast(x_in)
         return {name: weight * terms[name]() for name, weight in weights.items()}
 
-    def weights(self, timestep: int) -> dict[str, float]:
-        """The weight of each loss at a timestep, without zero weights."""
-        settings, t = self.settings, timestep * TRAINED_STEPS / len(self.backbone.alphas_cumprod)
+    def weights(self) -> dict[str, float]:
+        """The weight of each loss, without zero weights.
+
+        ZeCon's code switches two losses off above t = 700 and 800, but compares with an index of at most 49.
+        """
+        settings = self.settings
         style, content = settings.style_share, settings.content_share
         weights = {
             "global_whole": style * settings.global_whole,
@@ -145,8 +146,8 @@ class Guide:
             "global_patches": style * settings.global_patches,
             "direction_patches": style * settings.direction_patches,
             "contrast": content * settings.contrast,
-            "mse": content * settings.mse * (t < MSE_BELOW),
-            "perceptual": content * settings.perceptual * (t < PERCEPTUAL_BELOW),
+            "mse": content * settings.mse,
+            "perceptual": content * settings.perceptual,
             "range_loss": settings.range_loss,
         }
         return {name: weight for name, weight in weights.items() if weight > 0}
@@ -187,7 +188,7 @@ class Guide:
 
     def _contrast(self, x_in: torch.Tensor) -> torch.Tensor:
         def features(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return tuple(encoder_features(self.backbone, x, self.null))
+            return tuple(encoder_features(self.backbone, x, self.null, self.settings.features))
 
         return contrastive_loss(self._through(features, x_in), self.layers)
 

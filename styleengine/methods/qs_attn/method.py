@@ -102,17 +102,16 @@ def descend(
 ) -> torch.Tensor:
     """x_0 from x_T by DDPM steps whose mean is shifted by −σ²·∇L, as in classifier guidance.
 
-    The shift's root mean square is at most `step_limit`·σ. The last step adds no noise and is
-    not shifted. `after_step` is called as in `ddim.sample`.
+    The shift's root mean square is at most `step_limit`·σ. The last `unguided_steps` are not shifted, and the
+    last step adds no noise. `after_step` is called as in `ddim.sample`.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     x_t = x_T
     for level in range(schedule.steps, 0, -1):
         alpha, alpha_prev = schedule.levels[level], schedule.levels[level - 1]
-        last = level == 1
-        noise, gradient = guide.steer(x_t, level, last)
+        noise, gradient = guide.steer(x_t, level)
         clean = ddim.predict_x0(x_t, noise, alpha)
-        x_t = ddim.step(x_t, noise, alpha, alpha_prev, 0.0 if last else settings.eta, generator)
+        x_t = ddim.step(x_t, noise, alpha, alpha_prev, settings.eta if level > 1 else 0.0, generator)
         if gradient is not None:
             x_t = x_t - shift(gradient, ddim.step_noise(alpha, alpha_prev), settings.step_limit)
         if after_step:

@@ -6,10 +6,16 @@ from styleengine.settings import Settings, knob, size_knob
 
 SUGGESTIONS = ("a sketch with crayon", "golden", "a watercolor painting", "wooden", "red bricks")
 Selection = Literal["global", "local", "local_global", "random"]
+Features = Literal["raw", "instance_norm"]
 
 
 class QSAttnSettings(Settings):
-    """Settings of QS-Attn style transfer; the defaults are the paper's and those of its base, ZeCon."""
+    """Settings of QS-Attn style transfer.
+
+    The defaults of `size`, `steps`, `depth`, `anchors`, `window`, `eta`, `patches` and the weights are those of the
+    paper and of its base, ZeCon, whose code they follow. `balance`, `step_limit`, `unguided_steps` and `features` are
+    ours; with their defaults the last step is not guided, as it has no effect in ZeCon either.
+    """
 
     prompt: str = knob(
         "",
@@ -38,6 +44,11 @@ class QSAttnSettings(Settings):
         title="Anchors",
         rare=True,
     )
+    features: Features = knob(
+        "raw",
+        "The U-Net's features in the contrast, as they are or with each channel normalised over the positions.",
+        rare=True,
+    )
     anchors: int = knob(256, "Anchors per layer; small layers have fewer positions.", rare=True, ge=1, le=1024)
     window: int = knob(7, "Side of the window of local attention, in positions; odd.", rare=True, ge=3, le=15)
     eta: float = knob(
@@ -48,6 +59,9 @@ class QSAttnSettings(Settings):
         le=1,
     )
     step_limit: float = knob(1.0, "Maximum guidance step, relative to the step's noise σ.", rare=True, ge=0, le=10)
+    unguided_steps: int = knob(
+        1, "Last steps without guidance, in which the model removes its artefacts.", rare=True, ge=0, le=100
+    )
     patches: int = knob(32, "Patches that CLIP embeds in each step.", rare=True, ge=1, le=256)
     global_whole: float = knob(0.0, "Weight of CLIP's global loss on the whole image.", rare=True, ge=0, le=100_000)
     direction_whole: float = knob(
@@ -57,7 +71,9 @@ class QSAttnSettings(Settings):
     direction_patches: float = knob(
         20_000.0, "Weight of CLIP's directional loss on patches.", rare=True, ge=0, le=100_000
     )
-    contrast: float = knob(500.0, "Weight of the query-selected contrastive loss.", rare=True, ge=0, le=100_000)
+    contrast: float = knob(
+        500.0, "Weight of the query-selected contrastive loss, summed over the layers.", rare=True, ge=0, le=100_000
+    )
     mse: float = knob(5000.0, "Weight of the pixels' mean squared error.", title="MSE", rare=True, ge=0, le=100_000)
     perceptual: float = knob(100.0, "Weight of the difference of CLIP's patch tokens.", rare=True, ge=0, le=100_000)
     range_loss: float = knob(50.0, "Weight of the penalty for out-of-range colours.", rare=True, ge=0, le=100_000)

@@ -134,48 +134,39 @@ class FramePainter:
         self.attention = StyleAttention(run, settings, styles, paths, size)
         self.joined_attention = StyleAttention(run, settings, heavier, paths, size)
 
-    def alone(self, x_T: torch.Tensor, after_step: ddim.AfterStep | None) -> torch.Tensor:  # noqa: N803
-        """x_0 of a frame by the image method."""
-        return self._denoised(x_T, [], None, after_step)
+    def alone(self, frame: Trajectory, after_step: ddim.AfterStep | None) -> torch.Tensor:
+        """x_0 of an inverted frame by the image method."""
+        return self._denoised(frame, [], None, after_step)
 
-    def first(
-        self,
-        x_T: torch.Tensor,  # noqa: N803
-        content: torch.Tensor,
-        after_step: ddim.AfterStep | None,
-    ) -> tuple[torch.Tensor, FrameRecord]:
-        """x_0 of the first frame, by the image method, and its record; `content` are its latents."""
-        record = FrameRecord(content)
-        return self._denoised(x_T, [], record, after_step), record
+    def first(self, frame: Trajectory, after_step: ddim.AfterStep | None) -> tuple[torch.Tensor, FrameRecord]:
+        """x_0 of the first frame, by the image method, and its record."""
+        record = FrameRecord(frame.latents[0])
+        return self._denoised(frame, [], record, after_step), record
 
     def next(
-        self,
-        x_T: torch.Tensor,  # noqa: N803
-        content: torch.Tensor,
-        first: FrameRecord,
-        previous: FrameRecord,
-        after_step: ddim.AfterStep | None,
+        self, frame: Trajectory, first: FrameRecord, previous: FrameRecord, after_step: ddim.AfterStep | None
     ) -> tuple[torch.Tensor, FrameRecord]:
         """x_0 of a later frame, and its record. `previous` is emptied level by level, unless it is the first."""
-        record = FrameRecord(content)
-        return self._denoised(x_T, [first, previous], record, after_step), record
+        record = FrameRecord(frame.latents[0])
+        return self._denoised(frame, [first, previous], record, after_step), record
 
     @torch.no_grad()
     def _denoised(
         self,
-        x_T: torch.Tensor,  # noqa: N803
+        frame: Trajectory,
         references: Sequence[FrameRecord],
         record: FrameRecord | None,
         after_step: ddim.AfterStep | None,
     ) -> torch.Tensor:
-        x_t, pull = self.attention.start(x_T), self.settings.pull()
+        x_t, pull = self.attention.start([frame]), self.settings.pull()
         local_pull: float | torch.Tensor = pull
         if self.settings.spare_motion and references and record is not None:
             local_pull = pull * stillness(record.content, references[-1].content)
         schedule = self.run.schedule
         for level in range(schedule.steps, 0, -1):
             alpha, alpha_prev = schedule.levels[level], schedule.levels[level - 1]
-            tap = self._tap(level, references)
+            x_t = self.attention.pulled(x_t, level, [frame])
+            tap = self._tap(level, references, frame)
             reference = references[-1].clean[level] if references and pull > 0 else None
             if reference is None:
                 noise, gradient = self._noise(x_t, level, tap), None
@@ -196,11 +187,11 @@ class FramePainter:
                 after_step(schedule.steps - level + 1, x_t, clean)
         return x_t
 
-    def _tap(self, level: int, references: Sequence[FrameRecord]) -> FrameAttention:
+    def _tap(self, level: int, references: Sequence[FrameRecord], frame: Trajectory) -> FrameAttention:
         joined = self.settings.joined_layers()
         joined_with = [record.keys_values[level] for record in references] if joined else []
         attention = self.joined_attention if joined_with else self.attention
-        return FrameAttention(joined_with, joined, attention.at(level), self.settings.styled_layers())
+        return FrameAttention(joined_with, joined, attention.at(level, [frame]), self.settings.styled_layers())
 
     def _noise(self, x_t: torch.Tensor, level: int, tap: FrameAttention) -> torch.Tensor:
         with self._tapped(tap):

@@ -20,7 +20,7 @@ from styleengine.methods.zstar_video.frames import FramePainter, FrameRecord
 from styleengine.methods.zstar_video.settings import ZStarVideoSettings
 from styleengine.metrics import frame_differences
 from styleengine.phases import Phase, inverting, stylizing
-from styleengine.run import Run
+from styleengine.run import Run, Trajectory
 from styleengine.style_attention import (
     check,
     invert_styles,
@@ -137,20 +137,21 @@ class _ClipRun:
         frames = islice(self.part.frames(), done, None)
         for numbers in batches:
             given = self._inverted([next(frames) for _ in numbers], _inverting(numbers))
-            for number, (content, x_T) in zip(numbers, given, strict=True):  # noqa: N806 - the paper's symbol
+            for number, inverted in zip(numbers, given, strict=True):
                 phase = self._painting(number)
                 self.run.begin(phase)
                 after = self.run.after(phase)
                 if first and previous:
-                    x_0, previous = painter.next(x_T, content, first, previous, after)
+                    x_0, previous = painter.next(inverted, first, previous, after)
                 else:
-                    x_0, first = painter.first(x_T, content, after)
+                    x_0, first = painter.first(inverted, after)
                     previous = first
                 self.shown = to_images(self.run.backbone.decode(x_0))[0]
                 if self.settings.compare:
-                    independent = painter.alone(x_T, self.run.after(self._painting(number, " alone")))
+                    independent = painter.alone(inverted, self.run.after(self._painting(number, " alone")))
                     self.folder.save_frame(ALONE, number, to_images(self.run.backbone.decode(independent))[0])
                 self.folder.save_frame(RESULT, number, self.shown)
+                inverted.queries.clear()
             if self.resumable:
                 self._keep(first, previous, numbers)
 
@@ -175,14 +176,12 @@ class _ClipRun:
                 yield [self._painting(number)]
                 yield [self._painting(number, " alone")] * self.settings.compare
 
-    def _inverted(self, frames: Sequence[Image.Image], phase: Phase) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The latents and x_T of each frame, (1, channels, height, width) each."""
+    def _inverted(self, frames: Sequence[Image.Image], phase: Phase) -> list[Trajectory]:
+        """Each frame's trajectory, inverted as one batch."""
         run = self.run
         run.begin(phase)
         x_0 = run.backbone.encode(torch.cat([to_tensor(fit(frame, self.size)) for frame in frames]))
-        iterations = self.settings.inversion_iterations
-        x_T = ddim.invert(x_0, run.schedule, run.noise, iterations, run.after(phase))[-1]  # noqa: N806
-        return list(zip(x_0.split(1), x_T.split(1), strict=True))
+        return run.inverted(x_0, self.settings.inversion_iterations, phase).split()
 
     def _painting(self, number: int, how: str = "") -> Phase:
         return stylizing(f"frame {number + 1} of {self.part.count}{how}")

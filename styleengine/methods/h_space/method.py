@@ -6,15 +6,11 @@ content's. The skip connections, which encode the appearance, remain the style's
 After Jeong, Kwon and Uh, "Training-free Style Transfer Emerges from h-space in Diffusion models".
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import nn
 
 from styleengine import ddim
 from styleengine.backbones import Backbone
@@ -22,63 +18,14 @@ from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, lay_over, stretch_note, to_images, to_tensor
 from styleengine.method import Call, Kind, Method, Role
+from styleengine.methods.h_space.bottleneck import blend, captured, injection
+from styleengine.methods.h_space.settings import HSpaceSettings
 from styleengine.metrics import psnr
 from styleengine.phases import RECONSTRUCTION, STYLIZING, inverting
 from styleengine.run import Run, Trajectory
-from styleengine.settings import Settings, inversion_iterations_knob, knob, size_knob, steps_knob
 from styleengine.stylization import InputRecord, OnStep, Stylization, mask_record
 
-TRAINED_STEPS = 1000  # the scale of the timesteps in the settings, whatever a model's number of timesteps
-NEARLY_PARALLEL = 1e-5  # sine of an angle: below it slerp is linear interpolation
 TINY = 1e-12
-
-Blend = Callable[[torch.Tensor], torch.Tensor]
-
-
-class HSpaceSettings(Settings):
-    """Settings of h-space injection; the defaults are the paper's."""
-
-    gamma: float = knob(
-        0.3,
-        "Strength of the content injection (γ): 0 reproduces the style image, 0.4–0.6 is strong.",
-        title="Content γ",
-        ge=0,
-        le=1,
-    )
-    size: int = size_knob(512, most=1536)
-    steps: int = steps_knob(50)
-    seed: int = knob(0, "Random seed of the quality boost; without it the seed has no effect.", ge=0, le=2**32 - 1)
-    t_start: int = knob(
-        1000, "Timestep at which the injection starts; 1000 is pure noise.", title="From t", ge=0, le=TRAINED_STEPS
-    )
-    t_edit: int = knob(
-        400, "Timestep at which the injection ends; lower adds finer detail.", title="To t", ge=0, le=1000
-    )
-    calibration: bool = knob(
-        True, "Adapt x_t to the injected content, so that the skip connections fit it: truer colours."
-    )
-    omega: float = knob(
-        0.0, "Weight of the change of the predicted noise in the calibration (ω).", title="ω", ge=0, le=1
-    )
-    t_boost: int = knob(
-        200,
-        "Stochastic sampling from this timestep on, for finer texture. Use 0 for out-of-domain styles.",
-        title="Quality boost below t",
-        ge=0,
-        le=TRAINED_STEPS,
-    )
-    inversion_iterations: int = inversion_iterations_knob()
-    measure_reconstruction: bool = knob(
-        False, "Also reconstruct the style image and report its PSNR (samples once more).", rare=True
-    )
-
-    def injects(self, t: float) -> bool:
-        """Whether the content is injected at timestep t of 1000."""
-        return self.t_edit <= t <= self.t_start
-
-    def boosts(self, t: float) -> bool:
-        """Whether the step at timestep t of 1000 is the stochastic one (η = 1)."""
-        return t <= self.t_boost
 
 
 @dataclass
@@ -158,9 +105,10 @@ class Injection:
 
     def __init__(self, run: Run, settings: HSpaceSettings) -> None:
         self.run, self.schedule, self.settings = run, run.schedule, settings
-        # Timesteps on the settings' scale, by level.
-        self.t = [timestep * TRAINED_STEPS / len(run.backbone.alphas_cumprod) for timestep in self.schedule.timesteps]
-        self.injected_levels = {level for level in range(1, self.schedule.steps + 1) if settings.injects(self.t[level])}
+        alphas = self.schedule.levels.tolist()
+        levels = range(1, self.schedule.steps + 1)
+        self.injected_levels = {level for level in levels if settings.injects(level, alphas[level])}
+        self.boosted_levels = {level for level in levels if settings.boosts(alphas[level])}
 
     @torch.no_grad()
     def sample(
@@ -231,7 +179,7 @@ class Injection:
     ) -> torch.Tensor:
         """One step to the next lower level. Each row has its own generator, so rows are independent."""
         alpha, alpha_prev = self.schedule.levels[level], self.schedule.levels[level - 1]
-        if not self.settings.boosts(self.t[level]):
+        if level not in self.boosted_levels:
             return ddim.step(x_t, noise, alpha, alpha_prev, direction=direction)
         rows = zip(x_t.split(1), noise.split(1), direction.split(1), generators, strict=True)
         return torch.cat([ddim.step(x, e, alpha, alpha_prev, 1.0, generator, d) for x, e, d, generator in rows])
@@ -243,98 +191,6 @@ class Injection:
                 self.run.noise(content.latents[level], level)
             known.h[level] = outputs[0]
         return known.h[level]
-
-
-@contextmanager
-def captured(unet: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Within the context, the list receives h at every forward pass of a `UNet2DModel` or `UNet2DConditionModel`."""
-    outputs: list[torch.Tensor] = []
-    with _hooked(unet, lambda h: outputs.append(h)):
-        yield outputs
-
-
-@contextmanager
-def injection(unet: nn.Module, change: Blend) -> Iterator[None]:
-    """Within the context, the U-Net returns 2B rows for a batch of B: with h unchanged, then with `change(h)`.
-
-    The down blocks run once. From the mid block on, each row is duplicated, with the same skip
-    connections. The U-Net is restored on exit.
-    """
-    batch = 0
-
-    def fork(h: torch.Tensor) -> torch.Tensor:
-        nonlocal batch
-        batch = len(h)
-        return torch.cat([h, change(h)])
-
-    def twice(value: Any) -> Any:
-        """Duplicates the rows of skip connections and embeddings."""
-        if isinstance(value, tuple):
-            return tuple(twice(part) for part in value)
-        if isinstance(value, torch.Tensor) and len(value) == batch:
-            return torch.cat([value, value])
-        return value
-
-    def before_up_block(block: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        return twice(given), {name: twice(value) for name, value in named.items()}
-
-    blocks: Any = unet.up_blocks
-    with _hooked(unet, fork), ExitStack() as hooks:
-        for block in blocks:
-            hooks.callback(block.register_forward_pre_hook(before_up_block, with_kwargs=True).remove)
-        yield
-
-
-@contextmanager
-def _hooked(unet: nn.Module, hook: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
-    """Within the context, `hook` gets the mid block's output, and a tensor that it returns replaces it."""
-    middle: Any = unet.mid_block
-    handle = middle.register_forward_hook(lambda block, given, h: hook(h))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def blend(
-    h_style: torch.Tensor,
-    h_content: torch.Tensor,
-    gamma: torch.Tensor,
-    region: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """h̃ = slerp(h_style, h_content brought to h_style's norm; γ), with h_style's shape and dtype.
-
-    Each row of h is one vector. With `region` (1, 1, any height and width) only the part of h inside it
-    is interpolated, γ is lower on the soft border, and outside h_style is unchanged bit for bit.
-    """
-    here, there = h_style.float(), h_content.float().expand_as(h_style)
-    if region is None:
-        return slerp(here, match_norm(there, here), gamma).to(h_style.dtype)
-    shares = F.interpolate(region.to(here), h_style.shape[2:], mode="area")
-    inside = shares > 0
-    here, there = here * inside, there * inside
-    return torch.where(inside, slerp(here, match_norm(there, here), gamma * shares).to(h_style.dtype), h_style)
-
-
-def match_norm(h: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """h scaled so that each row has the norm of the reference's row."""
-    return h * (_norm(reference) / _norm(h).clamp(min=TINY))
-
-
-def slerp(a: torch.Tensor, b: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """sin((1−s)θ)/sin θ · a + sin(sθ)/sin θ · b, θ the angle between the rows of a and b.
-
-    For parallel vectors the limit is (1−s)·a + s·b, which is also used for opposite ones, where the great
-    circle is not unique. `share` may differ between rows and positions.
-    """
-    unit_a, unit_b = (x / _norm(x).clamp(min=TINY) for x in (a, b))
-    theta = 2 * torch.atan2(_norm(unit_a - unit_b), _norm(unit_a + unit_b))  # accurate also where acos is not
-    sine = theta.sin()
-    chord = sine < NEARLY_PARALLEL
-    safe = torch.where(chord, 1.0, sine)
-    of_a = torch.where(chord, 1 - share, ((1 - share) * theta).sin() / safe)
-    of_b = torch.where(chord, share, (share * theta).sin() / safe)
-    return of_a * a + of_b * b
 
 
 def calibrate(
@@ -349,11 +205,6 @@ def calibrate(
     spread = clean.std((1, 2, 3), keepdim=True) / changed.std((1, 2, 3), keepdim=True).clamp(min=TINY)
     renormed = mean + (changed - mean) * spread
     return x_t + alpha_t.sqrt() * (renormed - clean) + omega * (1 - alpha_t).sqrt() * (injected - noise)
-
-
-def _norm(x: torch.Tensor) -> torch.Tensor:
-    """The Euclidean norm of each row: (batch, 1, 1, 1)."""
-    return x.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
 def _check(gammas: Sequence[float], sampler: Injection) -> None:
