@@ -643,7 +643,7 @@ def inst_learn(client: Client, files: dict[str, Path]) -> Callable[..., Job]:
     return submit
 
 
-def test_a_style_learnt_over_the_api_is_drawn_with_mixed_and_taken_elsewhere(
+def test_a_style_learned_over_the_api_is_drawn_with_mixed_and_taken_elsewhere(
     client: Client, files: dict[str, Path], inst_learn: Callable[..., Job]
 ) -> None:
     file, record = inst_learn(name="my cat", seed=3).result()
@@ -699,7 +699,7 @@ def test_an_upload_that_is_no_style_is_refused(client: Client, files: dict[str, 
         client.predict(handle_file(files["broken"]), api_name="/inst_upload")
 
 
-def test_a_learning_that_is_stopped_gives_what_is_learnt_by_then(
+def test_a_learning_that_is_stopped_gives_what_is_learned_by_then(
     client: Client, inst_learn: Callable[..., Job]
 ) -> None:
     job = inst_learn(name="stopped", steps=SO_LONG)
@@ -844,21 +844,23 @@ def learn_in_browser(page: Page, files: dict[str, Path], name: str, **numbers: i
     run(page)
 
 
-def test_in_the_browser_a_painting_is_learnt_stopped_applied_and_downloaded(page: Page, files: dict[str, Path]) -> None:
+def test_in_the_browser_a_painting_is_learned_stopped_applied_and_downloaded(
+    page: Page, files: dict[str, Path]
+) -> None:
     learn_in_browser(page, files, "browsed", size=64, batch=1, views=2, steps=SO_LONG)
     expect(page.locator(".status:visible").first).to_have_text(
         re.compile(r"step ([2-9]\d|\d{3,}) of"), timeout=PATIENCE
     )
     expect_status(page, "steps per second")
-    expect(page.locator(".learnt-strip img").first).to_be_visible(timeout=PATIENCE)
+    expect(page.locator(".learned-strip img").first).to_be_visible(timeout=PATIENCE)
     page.get_by_role("button", name="Stop").locator("visible=true").click()
     expect_status(page, "Stopped; learned “browsed” in")
     expect(page.locator(".vega-embed:visible").first).to_be_visible(timeout=PATIENCE)
     with page.expect_download() as download:
         page.locator("button:visible, a:visible").get_by_text("Download the style").first.click()
-    learnt = LearnedStyle.open(keep(download.value.path()))
-    assert learnt.record.name == "browsed"
-    assert 20 <= learnt.record.step < SO_LONG
+    learned = LearnedStyle.open(keep(download.value.path()))
+    assert learned.record.name == "browsed"
+    assert 20 <= learned.record.step < SO_LONG
 
     page.get_by_role("tab", name="Apply").click()
     expect(page.get_by_label("Style", exact=True).locator("visible=true")).to_have_value("browsed", timeout=PATIENCE)
@@ -869,14 +871,14 @@ def test_in_the_browser_a_painting_is_learnt_stopped_applied_and_downloaded(page
     with page.expect_download() as download:
         page.locator("button:visible, a:visible").get_by_text("Download PNG").first.click()
     record = read_record(download.value.path())
-    assert (record["method"], record["inputs"][1]["sha256"]) == ("inst", learnt.sha256)
+    assert (record["method"], record["inputs"][1]["sha256"]) == ("inst", learned.sha256)
 
     uploaded = page.locator(".upload-style input[type=file], input[type=file][accept*=safetensors]").first
     again, other = (files["content"].parent / f"from {name}.safetensors" for name in ("elsewhere", "another model"))
-    learnt.renamed("elsewhere").save(again)
+    learned.renamed("elsewhere").save(again)
     uploaded.set_input_files(again)
     expect_status(page, "“elsewhere” is in the library.")
-    replace(learnt, record=learnt.record.replace(name="other", revision="0")).save(other)
+    replace(learned, record=learned.record.replace(name="other", revision="0")).save(other)
     uploaded.set_input_files(other)
     expect_status(page, "it may look different")
 

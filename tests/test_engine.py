@@ -507,7 +507,7 @@ def test_a_text_is_one_path_and_never_its_letters(
 
 
 @pytest.fixture(scope="module")
-def learnt(shared_engine: StyleEngine, cat: Image.Image) -> LearnedStyle:
+def learned(shared_engine: StyleEngine, cat: Image.Image) -> LearnedStyle:
     return shared_engine.inst_learn(cat, InSTLearningSettings(steps=1, size=32, batch=1, views=1))
 
 
@@ -529,7 +529,7 @@ def learnt(shared_engine: StyleEngine, cat: Image.Image) -> LearnedStyle:
 def test_a_run_that_waits_for_its_turn_says_so_and_can_be_cancelled(
     engine: StyleEngine,
     pixel_model_folder: Path,
-    learnt: LearnedStyle,
+    learned: LearnedStyle,
     astronaut: Image.Image,
     coffee: Image.Image,
     method: str,
@@ -545,7 +545,7 @@ def test_a_run_that_waits_for_its_turn_says_so_and_can_be_cancelled(
         "qs_attn": (astronaut, "ink"),
         "qs_attn_anchors": (astronaut,),
         "inst_learn": (astronaut,),
-        "inst_apply": (None, [learnt]),
+        "inst_apply": (None, [learned]),
         "with_model": (str(pixel_model_folder),),
     }
     events: list[StepEvent] = []
@@ -685,12 +685,12 @@ def test_every_tensor_that_the_package_makes_names_its_type() -> None:
 # Numbers that are not finite
 
 
-def everything_that_draws(engine: StyleEngine, content: Image.Image, style: Image.Image, learnt: LearnedStyle) -> dict:
+def everything_that_draws(engine: StyleEngine, content: Image.Image, style: Image.Image, learned: LearnedStyle) -> dict:
     return {
         "zstar": lambda: engine.zstar(content, style, ZStarSettings(size=64, steps=2)),
         "h_space": lambda: engine.h_space(content, style, HSpaceSettings(size=64, steps=4)),
         "qs_attn": lambda: engine.qs_attn(content, "ink", QSAttnSettings(size=64, steps=2, patches=2)),
-        "inst_apply": lambda: engine.inst_apply(content, learnt, InSTSettings(size=64, steps=2)),
+        "inst_apply": lambda: engine.inst_apply(content, learned, InSTSettings(size=64, steps=2)),
     }
 
 
@@ -701,7 +701,7 @@ def test_numbers_that_are_not_finite_become_a_sentence_and_never_a_picture(
     engine: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
-    learnt: LearnedStyle,
+    learned: LearnedStyle,
     method: str,
     where: str,
     value: float,
@@ -721,10 +721,10 @@ def test_numbers_that_are_not_finite_become_a_sentence_and_never_a_picture(
     hook = part.register_forward_hook(spoil)
     try:
         with pytest.raises(StyleEngineError, match=r"not finite \(.*, in float32\).*less strength or guidance"):
-            everything_that_draws(engine, astronaut, coffee, learnt)[method]()
+            everything_that_draws(engine, astronaut, coffee, learned)[method]()
     finally:
         hook.remove()
-    assert everything_that_draws(engine, astronaut, coffee, learnt)[method]()  # nothing of it was kept
+    assert everything_that_draws(engine, astronaut, coffee, learned)[method]()  # nothing of it was kept
 
 
 def test_the_sentence_names_a_better_number_type(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -307,10 +307,10 @@ def test_learning_brings_the_loss_below_the_untrained_words_and_the_empty_prompt
     style = finished(learn(backbone, cat, lambda: clip, settings))
     untrained = learner.judged_loss(backbone.condition_with_word("*", learner.word()))
     null = learner.judged_loss(backbone.condition([""]))
-    learnt = learner.judged_loss(backbone.condition_with_word("*", style.word[None]))
+    learned = learner.judged_loss(backbone.condition_with_word("*", style.word[None]))
     assert style.record.history[0] == (0, pytest.approx(untrained))
-    assert learnt == pytest.approx(min(loss for _, loss in style.record.history))
-    assert learnt < 0.99 * min(untrained, null)
+    assert learned == pytest.approx(min(loss for _, loss in style.record.history))
+    assert learned < 0.99 * min(untrained, null)
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ def test_a_longer_run_begins_as_a_shorter_one(
 @pytest.mark.parametrize(
     ("changed", "difference"), [({"learning_rate": 0.1}, "learning rate"), ({"seed": 1, "batch": 3}, "batch, seed")]
 )
-def test_what_was_learnt_otherwise_is_not_gone_on_from(
+def test_what_was_learned_otherwise_is_not_gone_on_from(
     backbone: LatentBackbone, clip: Clip, cat: Image.Image, style: LearnedStyle, changed: dict, difference: str
 ) -> None:
     with pytest.raises(StyleEngineError, match=f"what differs: {difference}"):
@@ -632,7 +632,7 @@ def test_the_engine_learns_and_draws(
     assert engine.inst_apply(coffee, [style], DRAW).image.tobytes() == result.image.tobytes()
 
 
-def test_a_single_learnt_style_need_not_stand_in_a_list(
+def test_a_single_learned_style_need_not_stand_in_a_list(
     engine: StyleEngine, cat: Image.Image, style: LearnedStyle, tmp_path: Path
 ) -> None:
     expected = engine.inst_apply(cat, [style], DRAW).image.tobytes()
@@ -714,18 +714,18 @@ def mini() -> StyleEngine:
 
 
 @pytest.fixture(scope="module")
-def learnt_on_mini(mini: StyleEngine) -> LearnedStyle:
+def learned_on_mini(mini: StyleEngine) -> LearnedStyle:
     painting = Path(__file__).parent.parent / "examples" / "style" / "great-wave.jpg"
     return mini.inst_learn(painting, InSTLearningSettings(steps=8, size=64, batch=2, views=2, check_every=4))
 
 
 def test_more_strength_leads_further_from_the_content(
-    mini: StyleEngine, learnt_on_mini: LearnedStyle, astronaut: Image.Image
+    mini: StyleEngine, learned_on_mini: LearnedStyle, astronaut: Image.Image
 ) -> None:
     distances = []
     for strength in (0.0, 0.3, 0.6, 0.9):
         settings = InSTSettings(size=64, steps=10, strength=strength, guidance=2.0, adain=False)
-        results = [mini.inst_apply(astronaut, [learnt_on_mini], settings.replace(seed=seed)) for seed in range(3)]
+        results = [mini.inst_apply(astronaut, [learned_on_mini], settings.replace(seed=seed)) for seed in range(3)]
         content = to_tensor(fit(astronaut, (64, 64)))
         distances.append(float(np.mean([(to_tensor(r.image) - content).square().mean() for r in results])))
     assert distances == sorted(distances)
@@ -733,12 +733,12 @@ def test_more_strength_leads_further_from_the_content(
 
 
 def test_stochastic_inversion_keeps_more_of_the_content_than_chance(
-    mini: StyleEngine, learnt_on_mini: LearnedStyle, astronaut: Image.Image
+    mini: StyleEngine, learned_on_mini: LearnedStyle, astronaut: Image.Image
 ) -> None:
     kept = {}
     content = to_tensor(fit(astronaut, (64, 64)))
     for noise in ("stochastic_inversion", "random"):
         settings = InSTSettings(size=64, steps=10, strength=0.6, guidance=2.0, adain=False, noise=noise)
-        results = [mini.inst_apply(astronaut, [learnt_on_mini], settings.replace(seed=seed)) for seed in range(3)]
+        results = [mini.inst_apply(astronaut, [learned_on_mini], settings.replace(seed=seed)) for seed in range(3)]
         kept[noise] = float(np.mean([ssim(to_tensor(r.image), content) for r in results]))
     assert kept["stochastic_inversion"] > kept["random"]

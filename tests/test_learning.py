@@ -188,7 +188,7 @@ def test_one_thread_learns_all_and_is_gone_when_nothing_waits(
 
 
 @pytest.mark.parametrize("trouble", [RuntimeError("x"), MemoryError(), SystemExit(), StyleEngineError("No luck.")])
-def test_after_an_error_the_next_painting_is_learnt(
+def test_after_an_error_the_next_painting_is_learned(
     learning: Learning, runner: Stub, cat: Image.Image, trouble: BaseException
 ) -> None:
     runner.troubles.append(trouble)
@@ -201,7 +201,7 @@ def test_after_an_error_the_next_painting_is_learnt(
     assert learning.unfinished() == ["first"]
 
 
-def test_each_painting_is_learnt_in_the_context_of_its_own_request(
+def test_each_painting_is_learned_in_the_context_of_its_own_request(
     learning: Learning, runner: Stub, cat: Image.Image
 ) -> None:
     for who in ("one", "other"):
@@ -256,7 +256,7 @@ def test_what_waits_is_taken_from_the_queue_at_once_and_kept(
     assert end(learning, second).phase == "finished"
 
 
-def test_going_on_with_what_is_being_learnt_changes_nothing(
+def test_going_on_with_what_is_being_learned_changes_nothing(
     learning: Learning, runner: Stub, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learning, "_room", threading.Semaphore(1))
@@ -267,19 +267,19 @@ def test_going_on_with_what_is_being_learnt_changes_nothing(
     assert runner.asked_by == ["nobody"]
 
 
-def test_what_waits_or_is_learnt_is_not_deleted_for_others_however_long_it_takes(
+def test_what_waits_or_is_learned_is_not_deleted_for_others_however_long_it_takes(
     learning: Learning, runner: Stub, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("styleengine.style_library.MOST_UNFINISHED", 2)
     monkeypatch.setattr("styleengine.style_library.LATELY", -1.0)  # whatever is touched was touched long ago
     names = [learning.begin(cat, SETTINGS, name, None) for name in ("a", "b")]
-    with pytest.raises(StyleEngineError, match="2 paintings are being learnt or were left unfinished"):
+    with pytest.raises(StyleEngineError, match="2 paintings are being learned or were left unfinished"):
         learning.begin(cat, SETTINGS, "c", None)
     runner.gate.set()
     assert [end(learning, name).phase for name in names] == ["finished"] * 2
 
 
-def test_what_waits_is_touched_while_another_is_learnt(learning: Learning, runner: Stub, cat: Image.Image) -> None:
+def test_what_waits_is_touched_while_another_is_learned(learning: Learning, runner: Stub, cat: Image.Image) -> None:
     learning.begin(cat, SETTINGS, "a", None)
     until_learning(learning, "a")
     learning.begin(cat, SETTINGS, "b", None)
@@ -301,7 +301,7 @@ def test_a_folder_that_vanishes_is_explained_without_naming_it(
     assert failed.sentence == "The saved progress of “b” is damaged: learn the painting again."
 
 
-def test_what_waited_or_was_being_learnt_when_the_process_died_is_offered_as_unfinished(
+def test_what_waited_or_was_being_learned_when_the_process_died_is_offered_as_unfinished(
     learning: Learning, runner: Stub, cat: Image.Image, coffee: Image.Image, tmp_path: Path
 ) -> None:
     for name in ("a", "b", "c"):
@@ -404,7 +404,7 @@ def test_learning_goes_in_slices_and_lets_others_in_between(
     assert stopped.phase == "stopped"
 
 
-def test_two_paintings_are_learnt_one_after_the_other(
+def test_two_paintings_are_learned_one_after_the_other(
     shared_engine: StyleEngine, cat: Image.Image, coffee: Image.Image, tmp_path: Path
 ) -> None:
     learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))

@@ -52,7 +52,7 @@ def test_the_stock_pipeline_loads_the_folder_and_draws() -> None:
     assert pipeline.tokenizer.model_max_length <= 77
 
 
-def test_the_styles_that_come_along_were_learnt_on_these_very_weights(mini: StyleEngine) -> None:
+def test_the_styles_that_come_along_were_learned_on_these_very_weights(mini: StyleEngine) -> None:
     files = sorted(SHIPPED.glob(f"*{SUFFIX}"))
     assert len(files) == 3
     for file in files:

@@ -92,17 +92,17 @@ def test_nothing_that_is_saved_names_a_folder(private_engine: StyleEngine, priva
     content, style, mask = (private / f"{name}.png" for name in ("content", "style", "mask"))
     clip = write_raw(private / "clip.mp4", panned(Image.open(content), 2, (80, 64)))
     learning = InSTLearningSettings(size=32, steps=2, batch=1, views=1, check_every=1)
-    learnt = private_engine.inst_learn(style, learning).save(private / "learnt.safetensors")
-    shutil.copy(learnt, elsewhere)
+    learned = private_engine.inst_learn(style, learning).save(private / "learned.safetensors")
+    shutil.copy(learned, elsewhere)
     fast: dict[str, Any] = {"size": 64, "steps": 2}
     private_engine.zstar(content, [Style.open(style, mask=mask)], ZStarSettings(**fast)).save("zstar.png")
     private_engine.h_space(content, style, HSpaceSettings(**fast), mask=mask).save("h.png")
     private_engine.qs_attn(content, "ink", QSAttnSettings(patches=2, **fast)).save("qs.png")
-    private_engine.inst_apply(content, [str(learnt)], InSTSettings(**fast)).save("inst.png")
+    private_engine.inst_apply(content, [str(learned)], InSTSettings(**fast)).save("inst.png")
     private_engine.zstar_video(clip, [style], ZStarVideoSettings(**fast, rate=0), output="clip.mp4")
     written = sorted(elsewhere.iterdir())
     assert [file.name for file in written] == [
-        *("clip.mp4", "h.png", "inst.png", "learnt.safetensors", "qs.png", "zstar.png")
+        *("clip.mp4", "h.png", "inst.png", "learned.safetensors", "qs.png", "zstar.png")
     ]
     for file in written:
         content_bytes = file.read_bytes()

@@ -1,4 +1,4 @@
-"""The library of learnt styles: names of their own, nothing lost, nothing damaged let in."""
+"""The library of learned styles: names of their own, nothing lost, nothing damaged let in."""
 
 import os
 import sys
@@ -215,7 +215,7 @@ def test_what_was_touched_within_the_hour_is_not_deleted_but_one_more_is_refused
     monkeypatch.setattr(style_library, "MOST_UNFINISHED", 2)
     for name in ("a", "b"):
         aged(library.begin(cat, name, {}), 0.9)
-    with pytest.raises(StyleEngineError, match="2 paintings are being learnt or were left unfinished within the hour"):
+    with pytest.raises(StyleEngineError, match="2 paintings are being learned or were left unfinished within the hour"):
         library.begin(cat, "c", {})
     assert list(library.unfinished()) == ["a", "b"]
 
@@ -265,7 +265,7 @@ def test_names_that_look_alike_do_not_collide(
     assert len(library.names()) == len(names)
 
 
-def test_a_style_from_elsewhere_never_takes_the_name_of_what_is_being_learnt(
+def test_a_style_from_elsewhere_never_takes_the_name_of_what_is_being_learned(
     library: StyleLibrary, style: LearnedStyle, cat: Image.Image
 ) -> None:
     place = library.begin(cat, "cat", {})

@@ -9,11 +9,11 @@ MOST_STEPS = 10_000
 
 
 class InSTSettings(Settings):
-    """Settings of stylization with a learnt style; the defaults are the paper's."""
+    """Settings of stylization with a learned style; the defaults are the paper's."""
 
     prompt: str = knob(
         PLACEHOLDER,
-        f"The prompt, with {PLACEHOLDER} for the learnt style: “a lighthouse in the style of {PLACEHOLDER}”.",
+        f"The prompt, with {PLACEHOLDER} for the learned style: “a lighthouse in the style of {PLACEHOLDER}”.",
     )
     strength: float = knob(
         0.7, "How far the content is noised before denoising: higher is more style; 0 keeps it.", ge=0, le=1
