@@ -134,7 +134,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, Path]) ->
     return write_raw(tmp_path_factory.mktemp("clips") / "clip.mp4", frames)
 
 
-def test_zstar_video_writes_a_clip_with_its_record_and_says_what_was_left_out(
+def test_zstar_video_writes_a_clip_with_its_record_and_reports_what_was_left_out(
     clip: Path, pictures: dict[str, Path], model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.mp4"
@@ -156,7 +156,7 @@ def test_zstar_video_writes_a_clip_with_its_record_and_says_what_was_left_out(
     assert "is not the clip of this result" in capsys.readouterr().err
 
 
-def test_an_interrupted_clip_goes_on_with_the_same_command(
+def test_an_interrupted_clip_is_resumed_by_the_same_command(
     clip: Path,
     pictures: dict[str, Path],
     model_folder: Path,
@@ -232,7 +232,7 @@ def test_inst_learns_a_painting_and_keeps_nothing_but_the_style(learned: dict[st
 
 
 @pytest.mark.parametrize("inputs", [["CONTENT", "style"], ["CONTENT", "style", "other"], ["style"]])
-def test_inst_draws_what_rerun_repeats(
+def test_inst_makes_an_image_that_rerun_repeats(
     inputs: list[str],
     pictures: dict[str, Path],
     learned: dict[str, Path],
@@ -254,7 +254,7 @@ def test_inst_draws_what_rerun_repeats(
 
 
 @pytest.mark.parametrize(("model", "size"), [("mini", "320"), ("sd15", "512")])
-def test_help_shows_what_suits_the_model_that_will_run(
+def test_help_shows_the_recommended_values_of_the_model_that_will_run(
     model: str, size: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -281,7 +281,7 @@ def test_inst_takes_a_style_of_the_library_by_its_name(
     assert "no such" in capsys.readouterr().err
 
 
-def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style(
+def test_interrupted_learning_is_resumed_by_the_same_command_with_the_same_style(
     pictures: dict[str, Path],
     learned: dict[str, Path],
     model_folder: Path,
@@ -346,7 +346,7 @@ def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style
         (["rerun", "CLIP"], "carries no StyleEngine record"),
     ],
 )
-def test_what_can_be_put_right_is_said_in_a_sentence_and_exits_2(
+def test_user_errors_give_a_sentence_and_exit_code_2(
     arguments: list[str],
     sentence: str,
     pictures: dict[str, Path],
@@ -363,7 +363,7 @@ def test_what_can_be_put_right_is_said_in_a_sentence_and_exits_2(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_result_of_a_method_to_come_cannot_be_repeated_yet(
+def test_a_result_of_an_unknown_method_cannot_be_repeated(
     saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("styleengine.rerun.METHODS", {})
@@ -372,7 +372,7 @@ def test_a_result_of_a_method_to_come_cannot_be_repeated_yet(
 
 
 def refused(*arguments: object) -> bool:
-    """Whether a command ends with exit code 2, be it argparse that ends it."""
+    """Whether a command ends with exit code 2, by argparse or by the package."""
     try:
         return run(*arguments) == 2
     except SystemExit as ended:
@@ -449,7 +449,7 @@ def test_an_unrelated_output_is_replaced_as_ever(saved: Path, pictures: dict[str
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "cp1251", "utf-8"])
-def test_no_console_keeps_a_result_from_being_saved_and_told(
+def test_a_result_is_saved_and_reported_whatever_the_consoles_encoding(
     encoding: str, pictures: dict[str, Path], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = Path(shutil.copy(pictures["content"], tmp_path / "caf\udce9 λ ж.png"))
@@ -506,7 +506,7 @@ class Gone(io.RawIOBase):
 
 
 @pytest.mark.parametrize("stream", [None, "gone", "closed"])
-def test_a_console_that_is_gone_costs_no_result(
+def test_a_closed_pipe_does_not_prevent_saving(
     stream: str | None,
     pictures: dict[str, Path],
     model_folder: Path,
@@ -525,7 +525,7 @@ def test_a_console_that_is_gone_costs_no_result(
     assert read_record(out)["method"] == "zstar"
 
 
-def test_a_command_prints_its_result_and_nothing_that_looks_like_a_fault(
+def test_a_command_prints_its_result_and_no_warnings(
     pictures: dict[str, Path], model_folder: Path, tmp_path: Path
 ) -> None:
     arguments = ["zstar", pictures["content"], pictures["style"], "-o", tmp_path / "out.png", "--model", model_folder]
@@ -543,7 +543,7 @@ def test_a_command_prints_its_result_and_nothing_that_looks_like_a_fault(
     assert not any(word in said for word in ("xformers", "shards", "weights", "Warning", "WARNING"))
 
 
-def test_the_package_is_imported_at_once_and_its_parts_when_they_are_needed() -> None:
+def test_the_package_imports_its_parts_lazily() -> None:
     code = (
         "import sys, styleengine; print(sorted({'torch', 'diffusers'} & sys.modules.keys()), styleengine.__version__)"
     )
@@ -661,7 +661,7 @@ def test_a_bad_argument_is_refused_in_a_sentence(
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_work_and_a_full_disk_after(
+def test_a_folder_that_cannot_be_written_is_reported_before_the_run_and_a_full_disk_after_it(
     pictures: dict[str, Path],
     model_folder: Path,
     tmp_path: Path,
