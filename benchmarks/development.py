@@ -3,7 +3,7 @@
 Settings are tuned on `choose` and results reported on `report`, since results on images used for tuning are
 biased. pictures/SOURCES.md lists the source of each image.
 
-    PYTHONPATH=. python -m benchmarks.development [--training training/work]
+    python -m benchmarks.development [--training training/work]
 
 checks the set: counts, sizes, sources, and that no image is in examples/ or in the training set.
 """

@@ -38,7 +38,7 @@ LEAST_OF_BOUND = 0.8
 CLIP_L = (257 - 1, 1024, 768)  # patches, their width and the pooled width of CLIP ViT-L/14
 
 
-def learnt(
+def learned(
     engine: StyleEngine, names: Sequence[str], settings: InSTLearningSettings
 ) -> tuple[dict[str, LearnedStyle], dict[str, dict[str, float]]]:
     """Trains the styles. Returns them, and for each its validation losses and speed."""
@@ -233,7 +233,7 @@ def main() -> None:
     drawing = engine.settings_for(InSTSettings, "inst", InSTSettings(size=arguments.size, steps=arguments.steps))
     contents, names = CONTENTS[-arguments.contents :], STYLES[: arguments.styles]
 
-    styles, losses = learnt(engine, names, learning)
+    styles, losses = learned(engine, names, learning)
     if arguments.to:
         arguments.to.mkdir(parents=True, exist_ok=True)
         pictures(engine, styles, contents, drawing, arguments.to)

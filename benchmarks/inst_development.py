@@ -1,9 +1,9 @@
 """InST with the model's recommended settings on the development set: how near to the style, how much content is kept.
 
-    PYTHONPATH=. python -m benchmarks.inst_development --part report --sheet sheet.png
-    PYTHONPATH=. python -m benchmarks.inst_development --setting guidance=8 --setting strength=0.7
+    python -m benchmarks.inst_development --part report --sheet sheet.png
+    python -m benchmarks.inst_development --setting guidance=8 --setting strength=0.7
 
-Each painting is learnt from nothing. The style loss is given as a share of the untouched content's own. Settings
+Each painting is learned from nothing. The style loss is given as a share of the untouched content's own. Settings
 are chosen on the part `choose`; figures that are published come from `report`.
 """
 

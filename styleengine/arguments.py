@@ -21,12 +21,12 @@ WORK_HELP = (
 
 def add_method(command: argparse.ArgumentParser, method: Method, model: str) -> None:
     """Adds arguments for a method's inputs, output and settings. `model` gives the recommended values."""
-    learnt = any(role.kind is Kind.LEARNT_STYLES for role in method.roles)
-    if learnt:  # files are distinguished by suffix
+    learned = any(role.kind is Kind.LEARNED_STYLES for role in method.roles)
+    if learned:  # files are distinguished by suffix
         text = f"the image to redraw (optional), and one or two learned styles (STYLE{SUFFIX})"
         command.add_argument("inputs", metavar="INPUT", nargs="*", help=text)
     for role in method.roles:
-        if not (learnt and role.kind is Kind.IMAGE):
+        if not (learned and role.kind is Kind.IMAGE):
             _add_role(command, role)
     for name in method.typed:
         command.add_argument(name, metavar=name.upper(), help=method.settings.model_fields[name].description)
@@ -39,7 +39,7 @@ def add_method(command: argparse.ArgumentParser, method: Method, model: str) -> 
 
 def _add_role(command: argparse.ArgumentParser, role: Role) -> None:
     """Adds images, styles and clips as positional arguments, masks and library styles as flags."""
-    if role.kind is Kind.LEARNT_STYLES:
+    if role.kind is Kind.LEARNED_STYLES:
         text = "name of a learned style in the library"
         command.add_argument(f"--{role.name}", metavar="NAME", action="append", default=[], help=text)
     elif role.kind is Kind.STYLE_MASK:
@@ -112,14 +112,14 @@ def inputs_of(chosen: argparse.Namespace, method: Method) -> dict[str, Any]:
             given[role.name] = _styles(chosen, given[role.name])
         elif role.kind is Kind.STYLE_MASK:  # several masks are attached to the styles
             given[role.name] = chosen.mask[0] if len(chosen.mask) == 1 else None
-        elif role.kind is Kind.LEARNT_STYLES:
-            given |= _learnt(chosen, role)
+        elif role.kind is Kind.LEARNED_STYLES:
+            given |= _learned(chosen, role)
     return given
 
 
 def files_of(chosen: argparse.Namespace, method: Method) -> list[str]:
     """The input files given on the command line."""
-    named = [getattr(chosen, role.name, None) for role in method.roles if role.kind is not Kind.LEARNT_STYLES]
+    named = [getattr(chosen, role.name, None) for role in method.roles if role.kind is not Kind.LEARNED_STYLES]
     named.append(getattr(chosen, "inputs", None))
     return [file for value in named if value for file in (value if isinstance(value, list) else [value])]
 
@@ -136,7 +136,7 @@ def _styles(chosen: argparse.Namespace, files: Sequence[str]) -> list[Style]:
     ]
 
 
-def _learnt(chosen: argparse.Namespace, role: Role) -> dict[str, Any]:
+def _learned(chosen: argparse.Namespace, role: Role) -> dict[str, Any]:
     """The image and the learned styles, distinguished by suffix, and the named styles of the library."""
     styles = [LearnedStyle.open(path) for path in chosen.inputs if path.endswith(SUFFIX)]
     styles += [StyleLibrary().open(name) for name in getattr(chosen, role.name)]

@@ -45,7 +45,7 @@ CACHE_BYTES = 2 << 30
 BACKBONE_BYTES = 6 << 30  # of loaded weights
 CACHE_SHARE, BACKBONE_SHARE = 1 / 8, 1 / 2  # of a GPU's memory, if that is less
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-PREVIEW_STEPS, PREVIEW_SIZE = 10, 256  # of the previews while a style is learnt
+PREVIEW_STEPS, PREVIEW_SIZE = 10, 256  # of the previews while a style is learned
 
 
 class StyleEngine:
@@ -355,7 +355,7 @@ class StyleEngine:
         *,
         on_step: OnStep | None = None,
     ) -> Stylization:
-        """InST: redraws the content in a learnt style, or a mix of two. Without a content, generates from the prompt.
+        """InST: redraws the content in a learned style, or a mix of two. Without a content, generates from the prompt.
 
         Styles are `LearnedStyle`s, paths of their files, or names in the library; a single one needs no list.
 

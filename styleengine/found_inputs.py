@@ -13,18 +13,18 @@ from PIL import Image, ImageOps
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, open_image, open_mask
 from styleengine.learned_style import SUFFIX, LearnedStyle
-from styleengine.method import LEARNT_STYLE, Kind
+from styleengine.method import LEARNED_STYLE, Kind
 from styleengine.settings import shortened
 from styleengine.style_library import SHIPPED
 from styleengine.stylization import InputRecord, file_name
 from styleengine.video import VideoClip, open_clip
 
-FLAGS = {"clip": "content", LEARNT_STYLE: "style"}  # the flag for a role, if it is not the role's name
+FLAGS = {"clip": "content", LEARNED_STYLE: "style"}  # the flag for a role, if it is not the role's name
 MOST_FILES = 500  # opened per folder in the search for an input
 CLIP_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"}
 PICTURE_SUFFIXES = {*Image.registered_extensions(), ".heic", ".heif", ""} - {".pdf", ".ps", ".eps", ".mpg", ".mpeg"}
 SUFFIXES = {Kind.IMAGE: PICTURE_SUFFIXES, Kind.MASK: PICTURE_SUFFIXES}
-SUFFIXES |= {Kind.CLIP: CLIP_SUFFIXES, Kind.LEARNT_STYLES: {SUFFIX}}
+SUFFIXES |= {Kind.CLIP: CLIP_SUFFIXES, Kind.LEARNED_STYLES: {SUFFIX}}
 
 Opened = Image.Image | LearnedStyle | VideoClip
 Known = dict[str, tuple[Opened, bool]]  # by hash: a file's content, and whether it is the negative of a mask
@@ -111,7 +111,7 @@ def _candidates(entries: Sequence[InputRecord], folders: Sequence[Path]) -> Iter
     """Files that may be inputs: those with recorded names first, in all folders, then the others."""
     yield from (file for file in folders if os.path.isfile(file))
     listed = [folder for folder in folders if os.path.isdir(folder)]
-    listed += [SHIPPED] if any(entry.role == LEARNT_STYLE for entry in entries) else []
+    listed += [SHIPPED] if any(entry.role == LEARNED_STYLE for entry in entries) else []
     names = dict.fromkeys(entry.name for entry in entries if entry.name)
     seen = set[str]()
     for named in (True, False):
@@ -137,7 +137,7 @@ def _open(path: Path, kind: Kind, what: str = "image") -> Known:
 
     Raises StyleEngineError for a file that cannot be opened.
     """
-    if kind is Kind.LEARNT_STYLES:
+    if kind is Kind.LEARNED_STYLES:
         style = LearnedStyle.open(path)
         return {style.sha256: (style, False)}
     if kind is Kind.CLIP:
@@ -192,4 +192,7 @@ def _missing_sentence(entries: Sequence[InputRecord], taken_names: Container[str
 
 
 def _what(role: str) -> str:
+    """What messages call an input of that role."""
+    if role == LEARNED_STYLE:
+        return "learned style"
     return role if role in FLAGS else f"{role} image"

@@ -1,4 +1,4 @@
-"""A painting's style learnt as a token embedding, and its file: safetensors with metadata, never a pickle.
+"""A painting's style learned as a token embedding, and its file: safetensors with metadata, never a pickle.
 
 Style files are untrusted. The lengths of file and header are limited before anything is read, and names,
 shapes, types and values are checked before anything is used. No message contains a file's folder.
@@ -60,9 +60,9 @@ Judged = tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, allow_i
 
 
 class StyleRecord(Settings):
-    """Everything about a learnt style except its tensors, as written to its file and validated on reading.
+    """Everything about a learned style except its tensors, as written to its file and validated on reading.
 
-    `words` is `LatentBackbone.words` of the model it was learnt on; `history` are pairs of step and
+    `words` is `LatentBackbone.words` of the model it was learned on; `history` are pairs of step and
     validation loss on the fixed (t, ε) set; `best_step` is the step whose embedding was kept, `step` the last one.
     """
 
@@ -113,7 +113,7 @@ class LearnedStyle:
 
     @property
     def shape(self) -> tuple[str, int, int]:
-        """What a model must have in common with the one the style was learnt on: see `shape_for`."""
+        """What a model must have in common with the one the style was learned on: see `shape_for`."""
         return self.record.words, len(self.word), len(self.latent_mean)
 
     def check_fits(self, backbone: LatentBackbone) -> None:
@@ -121,18 +121,18 @@ class LearnedStyle:
         record = self.record
         if self.shape != shape_for(backbone):
             raise StyleEngineError(
-                f"The style “{record.name}” was learnt on the model “{record.backbone}” ({record.words}); the model "
+                f"The style “{record.name}” was learned on the model “{record.backbone}” ({record.words}); the model "
                 f"“{model_name(backbone.name)}” cannot use it ({backbone.words}). Choose that model, or learn the "
                 "painting again."
             )
 
     def note_for(self, backbone: LatentBackbone) -> str:
-        """A sentence if the model is not exactly the one it was learnt on, else an empty string."""
+        """A sentence if the model is not exactly the one it was learned on, else an empty string."""
         record = self.record
         if record.revision == backbone.revision:
             return ""
         return (
-            f"The style “{record.name}” was learnt on {record.backbone} ({record.revision}), this is "
+            f"The style “{record.name}” was learned on {record.backbone} ({record.revision}), this is "
             f"{model_name(backbone.name)} ({backbone.revision}): it may look different."
         )
 
@@ -212,7 +212,7 @@ def mixed(one: LearnedStyle, other: LearnedStyle, share: float) -> LearnedStyle:
     """
     if one.word.shape != other.word.shape or one.latent_mean.shape != other.latent_mean.shape:
         raise StyleEngineError(
-            f"The styles “{one.record.name}” and “{other.record.name}” were learnt on models of different shape "
+            f"The styles “{one.record.name}” and “{other.record.name}” were learned on models of different shape "
             "and cannot be mixed. Mix styles of one model."
         )
     if share in (0, 1):

@@ -22,7 +22,7 @@ from styleengine.styles import Style, style_records, with_shared_mask
 from styleengine.stylization import InputRecord, OnStep, Stylization, file_name, mask_record
 from styleengine.video import VideoClip, open_clip
 
-LEARNT_STYLE = "learnt style"  # the input's role in a record
+LEARNED_STYLE = "learnt style"  # the role in a record: saved results contain this spelling, and `rerun` matches it
 
 
 class Kind(Enum):
@@ -33,7 +33,7 @@ class Kind(Enum):
     MASK = "mask"
     STYLE_MASK = "mask of the styles"
     CLIP = "clip"
-    LEARNT_STYLES = "learnt styles"
+    LEARNED_STYLES = "learned styles"
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Role:
     @property
     def recorded(self) -> str:
         """The input's role in a record."""
-        names = {Kind.STYLES: "style", Kind.STYLE_MASK: "mask", Kind.LEARNT_STYLES: LEARNT_STYLE}
+        names = {Kind.STYLES: "style", Kind.STYLE_MASK: "mask", Kind.LEARNED_STYLES: LEARNED_STYLE}
         return names.get(self.kind, self.name)
 
     @property
@@ -68,7 +68,7 @@ class Role:
         one = f"({self.recorded},)"
         if self.kind is Kind.STYLES:
             return f"({one}(mask,)?)+"
-        if self.kind is Kind.LEARNT_STYLES:
+        if self.kind is Kind.LEARNED_STYLES:
             return f"{one}{{1,{self.most}}}"
         return one if self.required else f"{one}?"
 
@@ -79,7 +79,7 @@ class Role:
         """
         if self.kind is Kind.STYLES:
             return [style if isinstance(style, Style) else Style.open(style) for style in several(given)]
-        if self.kind is Kind.LEARNT_STYLES:
+        if self.kind is Kind.LEARNED_STYLES:
             return [opened_learned(style) for style in several(given)]
         if given is None and not self.required:
             return None
@@ -92,8 +92,8 @@ class Role:
         """The record entries of the opened input."""
         if self.kind is Kind.STYLES:
             return style_records(opened)
-        if self.kind is Kind.LEARNT_STYLES:
-            return [InputRecord(LEARNT_STYLE, style.sha256, Path(style.source).name) for style in opened]
+        if self.kind is Kind.LEARNED_STYLES:
+            return [InputRecord(LEARNED_STYLE, style.sha256, Path(style.source).name) for style in opened]
         if opened is None or self.kind is Kind.STYLE_MASK:  # recorded with its style
             return []
         if self.kind is Kind.CLIP:
@@ -251,13 +251,13 @@ def opened_styles(styles: ImageSource | Style | Iterable[ImageSource | Style], m
 
 
 def opened_learned(style: Any) -> LearnedStyle:
-    """A learnt style from its file, or from the library by its name; StyleEngineError for anything else."""
+    """A learned style from its file, or from the library by its name; StyleEngineError for anything else."""
     if isinstance(style, LearnedStyle):
         return style
     if isinstance(style, str) and not style.endswith(SUFFIX) and not os.path.exists(style):
         return StyleLibrary().open(style)
     if not isinstance(style, (str, os.PathLike)):
         raise StyleEngineError(
-            f"A learnt style is a LearnedStyle or the path of its file, not a {type(style).__name__}."
+            f"A learned style is a LearnedStyle or the path of its file, not a {type(style).__name__}."
         )
     return LearnedStyle.open(style)

@@ -175,7 +175,7 @@ def _given(role: Role, inputs: Sequence[Found]) -> Any:
     if role.kind is Kind.STYLES:
         return _styles(inputs)
     here = [given for given in inputs if given.entry.role == role.recorded]
-    if role.kind is Kind.LEARNT_STYLES:
+    if role.kind is Kind.LEARNED_STYLES:
         return [given.opened for given in here]
     # The file, which has a name, or a mask without a file.
     return (here[0].path if here[0].path and not here[0].negative else here[0].opened) if here else None

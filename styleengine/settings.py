@@ -1,8 +1,8 @@
 """The base class of all settings, and the error messages for invalid values.
 
-A method declares its settings once, as a pydantic model: each field has a type, a default from the
-paper, bounds and a one-line description. Controls, command-line flags, API docs and the metadata
-in result files are all derived from that declaration.
+A method declares its settings once, as a pydantic model: each field has a type, a default, bounds and
+a description. A model's recommended values override the defaults. Controls, command-line flags, API docs
+and the metadata in result files are all derived from that declaration.
 """
 
 import difflib
@@ -59,12 +59,12 @@ def size_knob(default: int, most: int) -> Any:
 
 def steps_knob(default: int) -> Any:
     """The setting `steps` of methods that denoise along the whole schedule."""
-    return knob(default, "Denoising steps; more is slower and finer.", ge=2, le=200)
+    return knob(default, "Denoising steps; more are slower and follow the noise schedule more finely.", ge=2, le=200)
 
 
 def inversion_iterations_knob() -> Any:
     """The setting `inversion_iterations` of methods that invert images."""
-    text = "Iterations per inversion step; 1 is plain DDIM, 3 reconstructs nearly exactly."
+    text = "Iterations per inversion step: 1 is plain DDIM; more are slower and reconstruct the image more exactly."
     return knob(1, text, rare=True, ge=1, le=8)
 
 

@@ -1,4 +1,4 @@
-"""The style library: a folder of learnt styles, the bundled styles, and unfinished learning runs.
+"""The style library: a folder of learned styles, the bundled styles, and unfinished learning runs.
 
 Users may be remote, so messages contain no folder; the log does. Nothing is overwritten. At most
 `MOST_UNFINISHED` unfinished runs are kept. Beyond that, a new run replaces the least recently used one that is
@@ -150,7 +150,7 @@ class StyleLibrary:
         excess = len(whole) - MOST_UNFINISHED + 1
         if excess > len([place for place in old if place.name in whole]):
             raise StyleEngineError(
-                f"{len(whole)} paintings are being learnt or were left unfinished within the hour, and no more can be "
+                f"{len(whole)} paintings are being learned or were left unfinished within the hour, and no more can be "
                 "kept. Finish one of them, or try again later."
             )
         for place in old:

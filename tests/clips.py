@@ -1,4 +1,4 @@
-"""Clips made on the spot: numbered greys, or a window panning over a picture."""
+"""Generates clips: numbered greys, or a window panning over a picture."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,12 +13,12 @@ SOUND_RATE = 44100
 
 
 def greys(count: int, size: tuple[int, int] = (32, 32)) -> list[Image.Image]:
-    """Frame i is evenly grey, 10·i + 20."""
+    """Frame i has the grey value 10·i + 20 everywhere."""
     return [Image.new("RGB", size, (10 * i + 20,) * 3) for i in range(count)]
 
 
 def number_of(frame: Image.Image) -> int:
-    """Which of the `greys` a decoded frame is."""
+    """The index in `greys` of a decoded frame."""
     return round((np.asarray(frame).mean() - 20) / 10)
 
 
@@ -45,7 +45,7 @@ def write_raw(
     metadata: dict[str, str] | None = None,
     encoding: str = "utf-8",
 ) -> Path:
-    """A file as other programs write them: any moments, turned, with oblong pixels, tagged, with a tone.
+    """A file as other programs write it: any timestamps, rotation, pixel aspect ratio and tags, with a tone.
 
     `kind` is the pixel format, `matrix` the display matrix, `tags` are attributes of the encoder.
     """
@@ -89,7 +89,7 @@ def write_tone(container: Any, stream: Any, seconds: float) -> None:
 
 
 def ycbcr(color: tuple[float, float, float], size: tuple[int, int], weights: tuple[float, float], full: bool) -> Any:
-    """An even frame, yuv444p, of an RGB colour in [0, 1]; `weights` are the matrix's of red and of blue."""
+    """A yuv444p frame of one RGB colour in [0, 1]; `weights` are the matrix's weights of red and blue."""
     red, green, blue = color
     kr, kb = weights
     luma = kr * red + (1 - kr - kb) * green + kb * blue

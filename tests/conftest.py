@@ -1,4 +1,4 @@
-"""What the tests share: a small random model, a backbone and engines on it, and real pictures."""
+"""Shared fixtures: a small random model, a backbone and engines on it, and real pictures."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ def shared_engine(model_folder: Path) -> StyleEngine:
 
 @pytest.fixture
 def engine(shared_engine: StyleEngine) -> StyleEngine:
-    """An engine whose cache is empty; the networks are the session's."""
+    """An engine with an empty cache; all tests share the networks."""
     shared_engine.cache.clear()
     return shared_engine
 
@@ -70,7 +70,7 @@ def shared_pixel_engine(pixel_model_folder: Path) -> StyleEngine:
 
 @pytest.fixture
 def pixel_engine(shared_pixel_engine: StyleEngine) -> StyleEngine:
-    """As `engine`, on a model that works on pixels."""
+    """As `engine`, on a pixel-space model."""
     shared_pixel_engine.cache.clear()
     return shared_pixel_engine
 
@@ -103,7 +103,7 @@ def quick() -> ZStarSettings:
 
 @contextmanager
 def counted_evaluations(backbone: Backbone) -> Iterator[list[int]]:
-    """Within the context, the batch size of every evaluation of the U-Net is noted in the list."""
+    """Within the context, the batch size of every forward pass of the U-Net is appended to the list."""
     batches: list[int] = []
 
     def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
@@ -118,7 +118,7 @@ def counted_evaluations(backbone: Backbone) -> Iterator[list[int]]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
-    """Reports go to another process as UTF-8, which file names in a test's output need not be."""
+    """Reports are sent to another process as UTF-8, but file names in a test's output may not be UTF-8."""
     report = yield
     report.sections = [(name, _printable(text)) for name, text in report.sections]
     if report.failed and _printable(report.longreprtext) != report.longreprtext:

@@ -1,4 +1,4 @@
-"""Small valid files of many formats, and ways to damage them: bytes, parts, lengths, and sizes that are lies."""
+"""Small valid files of many formats, and ways to damage them: bytes, parts, lengths, and false sizes."""
 
 import functools
 import io
@@ -25,7 +25,7 @@ Damage = tuple[str, int, int]  # what is done, where (0 … 65535, from start to
 
 @dataclass(frozen=True)
 class Part:
-    """A chunk, segment, box or entry of a file. `length` is what the file says of it, None for the truth."""
+    """A chunk, segment, box or entry of a file. `length` is the length stated in the file, None for the true one."""
 
     tag: bytes
     body: bytes
@@ -38,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a kind of file is made of parts; `nests` are the tags of parts that are made of parts themselves."""
+    """The structure of a file format; `nests` are the tags of parts that contain parts."""
 
     split: Callable[[bytes], tuple[bytes, list[Part], bytes]]
     join: Callable[[bytes, Sequence[Part], bytes], bytes]
@@ -148,7 +148,7 @@ def split_tiff(content: bytes) -> tuple[bytes, list[Part], bytes]:
 
 
 def join_tiff(before: bytes, parts: Sequence[Part], after: bytes) -> bytes:
-    """The directory is written anew at the end: what the entries point to stays where it was."""
+    """Writes the directory again at the end, so the offsets in its entries stay valid."""
     entries = b"".join(part.tag + part.body[:10].ljust(10, b"\0") for part in parts)
     directory = struct.pack("<H", len(parts) % 2**16) + entries + struct.pack("<I", 0)
     return before[:4] + struct.pack("<I", len(before)) + before[8:] + directory
@@ -181,7 +181,7 @@ DAMAGE = (*BYTE_DAMAGE, *PART_DAMAGE, *PART_DAMAGE, "splice")
 
 
 def damaged(content: bytes, damages: Sequence[Damage], other: bytes = b"") -> bytes:
-    """The file after one damage after the other; `other` is what "splice" goes on with."""
+    """The file with all damages, in order; `other` is the file that "splice" continues with."""
     for what, where, number in damages:
         layout = layout_of(content)
         if what == "splice":
@@ -251,7 +251,7 @@ def damaged_parts(content: bytes, layout: Layout, what: str, where: int, number:
 
 
 def with_giant_size(content: bytes, where: int, number: int) -> bytes:
-    """One of the numbers that look like the picture's width or height is another; a PNG's checksums stay right."""
+    """Replaces a number that equals the picture's width or height; a PNG's checksums are updated."""
     found = [
         (place, form)
         for form in (">I", "<I", ">H", "<H")
@@ -267,7 +267,7 @@ def with_giant_size(content: bytes, where: int, number: int) -> bytes:
 
 
 def as_large_as(content: bytes, width: int, height: int) -> bytes:
-    """Wherever the header says the picture's width and height, it says others."""
+    """Replaces the picture's width and height wherever the header states them."""
     head, rest = content[:2048], content[2048:]
     for form in (">I", "<I", ">H", "<H"):
         for side, other in ((WIDTH, width), (HEIGHT, height)):
@@ -340,7 +340,7 @@ MAGICS = {
 
 
 def drawing(mode: str = "RGB") -> Image.Image:
-    """A picture with something in it."""
+    """A picture with some content."""
     down, right = np.mgrid[:HEIGHT, :WIDTH]
     rgb = np.stack([right * 4, down * 6, (right * down) % 251], -1).astype(np.uint8)
     image = Image.fromarray(rgb)

@@ -98,7 +98,7 @@ def write_random_clip(folder: Path, tokenizer: CLIPTokenizer) -> Path:
 
 
 def write_random_pixel_model(folder: Path, prediction_type: str = "epsilon", **options: Any) -> Path:
-    """An unconditional DDPM of RGB pixels, as `DDPMPipeline` saves it, trained (as it says) at 64 pixels."""
+    """An unconditional DDPM of RGB pixels in `DDPMPipeline`'s format; its configuration states 64 pixels."""
     torch.manual_seed(0)
     unet = UNet2DModel(
         **{

@@ -1,4 +1,4 @@
-"""The app as its users meet it: over the API, over MCP's schema, and in a browser."""
+"""The app over the API, over MCP, and in a browser."""
 
 import os
 
@@ -218,12 +218,12 @@ def test_the_api_gives_a_png_with_the_contents_shape_and_the_record(zstar: Calla
     assert record["settings"]["seed"] == 7
 
 
-def test_what_a_client_leaves_out_stays_at_the_default(zstar: Callable[..., Job]) -> None:
+def test_omitted_settings_stay_at_the_default(zstar: Callable[..., Job]) -> None:
     _, record = zstar().result()
     assert record["settings"] == ZStarSettings(**QUICK).model_dump()
 
 
-def test_records_do_not_tell_where_the_server_keeps_files(zstar: Callable[..., Job]) -> None:
+def test_records_contain_no_folder_of_the_server(zstar: Callable[..., Job]) -> None:
     _, record = zstar(mask="mask").result()
     assert {Path(entry["name"]).name for entry in record["inputs"]} == {entry["name"] for entry in record["inputs"]}
     assert "/tmp" not in json.dumps(record)
@@ -408,7 +408,7 @@ def test_a_run_that_is_cancelled_while_it_waits_never_begins(
     page.get_by_role("button", name="Cancel").click()
     expect_status(page, "Cancelled.")
     client.predict(api_name="/zstar_cancel")
-    page.wait_for_timeout(2000)  # its turn comes, and passes
+    page.wait_for_timeout(2000)  # its turn comes, and it does not run
     expect_status(page, "Cancelled.")
     expect(page.locator(".result img")).to_have_count(0)
     run(page)
@@ -498,9 +498,7 @@ def test_cancel_stops_a_run_of_h_space(page: Page, files: dict[str, Path]) -> No
     expect(page.locator("button.run:visible")).to_be_enabled()
 
 
-def test_qs_attn_in_the_browser_draws_shows_its_anchors_and_can_be_cancelled(
-    page: Page, files: dict[str, Path]
-) -> None:
+def test_qs_attn_in_the_browser_runs_shows_its_anchors_and_can_be_cancelled(page: Page, files: dict[str, Path]) -> None:
     open_tab(page, "QS-Attn")
     upload(page, "Content", files["content"])
     run(page)
@@ -627,7 +625,7 @@ def test_cancel_in_the_browser_gives_the_frames_done(video_page: Page) -> None:
     expect(tab.locator("button.run")).to_be_enabled()
 
 
-# The tab that learns
+# The tab for learning a style
 
 LEARN: dict[str, Any] = {"size": 32, "steps": 6, "batch": 2, "views": 2, "check_every": 2, "patience": 0}
 SO_LONG = 5000  # steps that no test waits for
@@ -643,7 +641,7 @@ def inst_learn(client: Client, files: dict[str, Path]) -> Callable[..., Job]:
     return submit
 
 
-def test_a_style_learnt_over_the_api_is_drawn_with_mixed_and_taken_elsewhere(
+def test_a_style_learned_over_the_api_can_be_applied_mixed_and_uploaded_again(
     client: Client, files: dict[str, Path], inst_learn: Callable[..., Job]
 ) -> None:
     file, record = inst_learn(name="my cat", seed=3).result()
@@ -689,7 +687,7 @@ def test_bad_input_to_learning_gets_the_engines_sentence(
         ({"style": "no such"}, "There is no style “no such” in the library"),
     ],
 )
-def test_bad_input_to_drawing_gets_the_engines_sentence(client: Client, inputs: dict[str, Any], sentence: str) -> None:
+def test_bad_input_to_applying_gets_the_engines_sentence(client: Client, inputs: dict[str, Any], sentence: str) -> None:
     with pytest.raises(AppError, match=sentence):
         client.predict(**inputs, **QUICK, api_name="/inst_apply")
 
@@ -699,9 +697,7 @@ def test_an_upload_that_is_no_style_is_refused(client: Client, files: dict[str, 
         client.predict(handle_file(files["broken"]), api_name="/inst_upload")
 
 
-def test_a_learning_that_is_stopped_gives_what_is_learnt_by_then(
-    client: Client, inst_learn: Callable[..., Job]
-) -> None:
+def test_stopped_learning_returns_the_style_so_far(client: Client, inst_learn: Callable[..., Job]) -> None:
     job = inst_learn(name="stopped", steps=SO_LONG)
     while not any("learning" in (unit.desc or "") for unit in job.status().progress_data or []):
         assert not job.done()
@@ -743,7 +739,7 @@ def test_a_client_that_cancels_its_learning_stops_it_and_finds_it_unfinished(
     assert inst_learn(name="next").result(timeout=60)  # nothing else is in the way
 
 
-def test_a_client_that_vanishes_stops_its_learning(address: str, client: Client, files: dict[str, Path]) -> None:
+def test_a_client_that_disconnects_stops_its_learning(address: str, client: Client, files: dict[str, Path]) -> None:
     parameters = client.view_api(return_format="dict", print_info=False)["named_endpoints"]["/inst_learn"]["parameters"]
     with files["style"].open("rb") as file:
         (path,) = httpx.post(f"{address}gradio_api/upload", files={"files": file}).json()
@@ -759,7 +755,7 @@ def test_a_client_that_vanishes_stops_its_learning(address: str, client: Client,
     assert not StyleLibrary().open("vanished").record.complete
 
 
-def test_calls_that_wait_for_what_they_learn_keep_nobody_from_the_app(
+def test_calls_that_wait_for_learning_do_not_block_the_app(
     client: Client, inst_learn: Callable[..., Job], zstar: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learning_module, "SLICE_SECONDS", 0.2)
@@ -777,7 +773,7 @@ def test_calls_that_wait_for_what_they_learn_keep_nobody_from_the_app(
     assert all(re.match("Stopped before|20 paintings|$", sentence) for sentence in sentences)
 
 
-def test_sixty_pages_look_on_at_once(address: str, client: Client, inst_learn: Callable[..., Job]) -> None:
+def test_sixty_pages_can_watch_at_once(address: str, client: Client, inst_learn: Callable[..., Job]) -> None:
     job = inst_learn(name="looked at", steps=SO_LONG)
     learning_begun(job)
     (tick,) = [
@@ -796,30 +792,30 @@ def test_sixty_pages_look_on_at_once(address: str, client: Client, inst_learn: C
     assert job.result(timeout=60)
 
 
-def test_no_answer_about_styles_names_a_folder_of_the_server(
+def test_no_response_about_styles_contains_a_folder_of_the_server(
     client: Client, files: dict[str, Path], inst_learn: Callable[..., Job]
 ) -> None:
     file, record = inst_learn(name="private", content=handle_file(files["content"])).result()
     _, drawn = client.predict(style="private", **QUICK, api_name="/inst_apply")
-    told = Path(file).read_bytes().decode(errors="replace") + json.dumps([record, drawn["inputs"]])
-    told += json.dumps({**drawn, "backbone": ""})  # the tests' model is named by its folder
+    returned = Path(file).read_bytes().decode(errors="replace") + json.dumps([record, drawn["inputs"]])
+    returned += json.dumps({**drawn, "backbone": ""})  # the tests' model is named by its folder
     for folder in (Path.home(), Path(os.environ["STYLEENGINE_STYLES"]), Path(tempfile.gettempdir())):
-        assert str(folder) not in told
+        assert str(folder) not in returned
 
 
-def test_what_only_serves_other_calls_is_no_tool(address: str) -> None:
+def test_helper_endpoints_are_not_tools(address: str) -> None:
     tools = {tool["name"] for tool in httpx.get(f"{address}gradio_api/mcp/schema").json()}
     assert not [name for name in tools if re.search("upload|stop|cancel", name)]
 
 
 def test_each_choice_of_a_style_is_one_event(shared_engine: StyleEngine) -> None:
     demo = ui.build(shared_engine)
-    heard = [target for function in demo.fns.values() for target in function.targets if target[1] == "change"]
+    listening = [target for function in demo.fns.values() for target in function.targets if target[1] == "change"]
     styles = {block._id for block in demo.blocks.values() if getattr(block, "label", "") == "Style"}
-    assert len([target for target in heard if target[0] in styles]) == 1
+    assert len([target for target in listening if target[0] in styles]) == 1
 
 
-def test_a_style_s_file_is_there_for_the_page_once(
+def test_the_file_of_a_style_is_copied_for_the_page_once(
     shared_engine: StyleEngine, cat: Image.Image, tmp_path: Path
 ) -> None:
     with gr.Blocks():
@@ -828,7 +824,7 @@ def test_a_style_s_file_is_there_for_the_page_once(
     choice.style.GRADIO_CACHE = cache = str(tmp_path / "cache")
     file = choice.file(choice.library.add(made_up(shared_engine.backbone, cat)))
     assert {choice.file(choice.library.open("cat")) for _ in range(3)} == {file}
-    assert save_file_to_cache(file, cache) == file  # which Gradio does for whatever it sends
+    assert save_file_to_cache(file, cache) == file  # as Gradio does for every file that it sends
     assert len(list(Path(cache).rglob("*.safetensors"))) == 1
     Path(file).unlink()  # Gradio sweeps its folder
     assert Path(choice.file(choice.library.open("cat"))).is_file()
@@ -844,21 +840,23 @@ def learn_in_browser(page: Page, files: dict[str, Path], name: str, **numbers: i
     run(page)
 
 
-def test_in_the_browser_a_painting_is_learnt_stopped_applied_and_downloaded(page: Page, files: dict[str, Path]) -> None:
+def test_in_the_browser_a_painting_is_learned_stopped_applied_and_downloaded(
+    page: Page, files: dict[str, Path]
+) -> None:
     learn_in_browser(page, files, "browsed", size=64, batch=1, views=2, steps=SO_LONG)
     expect(page.locator(".status:visible").first).to_have_text(
         re.compile(r"step ([2-9]\d|\d{3,}) of"), timeout=PATIENCE
     )
     expect_status(page, "steps per second")
-    expect(page.locator(".learnt-strip img").first).to_be_visible(timeout=PATIENCE)
+    expect(page.locator(".learned-strip img").first).to_be_visible(timeout=PATIENCE)
     page.get_by_role("button", name="Stop").locator("visible=true").click()
     expect_status(page, "Stopped; learned “browsed” in")
     expect(page.locator(".vega-embed:visible").first).to_be_visible(timeout=PATIENCE)
     with page.expect_download() as download:
         page.locator("button:visible, a:visible").get_by_text("Download the style").first.click()
-    learnt = LearnedStyle.open(keep(download.value.path()))
-    assert learnt.record.name == "browsed"
-    assert 20 <= learnt.record.step < SO_LONG
+    learned = LearnedStyle.open(keep(download.value.path()))
+    assert learned.record.name == "browsed"
+    assert 20 <= learned.record.step < SO_LONG
 
     page.get_by_role("tab", name="Apply").click()
     expect(page.get_by_label("Style", exact=True).locator("visible=true")).to_have_value("browsed", timeout=PATIENCE)
@@ -869,14 +867,14 @@ def test_in_the_browser_a_painting_is_learnt_stopped_applied_and_downloaded(page
     with page.expect_download() as download:
         page.locator("button:visible, a:visible").get_by_text("Download PNG").first.click()
     record = read_record(download.value.path())
-    assert (record["method"], record["inputs"][1]["sha256"]) == ("inst", learnt.sha256)
+    assert (record["method"], record["inputs"][1]["sha256"]) == ("inst", learned.sha256)
 
     uploaded = page.locator(".upload-style input[type=file], input[type=file][accept*=safetensors]").first
     again, other = (files["content"].parent / f"from {name}.safetensors" for name in ("elsewhere", "another model"))
-    learnt.renamed("elsewhere").save(again)
+    learned.renamed("elsewhere").save(again)
     uploaded.set_input_files(again)
     expect_status(page, "“elsewhere” is in the library.")
-    replace(learnt, record=learnt.record.replace(name="other", revision="0")).save(other)
+    replace(learned, record=learned.record.replace(name="other", revision="0")).save(other)
     uploaded.set_input_files(other)
     expect_status(page, "it may look different")
 
@@ -886,7 +884,7 @@ def keep(path: Path) -> Path:
     return Path(shutil.copy(path, path.with_name(f"{path.name}.safetensors")))
 
 
-def test_learning_goes_on_when_the_page_is_closed_and_another_page_finds_it(
+def test_learning_continues_when_the_page_is_closed_and_another_page_can_show_it(
     page: Page, browser: Browser, address: str, files: dict[str, Path], client: Client
 ) -> None:
     learn_in_browser(page, files, "left alone", size=64, batch=1, views=2, steps=SO_LONG)
@@ -903,13 +901,13 @@ def test_learning_goes_on_when_the_page_is_closed_and_another_page_finds_it(
     expect_status(page, "Stopped; learned “left alone” in")
 
 
-# What strangers send
+# Untrusted input
 
 GIVEN = "gradio.FileData"
 
 
 def call(address: str, name: str, data: list[Any]) -> tuple[str, Any]:
-    """The last event of a plain HTTP call and what it brings."""
+    """The last event of a plain HTTP call, and its data."""
     body, head = json.dumps({"data": data}), {"content-type": "application/json"}
     joined = httpx.post(f"{address}gradio_api/call/{name}", content=body, headers=head)
     assert joined.status_code == 200, joined.text
@@ -927,7 +925,7 @@ def parameters(client: Client, name: str) -> list[dict[str, Any]]:
 
 
 def values(client: Client, name: str, **given: Any) -> list[Any]:
-    """Values for all parameters of an endpoint, in order; what is not given is left out as clients do."""
+    """Values for all parameters of an endpoint, in order; omitted ones as clients omit them."""
     return [given.get(known["parameter_name"], known["parameter_default"]) for known in parameters(client, name)]
 
 
@@ -943,7 +941,7 @@ def uploaded(address: str, files: dict[str, Path]) -> Callable[[str], dict[str, 
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory, coffee: Image.Image) -> dict[str, Any]:
-    """Ways to name what was not uploaded: files that exist and files that do not."""
+    """Paths and addresses of files that were not uploaded, existing or not."""
     outside = tmp_path_factory.mktemp("private") / "secret.png"
     coffee.save(outside)
     folder = Path(get_upload_folder())
@@ -992,7 +990,7 @@ IMAGE_INPUTS = (
 
 
 @pytest.mark.parametrize(("name", "parameter"), IMAGE_INPUTS)
-def test_only_uploads_are_opened_and_one_sentence_refuses_all_else(
+def test_only_uploads_are_opened_and_all_else_gets_one_sentence(
     address: str, client: Client, foreign: dict[str, Any], name: str, parameter: str
 ) -> None:
     answers = {how: call(address, name, values(client, name, **{parameter: given})) for how, given in foreign.items()}
@@ -1006,7 +1004,7 @@ def test_the_helpers_open_no_other_files_either(address: str, foreign: dict[str,
     assert {how: answer["error"] for how, (_, answer) in answers.items()} == dict.fromkeys(foreign, REFUSED)
 
 
-def test_a_painting_names_no_other_files_either(
+def test_a_painting_cannot_be_another_file_either(
     address: str, foreign: dict[str, Any], uploaded: Callable[[str], dict[str, Any]], shared_engine: StyleEngine
 ) -> None:
     demo = ui.build(shared_engine)
@@ -1023,7 +1021,7 @@ ERROR = {"duration": 10, "visible": True, "title": "Error"}
 
 
 def in_a_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Awaits it in a thread of its own: the browser's tests leave a loop running in this one."""
+    """Awaits it in another thread: the browser tests leave an event loop running in this one."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
 
@@ -1055,7 +1053,7 @@ ODD = (True, "<img src=x onerror=alert(1)>", HUGE, [1], -1, 10**400, float("nan"
 
 
 class ReachedError(StyleEngineError):
-    """The engine would have been asked."""
+    """Raised where the engine would be called."""
 
 
 @pytest.mark.parametrize("name", ["zstar", "h_space", "qs_attn", "inst_apply"])
@@ -1066,7 +1064,7 @@ def test_odd_values_of_any_parameter_get_a_short_sentence(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    """Called in this process, without the engine: what is wrong is found before it is asked."""
+    """Called in this process, without the engine: errors are found before it is called."""
 
     def reach(*_: Any, **__: Any) -> None:
         raise ReachedError("reached")
@@ -1079,27 +1077,27 @@ def test_odd_values_of_any_parameter_get_a_short_sentence(
     usual = values(client, name, **{field: uploaded(field) for field in pictures})
 
     async def answers() -> dict[tuple[str, int], str]:
-        told = {}
+        responses = {}
         for spot, parameter in enumerate(known):
             for number, odd in enumerate(ODD if parameter["component"] != "Image" else ()):
                 data = [odd if index == spot else value for index, value in enumerate(usual)]
                 try:
                     await demo.process_api(endpoint, data, request=gr.Request(session_hash="odd"))
                 except gr.Error as error:
-                    told[parameter["parameter_name"], number] = error.message
-        return told
+                    responses[parameter["parameter_name"], number] = error.message
+        return responses
 
-    told = in_a_loop(answers())
-    assert told
-    assert max(map(len, told.values())) <= 501
-    assert not [message for message in told.values() if "unexpected" in message or "Traceback" in message]
-    numbers = [field for field in told if field[0] in ("strength", "size", "steps", "seed", "weight", "gamma")]
-    reached = {field for field in numbers if told[field] == "reached"}
-    assert reached <= {("weight", ODD.index(-1))}  # whose range the method knows
+    responses = in_a_loop(answers())
+    assert responses
+    assert max(map(len, responses.values())) <= 501
+    assert not [message for message in responses.values() if "unexpected" in message or "Traceback" in message]
+    numbers = [field for field in responses if field[0] in ("strength", "size", "steps", "seed", "weight", "gamma")]
+    reached = {field for field in numbers if responses[field] == "reached"}
+    assert reached <= {("weight", ODD.index(-1))}  # the method checks the range of weights
 
 
 @pytest.mark.parametrize("odd", [True, "7", [7], {"a": 7}, float("nan"), 1e400, 10**400, HUGE])
-def test_what_is_no_number_is_no_setting(odd: Any) -> None:
+def test_a_numeric_setting_must_be_a_number(odd: Any) -> None:
     with gr.Blocks():
         controls = Controls(ZStarSettings())
         controls.show("strength", "steps")
@@ -1122,21 +1120,21 @@ def test_too_few_values_get_a_sentence(address: str) -> None:
 
 
 def test_errors_name_no_folder_of_the_server() -> None:
-    told = sentence(
+    message = sentence(
         StyleEngineError("The model “/srv/models/mine” is no model: check the path /srv/a/b.png, or owner/x.")
     )
-    assert told == "The model “mine” is no model: check the path b.png, or owner/x."
+    assert message == "The model “mine” is no model: check the path b.png, or owner/x."
 
 
-def test_direct_calls_do_not_pass_by_the_queue(address: str, client: Client) -> None:
+def test_direct_calls_do_not_bypass_the_queue(address: str, client: Client) -> None:
     answer = httpx.post(f"{address}gradio_api/run/zstar", json={"data": values(client, "zstar")})
     assert answer.status_code == 404
 
 
-# What a client gives, and what it leaves out
+# Given and omitted parameters
 
 
-def test_values_equal_to_what_the_page_starts_with_are_explicit() -> None:
+def test_values_equal_to_the_pages_initial_values_are_explicit() -> None:
     with gr.Blocks():
         controls = Controls(HSpaceSettings(size=256))
         controls.show(*HSpaceSettings.model_fields)
@@ -1156,7 +1154,7 @@ def test_a_client_that_names_the_pages_value_gets_it_on_another_model(
 
 
 @pytest.mark.parametrize("name", ["zstar", "zstar_video", "h_space", "qs_attn", "inst_apply"])
-def test_what_may_be_left_out_has_no_default_but_the_models(client: Client, name: str) -> None:
+def test_optional_parameters_have_no_default_but_the_models(client: Client, name: str) -> None:
     assert {known["parameter_default"] for known in parameters(client, name)} == {None}
 
 
@@ -1191,7 +1189,7 @@ def test_every_control_shows_exactly_the_value_that_is_used(name: str) -> None:
                     assert control.precision is None, field
 
 
-# Those who cancel, and those who vanish
+# Cancelled runs and clients that disconnect
 
 
 class SlowRun:
@@ -1230,7 +1228,7 @@ def test_cancelling_a_job_stops_its_run(zstar: Callable[..., Job], slow: SlowRun
     assert slow.ended.wait(SOON)
 
 
-def test_a_client_that_vanishes_stops_its_run(
+def test_a_client_that_disconnects_stops_its_run(
     address: str, client: Client, uploaded: Callable[[str], dict[str, Any]], slow: SlowRun
 ) -> None:
     data = values(client, "zstar", content=uploaded("content"), style=uploaded("style"))
@@ -1240,7 +1238,7 @@ def test_a_client_that_vanishes_stops_its_run(
     assert slow.ended.wait(SOON)
 
 
-def test_a_client_that_never_listens_stops_its_run(
+def test_a_client_that_never_reads_the_events_stops_its_run(
     address: str,
     client: Client,
     uploaded: Callable[[str], dict[str, Any]],
@@ -1272,7 +1270,7 @@ def test_a_process_that_is_killed_stops_its_run(address: str, files: dict[str, P
     assert slow.ended.wait(SOON)
 
 
-def test_a_page_that_is_closed_stops_its_run_and_never_the_server(
+def test_a_closed_page_stops_its_run_and_does_not_block_the_server(
     browser: Browser, address: str, files: dict[str, Path], shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = SlowRun(pause=6.0)
@@ -1296,7 +1294,7 @@ def test_a_page_that_is_closed_stops_its_run_and_never_the_server(
     assert run.ended.wait(SOON)
 
 
-def test_a_run_that_waits_for_the_engine_says_so_and_can_be_cancelled(
+def test_a_run_that_waits_for_the_engine_reports_it_and_can_be_cancelled(
     page: Page, files: dict[str, Path], shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = SlowRun(WAITING)
@@ -1403,13 +1401,13 @@ def test_an_mcp_call_gives_the_picture_and_the_record(address: str, files: dict[
 def test_mcp_opens_no_other_files_either(address: str, given: Any) -> None:
     answer = tool_call(address, "stylize_image_like_images", {"content": given, "style": given})
     assert answer.isError
-    (told,) = answer.content
-    assert isinstance(told, types.TextContent)
-    assert "/" not in told.text.replace(str(given), "")
-    assert "Traceback" not in told.text
+    (text,) = answer.content
+    assert isinstance(text, types.TextContent)
+    assert "/" not in text.text.replace(str(given), "")
+    assert "Traceback" not in text.text
 
 
-def test_an_mcp_client_that_vanishes_stops_its_run(address: str, files: dict[str, Path], slow: SlowRun) -> None:
+def test_an_mcp_client_that_disconnects_stops_its_run(address: str, files: dict[str, Path], slow: SlowRun) -> None:
     script = (
         "import json, sys, httpx\n"
         "arguments = {name: open(file).read() for name, file in zip(('content', 'style'), sys.argv[2:])}\n"

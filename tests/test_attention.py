@@ -1,4 +1,4 @@
-"""Attention over styles against the explicit formula, and the tap against what it must leave behind."""
+"""Style attention against the explicit formula, and taps on the layers, which must be removed without a trace."""
 
 import math
 import subprocess
@@ -51,7 +51,7 @@ def explicit(
     strength: float,
     content: bool = True,
 ) -> torch.Tensor:
-    """The formula as it is printed: one large matrix of logits, styles' columns times λ, plus log of the mask."""
+    """The formula as in the paper: one large matrix of logits, styles' columns times λ, plus log of the mask."""
     q, k, v = q.double(), k.double(), v.double()
     logits, values = [], []
     for style_k, style_v, mask in styles:
@@ -100,7 +100,7 @@ def test_a_number_as_bias_weighs_the_whole_style() -> None:
     assert_same(attend_with_styles(q, k, v, [style], 1.1), expected)
 
 
-def test_without_content_only_the_styles_are_seen() -> None:
+def test_without_content_attention_is_over_the_styles_only() -> None:
     q, k, v = random_qkv()
     style = random_style(1)
     expected = explicit(q, k, v, [(style.keys, style.values, None)], 1.0, content=False)
@@ -127,7 +127,7 @@ def test_vanishing_style_logits_leave_plain_self_attention() -> None:
     assert distances[-1] < 1e-5 < distances[0]
 
 
-def test_where_the_mask_is_one_nothing_changes_and_where_it_is_zero_only_content_is_seen() -> None:
+def test_where_the_mask_is_one_nothing_changes_and_where_it_is_zero_attention_is_over_the_content_only() -> None:
     q, k, v = random_qkv()
     mask = (torch.arange(TOKENS) % 2).float()
     masked = attend_with_styles(q, k, v, [random_style(1, bias=log_mask(mask))], 1.2)
@@ -151,7 +151,7 @@ def test_swapping_two_styles_with_their_masks_changes_nothing() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation within gives."""
+    """Records the number of elements of the largest tensor that any operation within it returns."""
 
     elements = 0
 
@@ -177,7 +177,7 @@ def test_no_matrix_of_all_pairs_of_tokens_is_built(bias: float | str | None, dim
     given = log_mask(torch.rand(tokens)) if bias == "mask" else bias
     style = StyleTokens(q, q, given)  # type: ignore[arg-type]
     assert largest(lambda: attend_with_styles(q, q, q, [style], 1.2)) <= 2 * tokens * (dim + 8)
-    assert largest(lambda: explicit_32(q)) >= 2 * tokens * tokens  # the measure can fail
+    assert largest(lambda: explicit_32(q)) >= 2 * tokens * tokens  # the measurement can fail
 
 
 def explicit_32(q: torch.Tensor) -> torch.Tensor:
@@ -205,7 +205,7 @@ def opposed(dtype: torch.dtype, dim: int, logit: float) -> tuple[torch.Tensor, t
 def style_share(
     q: torch.Tensor, k: torch.Tensor, style_k: torch.Tensor, bias: torch.Tensor | float, strength: float
 ) -> torch.Tensor:
-    """How much of each query's attention is on the style: what comes out if its values are 1 and all others 0."""
+    """The share of each query's attention on the style: the output if its values are 1 and all others 0."""
     style = StyleTokens(style_k, torch.ones_like(style_k), bias)
     return attend_with_styles(q, k, torch.zeros_like(k), [style], strength).float()
 
@@ -217,7 +217,7 @@ def style_share(
 def test_where_the_mask_is_zero_the_style_has_no_share_at_all(
     dtype: torch.dtype, dim: int, strength: float, logit: float
 ) -> None:
-    """However much more like the style's keys than its own a query is, and whatever the style's weight."""
+    """However much larger the style's logits are than the content's, and whatever the style's weight."""
     q, like, unlike = opposed(dtype, dim, logit)
     mask = (torch.arange(8) % 2).float()
     for weight in (1.0, 1e6):
@@ -230,7 +230,7 @@ def test_where_the_mask_is_zero_the_style_has_no_share_at_all(
 @pytest.mark.parametrize("dim", [40, 80, 160])
 @pytest.mark.parametrize("count", [1, 5])
 def test_masks_between_and_weights_are_exact_in_every_precision(dtype: torch.dtype, dim: int, count: int) -> None:
-    """With all logits equal the shares are those of the masks; what is left is the kernel's own rounding."""
+    """With equal logits the shares are those of the masks, up to the kernel's rounding."""
     mask = torch.tensor([1 / 255, 0.011, 0.1, 0.37, 0.5, 0.9, 0.99, 1.0])
     q = torch.zeros(1, 2, 8, dim, dtype=dtype)
     style = StyleTokens(q, torch.ones_like(q), math.log(0.3) + log_mask(mask))
@@ -242,7 +242,7 @@ def test_masks_between_and_weights_are_exact_in_every_precision(dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_one_mask_hides_another_style_may_show(dtype: torch.dtype) -> None:
+def test_where_one_style_is_masked_out_another_may_apply(dtype: torch.dtype) -> None:
     q, like, unlike = opposed(dtype, 40, 500.0)
     left = (torch.arange(8) < 4).float()
     styles = [StyleTokens(like, torch.full_like(like, value), log_mask(m)) for value, m in ((1, left), (2, 1 - left))]
@@ -256,7 +256,7 @@ def test_what_one_mask_hides_another_style_may_show(dtype: torch.dtype) -> None:
 # The kernels
 
 
-def test_without_cuda_xformers_is_neither_imported_nor_heard_of() -> None:
+def test_without_cuda_xformers_is_not_imported_and_prints_nothing() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     code = "import sys, styleengine.engine, styleengine.metrics; print('xformers' in sys.modules)"
@@ -267,7 +267,7 @@ def test_without_cuda_xformers_is_neither_imported_nor_heard_of() -> None:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.device, torch.dtype, int]:
-    """Arguments for a probe on a GPU, of which nothing is remembered."""
+    """Arguments for a probe on a GPU, with nothing cached."""
     monkeypatch.setattr(attention, "_probed", {})
     return torch.device("cuda"), torch.float16, 40
 
@@ -282,7 +282,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> tuple[torch.device, torch.dtype, in
         (RuntimeError("CUDA error: no kernel image is available"), False),
     ],
 )
-def test_what_the_probe_of_xformers_finds_is_remembered_unless_memory_ran_out(
+def test_the_result_of_the_xformers_probe_is_cached_unless_memory_ran_out(
     cuda: tuple, monkeypatch: pytest.MonkeyPatch, error: Exception, again: bool
 ) -> None:
     probes = []
@@ -299,7 +299,7 @@ def test_what_the_probe_of_xformers_finds_is_remembered_unless_memory_ran_out(
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_an_error_that_cuda_reports_only_when_asked_is_found_by_the_probe(
+def test_an_error_that_cuda_reports_asynchronously_is_found_by_the_probe(
     cuda: tuple, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     ops = type(sys)("xformers.ops")
@@ -358,7 +358,7 @@ def test_a_tap_that_changes_nothing_changes_nothing(backbone: Backbone) -> None:
     torch.testing.assert_close(during, before, atol=1e-6, rtol=0)
 
 
-def test_a_tap_sees_only_the_chosen_layers_with_queries_keys_and_values(backbone: Backbone) -> None:
+def test_a_tap_gets_the_queries_keys_and_values_of_the_chosen_layers_only(backbone: Backbone) -> None:
     seen: list[int] = []
 
     def note(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -393,7 +393,7 @@ def test_the_recorder_keeps_what_the_projections_give(backbone: Backbone) -> Non
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, Cancelled, KeyboardInterrupt, GeneratorExit])
-def test_every_exit_puts_the_processors_back(backbone: Backbone, error: type[BaseException] | None) -> None:
+def test_every_exit_restores_the_processors(backbone: Backbone, error: type[BaseException] | None) -> None:
     before, answer = processors(backbone), plain_prediction(backbone)
 
     def failing(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -425,7 +425,7 @@ def test_taps_within_taps_are_undone_in_order(backbone: Backbone) -> None:
     assert processors(backbone) == before
 
 
-def test_a_layer_that_does_not_exist_leaves_the_network_alone(backbone: Backbone) -> None:
+def test_a_layer_that_does_not_exist_leaves_the_network_unchanged(backbone: Backbone) -> None:
     before = processors(backbone)
     with pytest.raises(IndexError), tapped(backbone.unet, untouched, [3, 16]):
         pass

@@ -1,4 +1,4 @@
-"""Backbones: what loads, what is refused and with which words."""
+"""Backbones: what loads, what is refused and with which message."""
 
 import hashlib
 import json
@@ -92,7 +92,7 @@ def test_a_tiny_autoencoder_serves_too(backbone: Backbone, astronaut: Image.Imag
     assert with_tiny.decode(latents).shape == (1, 3, 64, 64)
 
 
-def test_networks_are_ready_to_be_asked_and_not_to_be_trained(backbone: Backbone) -> None:
+def test_networks_are_in_evaluation_mode_and_need_no_gradients(backbone: Backbone) -> None:
     for network in (backbone.unet, backbone.vae, backbone.text_encoder):
         assert not network.training
         assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -106,7 +106,7 @@ def test_one_condition_serves_the_whole_batch(backbone: Backbone) -> None:
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=0)
 
 
-def test_half_precision_is_asked_for_by_name(model_folder: Path, astronaut: Image.Image) -> None:
+def test_half_precision_is_selected_by_name(model_folder: Path, astronaut: Image.Image) -> None:
     loaded = load_backbone(str(model_folder), "cpu", torch.bfloat16)
     assert loaded.unet.dtype == torch.bfloat16
     assert loaded.identity.endswith("/bfloat16")
@@ -122,7 +122,7 @@ UNUSABLE = ["banana", "meta", "vulkan", "hpu", "xla", "privateuseone", "cuda:-1"
 
 
 @pytest.mark.parametrize("device", [*UNUSABLE, "cuda", "cuda:0", "cuda:99", "mps", "xpu", torch.device("cuda")])
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(device: str | torch.device) -> None:
+def test_a_missing_device_is_refused_with_a_list_of_the_available_ones(device: str | torch.device) -> None:
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         pytest.skip("there is a GPU")
     for load in (StyleEngine, load_backbone):
@@ -130,7 +130,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(device: str |
             load("mini", device)
 
 
-def test_where_there_are_gpus_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(StyleEngineError, match="“cpu”, “cuda”, “cuda:0”, “cuda:1”"):
@@ -188,7 +188,9 @@ def test_on_pixels_encoding_and_decoding_change_nothing(pixels: Backbone, astron
     assert pixels.identity.startswith(f"{pixels.name}@{pixels.revision}/")
 
 
-def test_a_ddpm_of_diffusers_first_days_keeps_its_parts_at_the_top(pixel_model_folder: Path, tmp_path: Path) -> None:
+def test_a_ddpm_in_the_first_format_of_diffusers_without_subfolders_loads(
+    pixel_model_folder: Path, tmp_path: Path
+) -> None:
     for name in ("unet/config.json", f"{UNET_WEIGHTS}", "scheduler/scheduler_config.json", "model_index.json"):
         shutil.copy(pixel_model_folder / name, tmp_path)
     flat = load_backbone(str(tmp_path), "cpu")
@@ -229,7 +231,7 @@ def test_a_ddpm_without_safetensors_is_refused(pixel_model_folder: Path, tmp_pat
         load_backbone(str(folder))
 
 
-def test_the_size_that_a_ddpm_was_trained_at_is_recommended_and_its_folder_may_say_more(
+def test_the_size_that_a_ddpm_was_trained_at_is_recommended_and_its_folder_may_recommend_more(
     pixel_model_folder: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(pixel_model_folder, tmp_path / "model"))
@@ -327,14 +329,14 @@ def test_a_model_that_predicts_the_picture_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("write", [write_random_model, write_random_pixel_model], ids=["latent", "pixel"])
 @pytest.mark.parametrize("timestep", [1, 500, 998])
-def test_a_model_that_predicts_v_gives_the_noise_that_diffusers_finds_in_it(
+def test_v_prediction_is_converted_to_noise_as_in_diffusers(
     tmp_path: Path, write: Callable[..., Path], timestep: int
 ) -> None:
     backbone = load_backbone(str(write(tmp_path / "v", prediction_type="v_prediction")))
     x_t = torch.randn(2, backbone.unet.config.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
     condition = backbone.condition([""])
-    told = (condition.expand(2, -1, -1),) if condition.numel() else ()
-    velocity = backbone.unet(x_t, timestep, *told).sample
+    conditioning = (condition.expand(2, -1, -1),) if condition.numel() else ()
+    velocity = backbone.unet(x_t, timestep, *conditioning).sample
     betas = betas_of(backbone.alphas_cumprod)
     scheduler = DDIMScheduler(trained_betas=betas, prediction_type="v_prediction", clip_sample=False)
     scheduler.set_timesteps(1000)
@@ -483,7 +485,7 @@ def test_the_revision_is_of_the_content_and_not_of_the_place(model_copy: Path, m
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The names of the files that are read whole; nothing is remembered before, and a change is old at once."""
+    """The names of the files that are hashed; nothing is cached before, and a change counts as old at once."""
     monkeypatch.setattr(file_hashes, "_known", {})
     monkeypatch.setattr(file_hashes, "FRESH", -1.0)
     monkeypatch.setattr(file_hashes, "store", lambda: tmp_path / "cache" / "file-hashes.json")
@@ -498,11 +500,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 def forget() -> None:
-    """As a new process begins."""
+    """Brings the cache to the state of a new process."""
     file_hashes._known.clear()
 
 
-def test_a_models_files_are_read_whole_only_once(model_copy: Path, hashed: list[str]) -> None:
+def test_a_models_files_are_hashed_only_once(model_copy: Path, hashed: list[str]) -> None:
     first = revision(model_copy)
     assert "diffusion_pytorch_model.safetensors" in hashed
     hashed.clear()
@@ -514,7 +516,7 @@ def test_a_models_files_are_read_whole_only_once(model_copy: Path, hashed: list[
     assert "file-hashes.json" not in inside
 
 
-def test_a_file_that_changed_is_read_again_though_its_size_and_date_stay(model_copy: Path, hashed: list[str]) -> None:
+def test_a_changed_file_is_hashed_again_though_its_size_and_date_stay(model_copy: Path, hashed: list[str]) -> None:
     file = model_copy / UNET_WEIGHTS
     first, status, content = revision(model_copy), file.stat(), bytearray(file.read_bytes())
     time.sleep(0.02)  # the grain of the file system's clock
@@ -526,7 +528,7 @@ def test_a_file_that_changed_is_read_again_though_its_size_and_date_stay(model_c
     assert hashed == [file.name]
 
 
-def test_a_file_that_changed_a_moment_ago_is_not_remembered(
+def test_the_hash_of_a_file_that_changed_a_moment_ago_is_not_cached(
     model_copy: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_hashes, "FRESH", 3600.0)
@@ -538,14 +540,14 @@ def test_a_file_that_changed_a_moment_ago_is_not_remembered(
 
 
 @pytest.mark.parametrize("kept", ["{", "[]", '{"a": 3}', '{"a": "zz"}', "", b"\xff"])
-def test_a_damaged_store_of_hashes_is_as_none(model_copy: Path, hashed: list[str], kept: str | bytes) -> None:
+def test_a_damaged_file_of_hashes_counts_as_empty(model_copy: Path, hashed: list[str], kept: str | bytes) -> None:
     expected = revision(model_copy)
     forget()
     file_hashes.store().write_bytes(kept.encode() if isinstance(kept, str) else kept)
     assert revision(model_copy) == expected
 
 
-def test_hashes_that_cannot_be_kept_cost_nothing_but_time(
+def test_hashes_that_cannot_be_saved_cause_no_error(
     model_copy: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (model_copy / "file").write_text("in the way")
@@ -553,7 +555,7 @@ def test_hashes_that_cannot_be_kept_cost_nothing_but_time(
     assert revision(model_copy) == revision(model_copy)
 
 
-def test_no_more_hashes_are_kept_than_are_worth_it(
+def test_the_number_of_saved_hashes_is_limited(
     model_copy: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_hashes, "MOST_KNOWN", 3)
@@ -561,11 +563,11 @@ def test_no_more_hashes_are_kept_than_are_worth_it(
     assert len(json.loads(file_hashes.store().read_text())) == 3
 
 
-# What an error may say
+# What error messages may contain
 
 
-def test_errors_say_nothing_of_where_a_model_lies(model_copy: Path) -> None:
-    """They are shown to anybody who uses the app."""
+def test_errors_do_not_contain_a_models_folder(model_copy: Path) -> None:
+    """They are shown to every user of the app."""
     damages: dict[str, Callable[[], object]] = {
         "recommended.json": lambda: (model_copy / "recommended.json").write_text("{"),
         "diffusion_pytorch_model.safetensors": lambda: (model_copy / UNET_WEIGHTS).unlink(),
@@ -594,7 +596,7 @@ def test_errors_say_nothing_of_where_a_model_lies(model_copy: Path) -> None:
         ("", "ValueError"),
     ],
 )
-def test_what_a_library_says_is_passed_on_without_folders(said: str, shown: str) -> None:
+def test_a_librarys_message_is_passed_on_without_folders(said: str, shown: str) -> None:
     assert loading.reason(ValueError(said), Path("/srv/a b/model")) == shown
 
 
@@ -608,7 +610,7 @@ def test_the_identity_names_weights_and_precision(backbone: Backbone, model_fold
     assert backbone.identity == f"{model_folder}@{revision(model_folder)}/float32"
 
 
-def test_loading_a_folder_touches_no_network(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_a_folder_makes_no_network_request(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         pytest.fail("asked the network")
 

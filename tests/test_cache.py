@@ -1,4 +1,4 @@
-"""The cache: bounded in bytes, made once, and unharmed by errors."""
+"""The cache: bounded in bytes, entries made once, and consistent after errors."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ def fill(cache: ByteCache, **sizes: int) -> None:
 
 
 def kept(cache: ByteCache, *names: str) -> set[str]:
-    """Which of the names are in the cache, found by asking for the entry."""
+    """Which of the names are in the cache, found by looking them up."""
     found = set()
     for name in names:
         try:
@@ -44,7 +44,7 @@ def test_a_hit_gives_what_was_made() -> None:
     assert cache.nbytes == 10
 
 
-def test_what_is_there_can_be_asked_for_without_making_it() -> None:
+def test_an_entry_can_be_looked_up_without_making_it() -> None:
     cache = ByteCache(100)
     assert cache.get("a") is None
     fill(cache, a=40, b=40)
@@ -149,7 +149,7 @@ def test_threads_that_miss_the_same_key_make_it_once() -> None:
     assert all(entry is got[0] for entry in got)
 
 
-def test_different_keys_are_made_side_by_side() -> None:
+def test_different_keys_are_made_concurrently() -> None:
     cache, meeting = ByteCache(100), threading.Barrier(2, timeout=5)
 
     def make() -> Entry:

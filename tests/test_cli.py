@@ -134,7 +134,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, Path]) ->
     return write_raw(tmp_path_factory.mktemp("clips") / "clip.mp4", frames)
 
 
-def test_zstar_video_writes_a_clip_with_its_record_and_says_what_was_left_out(
+def test_zstar_video_writes_a_clip_with_its_record_and_reports_what_was_left_out(
     clip: Path, pictures: dict[str, Path], model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.mp4"
@@ -156,7 +156,7 @@ def test_zstar_video_writes_a_clip_with_its_record_and_says_what_was_left_out(
     assert "is not the clip of this result" in capsys.readouterr().err
 
 
-def test_an_interrupted_clip_goes_on_with_the_same_command(
+def test_an_interrupted_clip_is_resumed_by_the_same_command(
     clip: Path,
     pictures: dict[str, Path],
     model_folder: Path,
@@ -215,46 +215,46 @@ LEARN = ["--size", "32", "--steps", "4", "--batch", "2", "--views", "2", "--chec
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, Path], model_folder: Path) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("learnt")
+def learned(tmp_path_factory: pytest.TempPathFactory, pictures: dict[str, Path], model_folder: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("learned")
     for name in ("style", "other"):
         out = folder / f"{name}.safetensors"
         assert run("inst", "learn", pictures[name], "-o", out, "--model", model_folder, *LEARN) == 0
     return {name: folder / f"{name}.safetensors" for name in ("style", "other")}
 
 
-def test_inst_learns_a_painting_and_keeps_nothing_but_the_style(learnt: dict[str, Path]) -> None:
-    style = LearnedStyle.open(learnt["style"])
+def test_inst_learns_a_painting_and_keeps_nothing_but_the_style(learned: dict[str, Path]) -> None:
+    style = LearnedStyle.open(learned["style"])
     assert style.record.name == "style"
     assert style.record.complete
     assert (style.record.step, style.record.settings["batch"]) == (4, 2)
-    assert sorted(file.name for file in learnt["style"].parent.iterdir()) == ["other.safetensors", "style.safetensors"]
+    assert sorted(file.name for file in learned["style"].parent.iterdir()) == ["other.safetensors", "style.safetensors"]
 
 
 @pytest.mark.parametrize("inputs", [["CONTENT", "style"], ["CONTENT", "style", "other"], ["style"]])
-def test_inst_draws_what_rerun_repeats(
+def test_inst_makes_an_image_that_rerun_repeats(
     inputs: list[str],
     pictures: dict[str, Path],
-    learnt: dict[str, Path],
+    learned: dict[str, Path],
     model_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    named, out = {"CONTENT": pictures["content"], **learnt}, tmp_path / "out.png"
+    named, out = {"CONTENT": pictures["content"], **learned}, tmp_path / "out.png"
     options = ["--prompt", "a * b", "--strength", "0.5", "--mix", "0.25", "--model", model_folder, *FAST]
     assert run("inst", "apply", *(named[name] for name in inputs), "-o", out, *options) == 0
     record = read_record(out)
     assert (record["method"], record["settings"]["prompt"], record["settings"]["mix"]) == ("inst", "a * b", 0.25)
     assert [entry["name"] for entry in record["inputs"]] == [named[name].name for name in inputs]
-    assert rerun(out, among=[pictures["content"].parent, learnt["style"].parent, model_folder]) == 0
+    assert rerun(out, among=[pictures["content"].parent, learned["style"].parent, model_folder]) == 0
     assert "Identical to the saved result" in capsys.readouterr().out
     if "other" not in inputs:
-        assert run("rerun", out, "--style", learnt["other"]) == 2
-        assert "is not the learnt style of this result" in capsys.readouterr().err
+        assert run("rerun", out, "--style", learned["other"]) == 2
+        assert "is not the learned style of this result" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("model", "size"), [("mini", "320"), ("sd15", "512")])
-def test_help_shows_what_suits_the_model_that_will_run(
+def test_help_shows_the_recommended_values_of_the_model_that_will_run(
     model: str, size: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -264,16 +264,16 @@ def test_help_shows_what_suits_the_model_that_will_run(
 
 def test_inst_takes_a_style_of_the_library_by_its_name(
     pictures: dict[str, Path],
-    learnt: dict[str, Path],
+    learned: dict[str, Path],
     model_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("STYLEENGINE_STYLES", str(tmp_path / "styles"))
-    name = StyleLibrary().add(LearnedStyle.open(learnt["style"])).record.name
+    name = StyleLibrary().add(LearnedStyle.open(learned["style"])).record.name
     command, options = ["inst", "apply", pictures["content"]], ["--model", model_folder, *FAST]
-    assert run(*command, learnt["style"], "-o", tmp_path / "file.png", *options) == 0
+    assert run(*command, learned["style"], "-o", tmp_path / "file.png", *options) == 0
     assert run(*command, "--style", name, "-o", tmp_path / "name.png", *options) == 0
     with Image.open(tmp_path / "file.png") as one, Image.open(tmp_path / "name.png") as other:
         assert one.tobytes() == other.tobytes()
@@ -281,9 +281,9 @@ def test_inst_takes_a_style_of_the_library_by_its_name(
     assert "no such" in capsys.readouterr().err
 
 
-def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style(
+def test_interrupted_learning_is_resumed_by_the_same_command_with_the_same_style(
     pictures: dict[str, Path],
-    learnt: dict[str, Path],
+    learned: dict[str, Path],
     model_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -312,7 +312,7 @@ def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style
     assert run(*command) == 0
     assert steps == [3, 4]
     assert [path.name for path in tmp_path.iterdir()] == ["again.safetensors"]
-    again, before = LearnedStyle.open(out), LearnedStyle.open(learnt["style"])
+    again, before = LearnedStyle.open(out), LearnedStyle.open(learned["style"])
     assert float((again.word - before.word).abs().max()) < 1e-6
 
 
@@ -323,11 +323,11 @@ def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style
         (["inst", "learn", "STYLE", "-o", "OUT"], "saved as SAFETENSORS"),
         (["inst", "learn", "STYLE", "-o", "NEW", "--learning-rate", "0"], "must be above 0"),
         (["inst", "apply", "CONTENT", "-o", "OUT"], "No styles were given"),
-        (["inst", "apply", "CONTENT", "STYLE", "LEARNT", "-o", "OUT"], "is a second image"),
+        (["inst", "apply", "CONTENT", "STYLE", "LEARNED", "-o", "OUT"], "is a second image"),
         (["inst", "apply", "CONTENT", "gone.safetensors", "-o", "OUT"], "gone.safetensors does not exist"),
-        (["inst", "apply", "CONTENT", "LEARNT", "-o", "out.jpg"], "saved as PNG"),
-        (["inst", "apply", "CONTENT", "LEARNT", "-o", "OUT", "--model", "mini"], "cannot use it"),
-        (["inst", "apply", "CONTENT", "LEARNT", "-o", "OUT", "--prompt", "ink", "--model", "MODEL"], "has no *"),
+        (["inst", "apply", "CONTENT", "LEARNED", "-o", "out.jpg"], "saved as PNG"),
+        (["inst", "apply", "CONTENT", "LEARNED", "-o", "OUT", "--model", "mini"], "cannot use it"),
+        (["inst", "apply", "CONTENT", "LEARNED", "-o", "OUT", "--prompt", "ink", "--model", "MODEL"], "has no *"),
         (["qs-attn", "CONTENT", "ink", "-o", "OUT", "--balance", "2"], "must be at most 1"),
         (["qs-attn", "missing.jpg", "ink", "-o", "OUT"], "content image missing.jpg does not exist"),
         (["qs-attn", "CONTENT", "ink", "-o", "out.jpg"], "saved as PNG"),
@@ -346,24 +346,24 @@ def test_an_interrupted_learning_goes_on_with_the_same_command_to_the_same_style
         (["rerun", "CLIP"], "carries no StyleEngine record"),
     ],
 )
-def test_what_can_be_put_right_is_said_in_a_sentence_and_exits_2(
+def test_user_errors_give_a_sentence_and_exit_code_2(
     arguments: list[str],
     sentence: str,
     pictures: dict[str, Path],
     clip: Path,
-    learnt: dict[str, Path],
+    learned: dict[str, Path],
     model_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     named = {"CONTENT": pictures["content"], "STYLE": pictures["style"], "OUT": tmp_path / "out.png", "CLIP": clip}
-    named |= {"NEW": tmp_path / "new.safetensors", "LEARNT": learnt["style"], "MODEL": model_folder}
+    named |= {"NEW": tmp_path / "new.safetensors", "LEARNED": learned["style"], "MODEL": model_folder}
     assert run(*(named.get(argument, argument) for argument in arguments)) == 2
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_result_of_a_method_to_come_cannot_be_repeated_yet(
+def test_a_result_of_an_unknown_method_cannot_be_repeated(
     saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("styleengine.rerun.METHODS", {})
@@ -372,7 +372,7 @@ def test_a_result_of_a_method_to_come_cannot_be_repeated_yet(
 
 
 def refused(*arguments: object) -> bool:
-    """Whether a command ends with exit code 2, be it argparse that ends it."""
+    """Whether a command ends with exit code 2, by argparse or by the package."""
     try:
         return run(*arguments) == 2
     except SystemExit as ended:
@@ -390,7 +390,7 @@ def refused(*arguments: object) -> bool:
         ["h-space", "CONTENT", "TARGET"],
         ["h-space", "CONTENT", "STYLE", "--mask", "TARGET"],
         ["qs-attn", "TARGET", "ink"],
-        ["inst", "apply", "TARGET", "LEARNT"],
+        ["inst", "apply", "TARGET", "LEARNED"],
     ],
     ids=lambda command: "-".join(command[:4]).lower(),
 )
@@ -398,7 +398,7 @@ def test_an_output_that_is_an_input_is_refused(
     command: list[str],
     spelling: str,
     pictures: dict[str, Path],
-    learnt: dict[str, Path],
+    learned: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -411,7 +411,7 @@ def test_an_output_that_is_an_input_is_refused(
         os.link(target, out)
     else:
         out = target if spelling == "same" else tmp_path / "below" / ".." / "target.png"
-    named = {"TARGET": target, "CONTENT": pictures["content"], "STYLE": pictures["style"], "LEARNT": learnt["style"]}
+    named = {"TARGET": target, "CONTENT": pictures["content"], "STYLE": pictures["style"], "LEARNED": learned["style"]}
     arguments = [named.get(argument, argument) for argument in command]
     assert run(*arguments, "-o", out, *FAST) == 2
     assert "is one of the inputs: name another file with -o, or give --overwrite" in capsys.readouterr().err
@@ -449,7 +449,7 @@ def test_an_unrelated_output_is_replaced_as_ever(saved: Path, pictures: dict[str
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "cp1251", "utf-8"])
-def test_no_console_keeps_a_result_from_being_saved_and_told(
+def test_a_result_is_saved_and_reported_whatever_the_consoles_encoding(
     encoding: str, pictures: dict[str, Path], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = Path(shutil.copy(pictures["content"], tmp_path / "caf\udce9 λ ж.png"))
@@ -471,7 +471,7 @@ def test_no_console_keeps_a_result_from_being_saved_and_told(
 def test_no_name_that_is_not_utf_8_stops_a_command(
     pictures: dict[str, Path],
     clip: Path,
-    learnt: dict[str, Path],
+    learned: dict[str, Path],
     model_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -480,7 +480,7 @@ def test_no_name_that_is_not_utf_8_stops_a_command(
         return Path(shutil.copy(path, tmp_path / f"\udce9 {path.name}"))
 
     content, style, mask = (odd(pictures[name]) for name in ("content", "style", "other"))
-    odd_clip, odd_style, model = odd(clip), odd(learnt["style"]), ["--model", model_folder]
+    odd_clip, odd_style, model = odd(clip), odd(learned["style"]), ["--model", model_folder]
     outs = [tmp_path / f"\udcff{number}.png" for number in range(4)]
     masked = ["--mask", mask, *model, *FAST]
     assert run("zstar", content, style, "-o", outs[0], *masked) == 0
@@ -506,7 +506,7 @@ class Gone(io.RawIOBase):
 
 
 @pytest.mark.parametrize("stream", [None, "gone", "closed"])
-def test_a_console_that_is_gone_costs_no_result(
+def test_a_closed_pipe_does_not_prevent_saving(
     stream: str | None,
     pictures: dict[str, Path],
     model_folder: Path,
@@ -525,7 +525,7 @@ def test_a_console_that_is_gone_costs_no_result(
     assert read_record(out)["method"] == "zstar"
 
 
-def test_a_command_prints_its_result_and_nothing_that_looks_like_a_fault(
+def test_a_command_prints_its_result_and_no_warnings(
     pictures: dict[str, Path], model_folder: Path, tmp_path: Path
 ) -> None:
     arguments = ["zstar", pictures["content"], pictures["style"], "-o", tmp_path / "out.png", "--model", model_folder]
@@ -543,7 +543,7 @@ def test_a_command_prints_its_result_and_nothing_that_looks_like_a_fault(
     assert not any(word in said for word in ("xformers", "shards", "weights", "Warning", "WARNING"))
 
 
-def test_the_package_is_imported_at_once_and_its_parts_when_they_are_needed() -> None:
+def test_the_package_imports_its_parts_lazily() -> None:
     code = (
         "import sys, styleengine; print(sorted({'torch', 'diffusers'} & sys.modules.keys()), styleengine.__version__)"
     )
@@ -661,7 +661,7 @@ def test_a_bad_argument_is_refused_in_a_sentence(
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_work_and_a_full_disk_after(
+def test_a_folder_that_cannot_be_written_is_reported_before_the_run_and_a_full_disk_after_it(
     pictures: dict[str, Path],
     model_folder: Path,
     tmp_path: Path,

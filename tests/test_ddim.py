@@ -1,4 +1,4 @@
-"""DDIM against diffusers' own schedulers, and inversion against what it must bring back."""
+"""DDIM against diffusers' own schedulers, and the reconstruction of what was inverted."""
 
 from itertools import pairwise
 from typing import Any
@@ -180,11 +180,11 @@ def round_trip_error(
     return float((ddim.sample(x_T, schedule, predict) - x_0).square().mean().sqrt() / x_0.std())
 
 
-def test_inversion_brings_a_real_picture_back_and_three_iterations_nearly_exactly(
+def test_inversion_reconstructs_a_real_picture_and_with_three_iterations_nearly_exactly(
     backbone: Backbone, astronaut: Image.Image
 ) -> None:
     encoded = backbone.encode(to_tensor(fit(astronaut, (64, 64))))
-    x_0 = encoded / encoded.std()  # as a trained autoencoder's scaling factor makes them
+    x_0 = encoded / encoded.std()  # as with a trained autoencoder's scaling factor
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, 30)
     predict = gaussian_predictor(x_0, schedule)
     plain, refined = (round_trip_error(x_0, schedule, predict, iterations) for iterations in (1, 3))
@@ -194,7 +194,7 @@ def test_inversion_brings_a_real_picture_back_and_three_iterations_nearly_exactl
 
 
 def test_inversion_iterations_help_the_random_network_too(backbone: Backbone, astronaut: Image.Image) -> None:
-    """A random network's ε jumps with its input, so plain inversion loses the picture; iterating finds it again."""
+    """A random network's ε changes abruptly with its input: only iterations reconstruct the picture."""
     x_0 = backbone.encode(to_tensor(fit(astronaut, (32, 32))))
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, 12)
     null = backbone.condition([""])
@@ -206,8 +206,8 @@ def test_inversion_iterations_help_the_random_network_too(backbone: Backbone, as
     assert refined < plain / 2
 
 
-def test_iterating_begins_at_what_the_noise_of_the_level_before_leads_to() -> None:
-    """Begun at the level below instead, two iterations come back less well; one is plain inversion all the same."""
+def test_iterations_start_from_the_step_with_the_previous_levels_noise() -> None:
+    """Started at the lower level instead, two iterations reconstruct less well; one is plain inversion either way."""
     x_0, _ = latents_and_noise()
     schedule, asked = ours(20), []
 

@@ -1,4 +1,4 @@
-"""The engine: what it spares by its caches, what it reports, and what it leaves behind when stopped."""
+"""The engine: what its caches save, what it reports, and its state after a stopped run."""
 
 import ast
 import copy
@@ -81,7 +81,7 @@ def test_m_contents_and_n_styles_take_m_plus_n_inversions(
     assert evaluations(cat, astronaut, first_layer=9) == styled + stylizing
 
 
-def test_inversion_iterations_are_asked_of_the_network(
+def test_inversion_iterations_are_forward_passes(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings
 ) -> None:
     with counted_evaluations(engine.backbone) as plain:
@@ -96,7 +96,7 @@ def test_a_hit_gives_the_same_pixels_as_a_miss(
 ) -> None:
     miss = engine.zstar(astronaut, [coffee], quick).image
     assert same(engine.zstar(astronaut, [coffee], quick).image, miss)
-    engine.zstar(cat, [coffee], quick.replace(first_layer=13))  # the record of the style grows by pieces
+    engine.zstar(cat, [coffee], quick.replace(first_layer=13))  # the record of the style grows step by step
     engine.cache.clear()
     engine.zstar(cat, [coffee], quick.replace(first_layer=13))
     assert same(engine.zstar(astronaut, [coffee], quick).image, miss)
@@ -127,7 +127,7 @@ def test_the_cache_stays_within_its_bytes(
             assert bounded.cache.nbytes <= capacity
 
 
-def test_a_style_record_too_large_to_keep_is_made_anew_with_the_same_pixels(
+def test_a_style_record_too_large_to_cache_is_recomputed_with_the_same_pixels(
     engine: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
@@ -166,7 +166,7 @@ def test_a_batch_equals_single_runs(
         assert one.inputs[0].sha256 == content_hash(content)
 
 
-def test_batches_are_cut_to_what_the_machine_holds(
+def test_batches_are_limited_by_the_memory(
     engine: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
@@ -180,7 +180,7 @@ def test_batches_are_cut_to_what_the_machine_holds(
     assert batches.count(2) == quick.steps
 
 
-def test_threads_share_one_engine_and_get_what_they_asked_for(
+def test_threads_share_one_engine_and_get_their_own_results(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, cat: Image.Image, quick: ZStarSettings
 ) -> None:
     jobs = [(astronaut, coffee), (astronaut, cat), (cat, coffee)]
@@ -239,7 +239,7 @@ def test_the_progress_of_several_batches_is_one_count(
     assert shares.count(1) == 1
 
 
-def test_watching_changes_nothing(
+def test_previews_do_not_change_the_result(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings
 ) -> None:
     def watch(event: StepEvent) -> None:
@@ -250,7 +250,7 @@ def test_watching_changes_nothing(
     assert same(engine.zstar(astronaut, [coffee], quick).image, watched)
 
 
-# Stopped half-way
+# Stopped runs
 
 
 def stop_in(phase: str, error: BaseException) -> Callable[[StepEvent], None]:
@@ -278,7 +278,7 @@ def stop_in(phase: str, error: BaseException) -> Callable[[StepEvent], None]:
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_a_run_stopped_in_any_phase_leaves_network_and_cache_as_they_should_be(
+def test_a_run_stopped_in_any_phase_leaves_network_and_cache_consistent(
     engine: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
@@ -306,7 +306,7 @@ def undisturbed(
     return shared_engine.zstar(astronaut, [coffee], quick).image
 
 
-def test_a_failure_inside_a_styled_layer_leaves_the_network_bit_for_bit(
+def test_an_error_inside_a_styled_layer_leaves_the_network_bit_for_bit(
     engine: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
@@ -359,10 +359,10 @@ def test_too_little_memory_becomes_a_sentence(
         engine.zstar(astronaut, [coffee], quick, on_step=stop_in("stylizing", error))
 
 
-# What comes in
+# Inputs
 
 
-def test_pictures_come_in_as_paths_bytes_arrays_and_images(
+def test_pictures_may_be_paths_bytes_arrays_and_images(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings, tmp_path: Path
 ) -> None:
     astronaut.save(tmp_path / "content.png")
@@ -418,7 +418,7 @@ def test_an_unknown_model_is_refused() -> None:
         StyleEngine("foo")
 
 
-# What comes out
+# Results
 
 
 @pytest.fixture(scope="module")
@@ -429,7 +429,7 @@ def result(shared_engine: StyleEngine, coffee: Image.Image, tmp_path_factory: py
     return shared_engine.zstar(coffee, [Style.open(file, weight=0.5, mask=BLACK)], settings)
 
 
-def test_the_record_says_all_that_is_needed_to_make_it_again(
+def test_the_record_contains_all_that_is_needed_to_repeat_the_run(
     result: Stylization, coffee: Image.Image, backbone: Backbone
 ) -> None:
     record = result.record()
@@ -447,7 +447,7 @@ def test_the_record_says_all_that_is_needed_to_make_it_again(
     assert record["seconds"] >= 0
 
 
-def test_a_saved_result_carries_its_record(result: Stylization, tmp_path: Path) -> None:
+def test_a_saved_result_contains_its_record(result: Stylization, tmp_path: Path) -> None:
     path = result.save(tmp_path / "out.png")
     assert read_record(path) == result.record()
     assert same(open_image(path), result.image)
@@ -471,7 +471,7 @@ def test_a_record_cannot_be_read_from_what_is_no_picture(tmp_path: Path) -> None
         read_record(tmp_path / "text.png")
 
 
-def test_a_result_that_cannot_be_saved_says_so(result: Stylization, tmp_path: Path) -> None:
+def test_a_result_that_cannot_be_saved_gives_a_sentence(result: Stylization, tmp_path: Path) -> None:
     with pytest.raises(StyleEngineError, match="saved as PNG"):
         result.save(tmp_path / "out.jpg")
     with pytest.raises(StyleEngineError, match="There is no folder"):
@@ -482,7 +482,7 @@ def test_a_result_that_cannot_be_saved_says_so(result: Stylization, tmp_path: Pa
 # A single style
 
 
-def test_a_single_style_or_content_need_not_stand_in_a_list(
+def test_a_single_style_or_content_need_not_be_in_a_list(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings, tmp_path: Path
 ) -> None:
     coffee.save(tmp_path / "style.png")
@@ -494,7 +494,7 @@ def test_a_single_style_or_content_need_not_stand_in_a_list(
     assert [same(one.image, expected) for one in engine.zstar_all(astronaut, coffee, quick)] == [True]
 
 
-def test_a_text_is_one_path_and_never_its_letters(
+def test_a_string_is_one_path_and_not_a_list_of_characters(
     engine: StyleEngine, astronaut: Image.Image, quick: ZStarSettings
 ) -> None:
     with pytest.raises(StyleEngineError, match=r"The style image gone\.png does not exist"):
@@ -505,11 +505,11 @@ def test_a_text_is_one_path_and_never_its_letters(
         engine.zstar(astronaut, None, quick)  # type: ignore[arg-type]
 
 
-# Waiting
+# Queueing
 
 
 @pytest.fixture(scope="module")
-def learnt(shared_engine: StyleEngine, cat: Image.Image) -> LearnedStyle:
+def learned(shared_engine: StyleEngine, cat: Image.Image) -> LearnedStyle:
     return shared_engine.inst_learn(cat, InSTLearningSettings(steps=1, size=32, batch=1, views=1))
 
 
@@ -528,10 +528,10 @@ def learnt(shared_engine: StyleEngine, cat: Image.Image) -> LearnedStyle:
         "with_model",
     ],
 )
-def test_a_run_that_waits_for_its_turn_says_so_and_can_be_cancelled(
+def test_a_run_that_waits_for_its_turn_reports_it_and_can_be_cancelled(
     engine: StyleEngine,
     pixel_model_folder: Path,
-    learnt: LearnedStyle,
+    learned: LearnedStyle,
     astronaut: Image.Image,
     coffee: Image.Image,
     method: str,
@@ -547,7 +547,7 @@ def test_a_run_that_waits_for_its_turn_says_so_and_can_be_cancelled(
         "qs_attn": (astronaut, "ink"),
         "qs_attn_anchors": (astronaut,),
         "inst_learn": (astronaut,),
-        "inst_apply": (None, [learnt]),
+        "inst_apply": (None, [learned]),
         "with_model": (str(pixel_model_folder),),
     }
     events: list[StepEvent] = []
@@ -603,7 +603,7 @@ def test_a_run_waits_for_another_threads_and_then_runs(
     assert seen[-1] == "stylizing"
 
 
-def test_turns_come_in_the_order_of_asking_and_who_asks_again_stands_behind() -> None:
+def test_turns_are_in_the_order_of_requests_and_a_repeated_request_queues_again() -> None:
     turns, order, asked = Turns(), list[str](), threading.Semaphore(0)
 
     def work(name: str, times: int) -> None:
@@ -640,15 +640,15 @@ def test_a_model_is_loaded_when_it_is_its_turn(
     fresh.with_model("a")
     fresh.with_model("a")
     with engine._turns.one():
-        fresh.with_model("a")  # which is there, so that there is nothing to wait for
+        fresh.with_model("a")  # which is loaded, so there is nothing to wait for
     assert loading == [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_another_threads_default_number_type_changes_no_pixel(
+def test_another_threads_default_dtype_changes_no_pixel(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, cat: Image.Image, dtype: torch.dtype
 ) -> None:
-    """While a library loads a model it sets the default for all threads."""
+    """A library that loads a model sets the default for all threads."""
 
     def everything() -> list[bytes]:
         engine.cache.clear()
@@ -675,7 +675,7 @@ def test_another_threads_default_number_type_changes_no_pixel(
         torch.set_default_dtype(torch.float32)
 
 
-def test_every_tensor_that_the_package_makes_names_its_type() -> None:
+def test_every_new_tensor_in_the_package_states_its_dtype() -> None:
     makers = {"rand", "randn", "zeros", "ones", "empty", "full", "tensor", "linspace", "eye"}
     for file in (Path(__file__).parents[1] / "styleengine").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -687,12 +687,12 @@ def test_every_tensor_that_the_package_makes_names_its_type() -> None:
 # Numbers that are not finite
 
 
-def everything_that_draws(engine: StyleEngine, content: Image.Image, style: Image.Image, learnt: LearnedStyle) -> dict:
+def a_run_of_each_method(engine: StyleEngine, content: Image.Image, style: Image.Image, learned: LearnedStyle) -> dict:
     return {
         "zstar": lambda: engine.zstar(content, style, ZStarSettings(size=64, steps=2)),
         "h_space": lambda: engine.h_space(content, style, HSpaceSettings(size=64, steps=4)),
         "qs_attn": lambda: engine.qs_attn(content, "ink", QSAttnSettings(size=64, steps=2, patches=2)),
-        "inst_apply": lambda: engine.inst_apply(content, learnt, InSTSettings(size=64, steps=2)),
+        "inst_apply": lambda: engine.inst_apply(content, learned, InSTSettings(size=64, steps=2)),
     }
 
 
@@ -703,7 +703,7 @@ def test_numbers_that_are_not_finite_become_a_sentence_and_never_a_picture(
     engine: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
-    learnt: LearnedStyle,
+    learned: LearnedStyle,
     method: str,
     where: str,
     value: float,
@@ -723,13 +723,13 @@ def test_numbers_that_are_not_finite_become_a_sentence_and_never_a_picture(
     hook = part.register_forward_hook(spoil)
     try:
         with pytest.raises(StyleEngineError, match=r"not finite \(.*, in float32\).*less strength or guidance"):
-            everything_that_draws(engine, astronaut, coffee, learnt)[method]()
+            a_run_of_each_method(engine, astronaut, coffee, learned)[method]()
     finally:
         hook.remove()
-    assert everything_that_draws(engine, astronaut, coffee, learnt)[method]()  # nothing of it was kept
+    assert a_run_of_each_method(engine, astronaut, coffee, learned)[method]()  # nothing of it was cached
 
 
-def test_the_sentence_names_a_better_number_type(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sentence_suggests_a_better_dtype(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = torch.full((1, 3, 4, 4), torch.nan)
     for dtype, advice in (
         (torch.float16, "Load the model in bfloat16 or float32, or try gentler"),
@@ -741,20 +741,20 @@ def test_the_sentence_names_a_better_number_type(backbone: Backbone, monkeypatch
             backbone.finite(broken, "the picture")
 
 
-def test_a_preview_that_is_no_picture_stops_nothing(
+def test_a_preview_that_is_not_finite_does_not_stop_the_run(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings
 ) -> None:
     backbone: Any = engine.backbone
     expected = engine.zstar(astronaut, coffee, quick).image
 
-    def look(event: StepEvent) -> None:
+    def preview_of_nan(event: StepEvent) -> None:
         hook = backbone.vae.decoder.register_forward_hook(lambda module, given, output: output * torch.nan)
         try:
             assert same(event.preview(), astronaut)
         finally:
             hook.remove()
 
-    assert same(engine.zstar(astronaut, coffee, quick, on_step=look).image, expected)
+    assert same(engine.zstar(astronaut, coffee, quick, on_step=preview_of_nan).image, expected)
 
 
 # Memory
@@ -792,7 +792,7 @@ class Held:
     """Stands in for a large tensor."""
 
 
-def test_after_running_out_of_memory_nothing_holds_what_was_made_when_the_gpu_is_told_to_let_go(
+def test_after_running_out_of_memory_all_tensors_are_released_before_the_cuda_cache_is_emptied(
     engine: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
@@ -819,7 +819,7 @@ def test_after_running_out_of_memory_nothing_holds_what_was_made_when_the_gpu_is
         engine.zstar(astronaut, coffee, quick)
     assert len(held) == 2
     assert alive_then == [0]
-    assert all(ref() is None for ref in held)  # though the error is at hand
+    assert all(ref() is None for ref in held)  # although the error is still referenced
     assert error.value.__notes__ == ["OutOfMemoryError: CUDA out of memory. Tried to allocate 1 GiB"]
 
 
@@ -864,7 +864,7 @@ def test_too_little_memory_for_a_model_becomes_a_sentence(
 
 @pytest.fixture
 def gpu(engine: StyleEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StyleEngine]:
-    """Makes an engine that believes to be on a GPU, of which so many GiB are free, reserved and allocated by torch."""
+    """Makes an engine with a simulated GPU, of which so many GiB are free, reserved and allocated by torch."""
 
     def make(free: float, reserved: float = 0, allocated: float = 0, total: float = 16) -> StyleEngine:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *device: (int(free * 2**30), int(total * 2**30)))
@@ -880,7 +880,7 @@ def gpu(engine: StyleEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
     return make
 
 
-def test_what_torch_keeps_on_a_gpu_without_using_it_counts_as_free(gpu: Callable[..., StyleEngine]) -> None:
+def test_memory_that_torch_caches_on_a_gpu_counts_as_free(gpu: Callable[..., StyleEngine]) -> None:
     pixels = 512 * 512
     fresh = gpu(free=12)._batch_size(pixels)
     assert gpu(free=1, reserved=14, allocated=3)._batch_size(pixels) == fresh == 12
@@ -888,7 +888,7 @@ def test_what_torch_keeps_on_a_gpu_without_using_it_counts_as_free(gpu: Callable
     assert gpu(free=0)._batch_size(pixels) == 1
 
 
-def test_each_style_makes_a_picture_dearer(gpu: Callable[..., StyleEngine]) -> None:
+def test_each_style_adds_to_the_memory_of_a_picture(gpu: Callable[..., StyleEngine]) -> None:
     sizes = [gpu(free=12)._batch_size(512 * 512, styles) for styles in (1, 2, 3, 5, 100)]
     assert sizes == [12, 8, 6, 4, 1]
 

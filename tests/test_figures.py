@@ -1,4 +1,4 @@
-"""The embedded DDPM of pixels: that it is whole, and that h-space injection does on it what it was published for."""
+"""The embedded pixel-space DDPM: it is complete, and h-space injection works on it as published."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -42,13 +42,13 @@ def test_the_folder_is_small() -> None:
     assert sum(sizes) < 20_000_000
 
 
-def test_the_stock_pipeline_loads_the_folder_and_draws() -> None:
+def test_diffusers_own_pipeline_loads_the_folder_and_samples() -> None:
     pipeline = DDPMPipeline.from_pretrained(FOLDER)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(num_inference_steps=2).images[0].size == (64, 64)
 
 
-def test_a_good_part_of_what_it_predicts_goes_through_the_bottleneck(figures: StyleEngine) -> None:
+def test_the_bottleneck_has_a_large_effect_on_the_prediction(figures: StyleEngine) -> None:
     backbone = figures.backbone
     x = backbone.encode(to_tensor(open_image(EXAMPLES / "boar.png").resize((64, 64))))
     alpha = backbone.alphas_cumprod[700]
@@ -59,7 +59,7 @@ def test_a_good_part_of_what_it_predicts_goes_through_the_bottleneck(figures: St
     assert (whole - without).norm() > 0.1 * whole.norm()
 
 
-def test_gamma_leads_away_from_the_style_image_and_towards_the_content(strips: list) -> None:
+def test_gamma_moves_away_from_the_style_image_and_towards_the_content(strips: list) -> None:
     nearness = [[ssim(to_tensor(image), to_tensor(images[0])) for image in images] for _, _, images in strips]
     means = torch.tensor(nearness).mean(0).tolist()
     assert all(a > b for a, b in pairwise(means))
@@ -71,7 +71,7 @@ def test_gamma_leads_away_from_the_style_image_and_towards_the_content(strips: l
     assert all(of_pair[-1] < of_pair[0] for of_pair in gaps)
 
 
-def test_without_injection_the_style_image_comes_back(strips: list) -> None:
+def test_without_injection_the_style_image_is_reconstructed(strips: list) -> None:
     for _, style, images in strips:
         assert ssim(to_tensor(images[0]), to_tensor(style.resize(images[0].size))) > 0.9
         assert color_distance(to_tensor(images[0]), to_tensor(style.resize(images[0].size))) < 0.2

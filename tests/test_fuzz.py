@@ -1,11 +1,11 @@
-"""Whatever comes in, a picture, a clip, a style, settings or a record comes out, or one clear sentence.
+"""Every input gives a picture, a clip, a style, settings or a record, or one clear sentence.
 
 Files are damaged in many ways and opened in another process: a decoder that crashes or hangs fails a
 test and does not end it. Each test tries all its inputs, keeps the smallest input of each kind of
 fault in `outputs/fuzz/`, and fails at the end if there is any.
 
 STYLEENGINE_FUZZ_EXAMPLES=10000 pytest tests/test_fuzz.py tries so many inputs in all, other ones in
-each run (--hypothesis-seed=N repeats one), and prints how they went.
+each run (--hypothesis-seed=N repeats one), and prints the outcomes.
 """
 
 import base64
@@ -58,16 +58,16 @@ ASKED = os.environ.get("STYLEENGINE_FUZZ_EXAMPLES", "")
 EXAMPLES = int(ASKED or 900)
 SHARES = {"picture": 0.3, "mask": 0.1, "clip": 0.15, "style": 0.15, "settings": 0.15, "record": 0.15}
 PATIENCE = 30.0  # seconds for one input, on a busy machine
-MOST_MEMORY = 2 << 30  # bytes that opening one file may take: a picture of 50 megapixels has several copies
-MOST_ADDRESSES = 4 << 30  # bytes beyond those that the process begins with
+MOST_MEMORY = 2 << 30  # bytes that opening one file may allocate: a picture of 50 megapixels has several copies
+MOST_ADDRESSES = 4 << 30  # bytes beyond those of the process at its start
 MOST_LETTERS, MOST_SENTENCES = 600, 3
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "outputs" / "fuzz"
 
-# What each door makes of an input. Each raises StyleEngineError or checks what it got.
+# The functions that open an input of each kind. Each raises StyleEngineError or checks the result.
 
 
-def picture_door(path: Path) -> None:
+def open_as_picture(path: Path) -> None:
     for source in (path, path.read_bytes()):
         image = open_image(source, "content image")
         assert image.mode == "RGB"
@@ -75,13 +75,13 @@ def picture_door(path: Path) -> None:
         assert len(image.tobytes()) == 3 * image.width * image.height
 
 
-def mask_door(path: Path) -> None:
+def open_as_mask(path: Path) -> None:
     mask = open_mask(path)
     assert mask.mode == "L"
     check_size(mask.size, "mask")
 
 
-def clip_door(path: Path) -> None:
+def open_as_clip(path: Path) -> None:
     clip = open_clip(path)
     check_size(clip.poster.size, "poster")
     assert clip.poster.mode == "RGB"
@@ -100,7 +100,7 @@ def clip_door(path: Path) -> None:
     assert all(isinstance(note, str) for note in part.notes())
 
 
-def style_door(path: Path) -> None:
+def open_as_style(path: Path) -> None:
     with suppress(StyleEngineError):
         LearnedStyle.open(path, with_state=True).to_bytes()
     style = LearnedStyle.open(path)
@@ -113,8 +113,8 @@ def style_door(path: Path) -> None:
     check_plain(style.record.model_dump())
 
 
-def record_door(path: Path) -> None:
-    """A record is read, and what it says is used, by an engine that does nothing."""
+def open_as_record(path: Path) -> None:
+    """A record is read, and its values are passed to an engine that does nothing."""
     if path.suffix == ".png":
         assert isinstance(read_record(path), dict)
     Rerun.opened(path).run(_NoEngine(), path.with_name("again" + path.suffix))  # type: ignore[arg-type]
@@ -125,27 +125,27 @@ class _NoEngine:
         return lambda *inputs, **options: None
 
 
-DOORS: dict[str, Callable[[Path], None]] = {
-    "picture": picture_door,
-    "mask": mask_door,
-    "clip": clip_door,
-    "style": style_door,
-    "record": record_door,
+OPENERS: dict[str, Callable[[Path], None]] = {
+    "picture": open_as_picture,
+    "mask": open_as_mask,
+    "clip": open_as_clip,
+    "style": open_as_style,
+    "record": open_as_record,
 }
 
 
 def check_plain(values: Any) -> None:
-    """JSON can say it, in UTF-8."""
+    """It can be written as JSON in UTF-8."""
     json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
 
 
-# Judging one input.
+# The outcome of one input.
 
 
-def judged(door: Callable[[Any], None], given: Any, folder: Path | None = None) -> tuple[str, str]:
+def outcome_of(opener: Callable[[Any], None], given: Any, folder: Path | None = None) -> tuple[str, str]:
     """("opened" | "refused", sentence) or (kind of fault, what happened)."""
     try:
-        door(given)
+        opener(given)
     except StyleEngineError as error:
         wrong = wrong_with_sentence(str(error), folder)
         return (f"sentence: {wrong}" if wrong else "refused"), str(error)
@@ -158,7 +158,7 @@ def judged(door: Callable[[Any], None], given: Any, folder: Path | None = None) 
 
 
 def wrong_with_sentence(sentence: str, folder: Path | None) -> str:
-    """What makes it none that a stranger should be shown; "" if it is one."""
+    """Why the sentence should not be shown to a user; "" if there is no reason."""
     try:
         sentence.encode()
     except UnicodeEncodeError:
@@ -174,7 +174,7 @@ def wrong_with_sentence(sentence: str, folder: Path | None) -> str:
     ]
     if any(f"{place}/" in sentence or sentence.endswith(place) for place in own if len(place) > 1):
         return "a folder of the server"
-    said = re.sub(r"“[^”]*”|'[^']*'|\"[^\"]*\"", "…", sentence)  # what is quoted is the stranger's own
+    said = re.sub(r"“[^”]*”|'[^']*'|\"[^\"]*\"", "…", sentence)  # quoted text is the user's own
     if re.search(r"Traceback|NoneType|<class|<_io|object at|0x[0-9a-f]{6}|\b[A-Z]\w*(Error|Exception|Warning)\b", said):
         return "names of Python types"
     if not 1 <= len(re.findall(r"[.!?](?=\s|$)", said)) <= MOST_SENTENCES or said[-1:] != ".":
@@ -190,13 +190,13 @@ class Opener:
         self.process: Any = None
         self.near: Connection
 
-    def judge(self, door: str, path: Path) -> dict[str, Any]:
-        """How it went: "kind" and "detail" as `judged` gives them, "seconds", and "memory" in bytes."""
+    def open(self, kind_of_input: str, path: Path) -> dict[str, Any]:
+        """The outcome: "kind" and "detail" as of `outcome_of`, "seconds", and "memory" in bytes."""
         if self.process is None:
             self._begin()
         began = time.monotonic()
         try:
-            self.near.send((door, path))
+            self.near.send((kind_of_input, path))
             if self.near.poll(PATIENCE):
                 return self.near.recv()
             kind = f"hangs for more than {PATIENCE:.0f} s"
@@ -222,11 +222,11 @@ class Opener:
 
 
 def open_files(far: Connection, folder: Path) -> None:
-    """What an `Opener`'s process does: it opens files in a passing folder that must stay empty."""
+    """The loop of an `Opener`'s process: it opens files in a temporary folder that must stay empty."""
     passing = folder / f"passing-{os.getpid()}"
     passing.mkdir()
     tempfile.tempdir = os.environ["TMPDIR"] = str(passing)
-    torch.set_num_threads(1)  # OpenMP's threads do not come along
+    torch.set_num_threads(1)  # OpenMP's threads do not survive the fork
     begun: list[str] = []
     subprocess.Popen.__init__ = lambda self, command, *rest, **options: begun.append(str(command))  # type: ignore
     if resource and Path("/proc/self/status").exists():
@@ -236,11 +236,11 @@ def open_files(far: Connection, folder: Path) -> None:
     files = open_descriptors()
     while True:
         try:
-            door, path = far.recv()
+            kind_of_input, path = far.recv()
         except EOFError:
             return
         before, began = forget_peak(), time.monotonic()
-        kind, detail = judged(DOORS[door], path, path.parent)
+        kind, detail = outcome_of(OPENERS[kind_of_input], path, path.parent)
         seconds, memory = time.monotonic() - began, max(0, in_use("VmHWM") - before)
         if kind in ("opened", "refused") or begun:
             left = [file.name for file in passing.iterdir()]
@@ -261,7 +261,7 @@ def open_files(far: Connection, folder: Path) -> None:
 
 
 def in_use(name: str) -> int:
-    """A number of bytes from the kernel's account of this process; 0 where there is none."""
+    """A number of bytes from the kernel's statistics of this process; 0 where there are none."""
     with suppress(OSError, AttributeError):
         found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(found[1]) * 1024 if found else 0
@@ -269,7 +269,7 @@ def in_use(name: str) -> int:
 
 
 def forget_peak() -> int:
-    """Lets the peak of memory begin anew; how much is in use now."""
+    """Resets the peak of memory; returns how much is in use now."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return in_use("VmRSS")
@@ -285,10 +285,10 @@ def open_descriptors() -> int:
 
 
 class Trial:
-    """Counts how the inputs of one door went, and keeps the smallest of each kind of fault."""
+    """Counts the outcomes of the inputs of one kind, and keeps the smallest input of each kind of fault."""
 
-    def __init__(self, door: str) -> None:
-        self.door = door
+    def __init__(self, kind_of_input: str) -> None:
+        self.kind_of_input = kind_of_input
         self.counts = {"opened": 0, "refused": 0}
         self.faults: dict[str, tuple[int, str, bytes, str]] = {}
         self.slowest = self.memory = 0.0
@@ -305,16 +305,16 @@ class Trial:
     def summary(self) -> str:
         counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
         return (
-            f"{self.door}: {sum(self.counts.values())} inputs: {counts}; slowest {self.slowest:.2f} s, "
+            f"{self.kind_of_input}: {sum(self.counts.values())} inputs: {counts}; slowest {self.slowest:.2f} s, "
             f"most memory {self.memory / 2**20:.0f} MiB"
         )
 
     def close(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Prints the counts if they are asked for, and fails where there were faults."""
+        """Prints the counts if requested, and fails if there were faults."""
         lines = []
         for number, (kind, (_, detail, content, suffix)) in enumerate(self.faults.items()):
             KEPT.mkdir(parents=True, exist_ok=True)
-            file = KEPT / f"{self.door}-{number}{suffix or '.bin'}"
+            file = KEPT / f"{self.kind_of_input}-{number}{suffix or '.bin'}"
             file.write_bytes(content)
             lines.append(f"{kind} ({self.counts[kind]} times), as for {file.relative_to(ROOT)}: {detail}")
         if ASKED:
@@ -324,11 +324,13 @@ class Trial:
             pytest.fail("\n".join([self.summary(), *lines]), pytrace=False)
 
 
-def try_many(door: str, strategy: st.SearchStrategy[Any], attempt: Callable[[Any], None], share: float = 1.0) -> None:
-    """Lets `attempt` try as many inputs as are the door's share of all."""
+def try_many(
+    kind_of_input: str, strategy: st.SearchStrategy[Any], attempt: Callable[[Any], None], share: float = 1.0
+) -> None:
+    """Calls `attempt` with as many inputs as are this kind's share of all."""
 
     @settings(
-        max_examples=max(1, round(EXAMPLES * SHARES[door] * share)),
+        max_examples=max(1, round(EXAMPLES * SHARES[kind_of_input] * share)),
         derandomize=not ASKED,
         database=None,
         deadline=None,
@@ -351,18 +353,18 @@ def opener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opener]:
 
 @pytest.fixture
 def trying(opener: Opener, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """Tries files of a strategy of (content, suffix) at a door."""
+    """Opens files of a strategy of (content, suffix) as inputs of one kind."""
 
-    def run(door: str, strategy: st.SearchStrategy[tuple[bytes, str]]) -> None:
-        trial = Trial(door)
+    def run(kind_of_input: str, strategy: st.SearchStrategy[tuple[bytes, str]]) -> None:
+        trial = Trial(kind_of_input)
 
         def attempt(case: tuple[bytes, str]) -> None:
             content, suffix = case
             path = tmp_path / f"given{suffix}"
             path.write_bytes(content)
-            trial.note(content, suffix=suffix, **opener.judge(door, path))
+            trial.note(content, suffix=suffix, **opener.open(kind_of_input, path))
 
-        try_many(door, strategy, attempt)
+        try_many(kind_of_input, strategy, attempt)
         trial.close(capsys)
 
     return run
@@ -403,7 +405,7 @@ def nested(inner: Any, depth: int) -> Any:
 
 
 def damaged_files(valid: dict[str, bytes], suffix: str = "") -> st.SearchStrategy[tuple[bytes, str]]:
-    """Damaged ones of the files given, and others of which only the first bytes are valid."""
+    """The given files with damages, and others of which only the first bytes are valid."""
     names = st.sampled_from(sorted(valid))
     spoilt = st.builds(
         lambda name, damages, other: (damaged(valid[name], damages, valid[other]), suffix or Path(name).suffix),
@@ -440,7 +442,7 @@ def learned_style() -> LearnedStyle:
 
 
 def style_files() -> st.SearchStrategy[tuple[bytes, str]]:
-    """Damaged bytes, headers with other values, and sound files of tensors and metadata that no style has."""
+    """Damaged bytes, headers with other values, and valid files with tensors and metadata that no style has."""
     content = learned_style().to_bytes()
     (length,) = struct.unpack_from("<Q", content)
     header: dict[str, Any] = json.loads(content[8 : 8 + length])
@@ -478,15 +480,15 @@ def style_files() -> st.SearchStrategy[tuple[bytes, str]]:
         st.builds(
             with_header,
             st.sampled_from([*header, "other"]),
-            JSON_VALUES.filter(json_can_say),
+            JSON_VALUES.filter(fits_json),
             st.none() | numbers.filter(lambda n: 0 <= n < 2**64),
         ),
         st.builds(
             with_entry,
             names,
             st.sampled_from(["F32", "F16", "BF16", "F64", "I8", "U8", "BOOL", "F8_E4M3", "F4", "C64", "X", "", 3]),
-            st.lists(numbers, max_size=4) | JSON_VALUES.filter(json_can_say),
-            st.lists(numbers, max_size=3) | JSON_VALUES.filter(json_can_say),
+            st.lists(numbers, max_size=4) | JSON_VALUES.filter(fits_json),
+            st.lists(numbers, max_size=3) | JSON_VALUES.filter(fits_json),
         ),
         st.builds(
             with_tensor,
@@ -497,7 +499,7 @@ def style_files() -> st.SearchStrategy[tuple[bytes, str]]:
             ),
             st.lists(st.integers(0, 9), max_size=4),
         ),
-        st.builds(with_record, st.sampled_from([*record, "other"]), JSON_VALUES.filter(json_can_say)),
+        st.builds(with_record, st.sampled_from([*record, "other"]), JSON_VALUES.filter(fits_json)),
         st.builds(
             with_metadata,
             st.sampled_from([*metadata, "other"]),
@@ -509,7 +511,7 @@ def style_files() -> st.SearchStrategy[tuple[bytes, str]]:
     return made.map(lambda file: (file, ".safetensors"))
 
 
-def json_can_say(value: Any) -> bool:
+def fits_json(value: Any) -> bool:
     try:
         json.dumps(value)
     except (ValueError, RecursionError):
@@ -518,7 +520,7 @@ def json_can_say(value: Any) -> bool:
 
 
 def records() -> st.SearchStrategy[Any]:
-    """Records of all methods, in parts of which something else stands, or anything at all."""
+    """Records of all methods, some with parts replaced, or arbitrary values."""
     methods = st.sampled_from(["zstar", "zstar_video", "h_space", "qs_attn", "inst", "inst_learn", "", "x"])
     roles = st.sampled_from(["content", "style", "mask", "clip", "learnt style", "painting", "x"])
     names = st.sampled_from(
@@ -565,8 +567,8 @@ def damaged_base64(damages: Any) -> str:
 
 def record_files() -> st.SearchStrategy[tuple[bytes, str]]:
     texts = st.one_of(
-        records().filter(json_can_say).map(json.dumps),
-        records().filter(json_can_say).map(lambda record: json.dumps(record)[:-1]),
+        records().filter(fits_json).map(json.dumps),
+        records().filter(fits_json).map(lambda record: json.dumps(record)[:-1]),
         st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=50),
         st.sampled_from([("[", 100_000), ("9", 5000), ("NaN", 1), ('{"method": 1e999}', 1), ("null", 1), ("", 1)]).map(
             lambda text: text[0] * text[1]
@@ -599,7 +601,7 @@ def in_png(text: str, form: str = "iTXt", damages: Any = ()) -> tuple[bytes, str
 
 
 def settings_classes(base: type[Settings] = Settings) -> list[type[Settings]]:
-    """All that are declared, the shared ones included; the header of a style file is none, for it has no defaults."""
+    """All settings classes, with the shared ones; not the header of a style file, which has no defaults."""
     known = [found for kind in base.__subclasses__() for found in (kind, *settings_classes(kind))]
     return [kind for kind in known if not any(field.is_required() for field in kind.model_fields.values())]
 
@@ -632,7 +634,7 @@ def test_records_of_any_shape_give_a_record_or_a_sentence(capsys: pytest.Capture
 
     def attempt(record: Any) -> None:
         began = time.monotonic()
-        kind, detail = judged(lambda given: checked_record(given, "given.png"), record)
+        kind, detail = outcome_of(lambda given: checked_record(given, "given.png"), record)
         trial.note(shown(record), kind, detail, time.monotonic() - began)
 
     try_many("record", records(), attempt)
@@ -652,7 +654,7 @@ def test_settings_of_any_kind_are_settings_or_a_sentence(capsys: pytest.CaptureF
     def attempt(case: tuple[type[Settings], dict[str, Any]]) -> None:
         kind, values = case
         began = time.monotonic()
-        how, detail = judged(lambda given: check_settings(kind, given), values)
+        how, detail = outcome_of(lambda given: check_settings(kind, given), values)
         trial.note(f"{kind.__name__} {shown(values)!r}".encode(), how, detail, time.monotonic() - began)
 
     try_many("settings", st.sampled_from(classes).flatmap(values_of), attempt)
@@ -673,14 +675,14 @@ def check_settings(kind: type[Settings], values: dict[str, Any]) -> None:
 
 
 def shown(value: Any) -> bytes:
-    """Something of it, as bytes."""
+    """A part of its representation, as bytes."""
     try:
         return repr(value)[:100_000].encode(errors="backslashreplace")
     except (RecursionError, ValueError) as error:
         return f"{type(error).__name__} when shown: {type(value).__name__}".encode()
 
 
-# Inputs that once were faults, one of each kind.
+# Inputs that once caused faults, one of each kind.
 
 
 def clip_with(name: str, **options: Any) -> Callable[[], bytes]:
@@ -771,7 +773,7 @@ def pictures_of(kind: str) -> bytes:
 
 
 def flat_png(width: int, height: int) -> bytes:
-    """A grey picture in which all is 0: it is packed a thousandfold."""
+    """A black grey-scale picture, which compresses a thousandfold."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     packer = zlib.compressobj(9)
     rows = b"".join(packer.compress(bytes(width + 1)) for _ in range(height)) + packer.flush()
@@ -779,18 +781,18 @@ def flat_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_that_were_faults_give_a_sentence_or_are_opened(name: str, opener: Opener, tmp_path: Path) -> None:
-    door, suffix, content = FILES[name]
+def test_files_that_caused_faults_give_a_sentence_or_are_opened(name: str, opener: Opener, tmp_path: Path) -> None:
+    kind_of_input, suffix, content = FILES[name]
     path = tmp_path / f"given{suffix}"
     path.write_bytes(content())
-    how = opener.judge(door, path)
+    how = opener.open(kind_of_input, path)
     assert how["kind"] in ("opened", "refused"), how
 
 
 @pytest.mark.parametrize("name", VALUES)
 @pytest.mark.parametrize("kind", settings_classes(), ids=lambda kind: kind.__name__)
-def test_values_that_were_faults_give_a_sentence(kind: type[Settings], name: str) -> None:
-    how, sentence = judged(lambda values: kind(**values), VALUES[name])
+def test_values_that_caused_faults_give_a_sentence(kind: type[Settings], name: str) -> None:
+    how, sentence = outcome_of(lambda values: kind(**values), VALUES[name])
     assert how == "refused", sentence[:300]
 
 
@@ -823,9 +825,9 @@ READERS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_no_such_file_gives_a_sentence_without_a_folder(reader: str, name: str, tmp_path: Path) -> None:
+def test_an_invalid_file_gives_a_sentence_without_a_folder(reader: str, name: str, tmp_path: Path) -> None:
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
-    how, sentence = judged(READERS[reader], ODD[name](tmp_path), tmp_path)
+    how, sentence = outcome_of(READERS[reader], ODD[name](tmp_path), tmp_path)
     assert how == "refused", sentence[:300]

@@ -1,4 +1,4 @@
-"""h-space: what blending, calibration, masks and the whole run must do, on a latent and on a pixel network."""
+"""h-space: blending, calibration, masks and whole runs, on a latent and on a pixel-space model."""
 
 import math
 from collections.abc import Callable
@@ -91,7 +91,7 @@ def test_slerp_is_its_closed_form(share: float) -> None:
         np.testing.assert_allclose(got[row].ravel(), expected, atol=1e-5)
 
 
-def test_slerp_walks_the_arc_at_constant_speed() -> None:
+def test_slerp_moves_along_the_arc_at_constant_speed() -> None:
     a, b = random_h(1), match_norm(random_h(1, seed=1), random_h(1))
 
     def angle(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -148,7 +148,7 @@ def test_gamma_1_gives_the_contents_direction_with_the_styles_norm_and_0_the_sty
     torch.testing.assert_close(blended[1] / style[1].norm(), direction, atol=1e-6, rtol=0)
 
 
-def test_a_blend_keeps_the_type_and_counts_in_float32() -> None:
+def test_a_blend_keeps_the_dtype_and_computes_in_float32() -> None:
     style, content = random_h().bfloat16(), (200 * random_h(1, seed=1)).bfloat16()
     blended = blend(style, content, as_shares(0.5, 0.5))
     assert blended.dtype == torch.bfloat16
@@ -163,7 +163,7 @@ def region_of(mask: Image.Image) -> torch.Tensor:
     return to_tensor(mask)[:, :1].add(1).div(2)
 
 
-def test_outside_the_mask_h_is_the_styles_bit_for_bit_and_inside_a_slerp_of_what_lies_there() -> None:
+def test_outside_the_mask_h_is_the_styles_bit_for_bit_and_inside_a_slerp() -> None:
     style, content = random_h(), random_h(1, seed=1)
     blended = blend(style, content, as_shares(0.6, 0.6), region_of(LEFT_HALF))
     assert torch.equal(blended[..., 2:], style[..., 2:])
@@ -180,10 +180,10 @@ def test_a_white_mask_is_no_mask_and_a_black_one_no_injection() -> None:
     assert torch.equal(blend(style, content, gamma, region_of(BLACK)), style)
 
 
-def test_a_place_that_the_mask_covers_in_part_takes_part() -> None:
+def test_a_position_that_the_mask_covers_in_part_is_injected_in_part() -> None:
     style, content = random_h(1), random_h(1, seed=1)
     quarter = torch.zeros(1, 1, 16, 16)
-    quarter[..., :2, :2] = 1  # a quarter of the first of 4×4 places
+    quarter[..., :2, :2] = 1  # a quarter of the first of 4×4 positions
     blended = blend(style, content, as_shares(0.8), quarter)
     assert torch.equal(blended.flatten(2)[..., 1:], style.flatten(2)[..., 1:])
     corner = blended[..., :1, :1]
@@ -193,11 +193,11 @@ def test_a_place_that_the_mask_covers_in_part_takes_part() -> None:
 # Calibration
 
 
-def test_calibration_finds_the_picture_whose_prediction_is_the_injected_one_with_the_styles_spread() -> None:
+def test_calibration_gives_the_latents_whose_x0_is_the_injected_one_with_the_styles_deviation() -> None:
     x_t, noise, injected = random_h(seed=1), random_h(seed=2), 3 * random_h(seed=3)
     alpha = torch.tensor(0.3)
     clean, changed = ddim.predict_x0(x_t, noise, alpha), ddim.predict_x0(x_t, injected, alpha)
-    # ω says which noise the moved picture is expected to hold: ε itself, or all of ε̃.
+    # The moved latents contain ε for ω = 0, ε̃ for ω = 1.
     for omega, expected_noise in ((0.0, noise), (1.0, injected), (0.4, 0.6 * noise + 0.4 * injected)):
         found = ddim.predict_x0(calibrate(x_t, noise, injected, alpha, omega), expected_noise, alpha)
         torch.testing.assert_close(found.std((1, 2, 3)), clean.std((1, 2, 3)), atol=1e-4, rtol=0)
@@ -207,7 +207,7 @@ def test_calibration_finds_the_picture_whose_prediction_is_the_injected_one_with
         torch.testing.assert_close(got, shape, atol=1e-4, rtol=0)
 
 
-def test_calibration_leaves_alone_what_has_not_changed() -> None:
+def test_calibration_changes_nothing_without_injection() -> None:
     x_t, noise = random_h(seed=1), random_h(seed=2)
     torch.testing.assert_close(calibrate(x_t, noise, noise, torch.tensor(0.3), 0.5), x_t, atol=1e-5, rtol=0)
 
@@ -228,7 +228,7 @@ def test_what_is_captured_is_the_mid_blocks_output(either: StyleEngine) -> None:
     assert torch.equal(seen[0], noted[0])
 
 
-def test_injection_answers_with_the_plain_noise_and_with_that_of_the_changed_h(any_kind: StyleEngine) -> None:
+def test_injection_returns_the_noise_with_the_plain_and_with_the_changed_h(any_kind: StyleEngine) -> None:
     backbone = any_kind.backbone
     x_t = noise_at(backbone, rows=3)
     handle = backbone.unet.mid_block.register_forward_hook(lambda block, given, h: h.flip(1))
@@ -264,7 +264,7 @@ def test_an_exception_half_way_leaves_the_network_as_it_was(either: StyleEngine,
 
 
 def written_out(engine: StyleEngine, content: Image.Image, style: Image.Image, settings: HSpaceSettings) -> Image.Image:
-    """The method anew, row by row as section 4 tells it: one plain and one changed evaluation, no sharing."""
+    """A direct implementation, row by row: one plain and one injected forward pass, nothing shared."""
     backbone = engine.backbone
     size = working_size(content, settings.size, backbone.multiple)
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
@@ -334,7 +334,7 @@ def noise_with_h(backbone: Backbone, x: torch.Tensor, t: int, change: Callable) 
     ],
     ids=str,
 )
-def test_a_run_is_the_method_written_out(
+def test_a_run_equals_the_direct_implementation(
     either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings, changed: dict[str, Any]
 ) -> None:
     settings = fast.replace(**changed)
@@ -396,7 +396,7 @@ def test_gamma_1_at_all_t_gives_h_the_contents_direction_and_the_styles_norm(
 def test_identical_content_and_style_change_nothing_at_the_first_injected_step(
     either: StyleEngine, coffee: Image.Image, fast: HSpaceSettings
 ) -> None:
-    """At x_T both h are one and the same, so whatever γ is, the first step is the plain one."""
+    """At x_T both h are equal, so for every γ the first step is the plain one."""
     only_first = fast.replace(gamma=0.7, t_edit=timestep_of(either, 751))
     expected = reconstruction(either, coffee, working_size(coffee, 64, either.backbone.multiple), fast.steps)
     assert largest_difference(either.h_space(coffee, coffee, only_first).image, expected) <= 1
@@ -405,7 +405,7 @@ def test_identical_content_and_style_change_nothing_at_the_first_injected_step(
 @pytest.mark.parametrize(
     ("interval", "injected"), [((1000, 400), 2), ((1000, 0), 4), ((600, 0), 3), ((600, 400), 1), ((501, 501), 1)]
 )
-def test_the_content_comes_in_within_the_interval_only(
+def test_the_content_is_injected_within_the_interval_only(
     either: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
@@ -462,7 +462,7 @@ def test_the_number_of_injections_does_not_depend_on_the_number_of_steps(
     assert max(gaps) - min(gaps) <= 1
 
 
-def test_each_setting_acts(
+def test_each_setting_has_an_effect(
     either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
 ) -> None:
     plain = either.h_space(astronaut, coffee, fast).image
@@ -481,7 +481,7 @@ def test_each_setting_acts(
     assert not same(*images)
 
 
-def test_same_inputs_and_seed_give_identical_pixels_and_the_seed_acts_with_the_boost_only(
+def test_same_inputs_and_seed_give_identical_pixels_and_the_seed_matters_with_the_boost_only(
     either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings
 ) -> None:
     def run(**changed: Any) -> Image.Image:
@@ -509,7 +509,7 @@ def test_a_mask_injects_where_it_is_white(
     assert change[:32].mean() > change[32:].mean()
 
 
-def test_the_result_has_the_contents_shape_and_the_style_is_cut_to_it(
+def test_the_result_has_the_contents_shape_and_the_style_is_cropped_to_it(
     either: StyleEngine, cat: Image.Image, astronaut: Image.Image, fast: HSpaceSettings
 ) -> None:
     result = either.h_space(cat, astronaut, fast).image
@@ -536,7 +536,7 @@ def test_a_strip_gives_what_single_runs_give(
     assert not same(strip[1].image, strip[2].image)
 
 
-def test_a_strip_inverts_once_and_walks_in_one_batch(
+def test_a_strip_inverts_once_and_denoises_in_one_batch(
     engine: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
@@ -548,7 +548,7 @@ def test_a_strip_inverts_once_and_walks_in_one_batch(
         engine.h_space_strip(astronaut, coffee, [0.0, 0.5, 1.0], fast)
     inverting, of_content, of_gamma_0 = 2 * steps, injected, injected
     assert batches.count(1) == inverting + of_content + of_gamma_0
-    assert batches.count(2) == 2 * injected  # the fork, and the plain step after it
+    assert batches.count(2) == 2 * injected  # the injected forward pass, and the plain one after it
     assert batches.count(3) == steps - injected
     monkeypatch.setattr("styleengine.memory.PIXELS_ON_CPU", 2 * 64 * 64)
     engine.cache.clear()
@@ -558,7 +558,7 @@ def test_a_strip_inverts_once_and_walks_in_one_batch(
     assert len(batches) == inverting + of_content + 2 * (steps + injected)
 
 
-def test_what_is_known_is_not_asked_again_and_gives_the_same_pixels(
+def test_cached_inversions_are_reused_and_give_the_same_pixels(
     either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, cat: Image.Image, fast: HSpaceSettings
 ) -> None:
     steps, injected = fast.steps, 2
@@ -574,7 +574,9 @@ def test_what_is_known_is_not_asked_again_and_gives_the_same_pixels(
     assert same(either.h_space(astronaut, coffee, fast).image, first)
     other = cat.resize(coffee.size)
     assert evaluations(astronaut, other) == steps + walking
-    assert evaluations(coffee, astronaut) == 2 * steps + injected + walking  # cut to another shape: all anew
+    assert (
+        evaluations(coffee, astronaut) == 2 * steps + injected + walking
+    )  # cropped to another shape: nothing is reused
 
 
 def test_the_cache_stays_within_its_bytes(
@@ -636,7 +638,7 @@ def test_a_run_stopped_half_way_leaves_the_network_bit_for_bit(
     assert same(either.h_space(astronaut, coffee, fast).image, expected)
 
 
-def test_the_record_says_all_that_is_needed_to_make_it_again(
+def test_the_record_contains_all_that_is_needed_to_repeat_the_run(
     either: StyleEngine, astronaut: Image.Image, coffee: Image.Image, fast: HSpaceSettings, tmp_path: Path
 ) -> None:
     LEFT_HALF.save(tmp_path / "mask.png")
@@ -681,7 +683,7 @@ def test_reconstruction_is_measured_when_asked(
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
 )
-def test_what_cannot_work_is_refused_before_any_work(
+def test_invalid_calls_are_refused_before_any_work(
     engine: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
@@ -729,7 +731,7 @@ def test_an_engine_on_another_model_shares_queue_and_cache(
         engine.with_model("foo")
 
 
-def test_models_beyond_the_bytes_are_let_go(model_folder: Path, pixel_model_folder: Path) -> None:
+def test_models_beyond_the_memory_limit_are_unloaded(model_folder: Path, pixel_model_folder: Path) -> None:
     engine = StyleEngine(str(model_folder), device="cpu")
     engine._backbones.capacity = engine.backbone.nbytes
     first = engine.with_model(str(pixel_model_folder)).backbone
@@ -737,7 +739,7 @@ def test_models_beyond_the_bytes_are_let_go(model_folder: Path, pixel_model_fold
     assert engine._backbones.nbytes <= engine._backbones.capacity
 
 
-def test_settings_start_from_what_the_chosen_model_recommends(
+def test_settings_start_from_the_recommended_values_of_the_chosen_model(
     engine: StyleEngine, pixel_model_folder: Path, astronaut: Image.Image, coffee: Image.Image
 ) -> None:
     other = engine.with_model(str(pixel_model_folder))
@@ -745,7 +747,7 @@ def test_settings_start_from_what_the_chosen_model_recommends(
     assert other.h_space(astronaut, coffee, HSpaceSettings(steps=2, size=72)).image.size == (72, 72)
 
 
-def test_z_star_refuses_a_pixel_model_and_says_what_to_choose(
+def test_z_star_refuses_a_pixel_model_and_suggests_others(
     pixel_engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image
 ) -> None:
     with pytest.raises(StyleEngineError, match=r"which Z-STAR\+ needs\. Choose a latent model, such as “mini”"):

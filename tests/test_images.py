@@ -1,4 +1,4 @@
-"""The door for pictures: what comes in becomes the right picture or a sentence."""
+"""Opening pictures: every input gives the right picture or an error message."""
 
 import io
 import json
@@ -182,7 +182,7 @@ def test_palettes_are_resolved() -> None:
 
 
 @pytest.mark.parametrize("form", ["palette", "RGBA", "LA", "premultiplied", "array"])
-def test_transparency_is_laid_on_white(form: str) -> None:
+def test_transparency_is_composited_on_white(form: str) -> None:
     alpha = np.zeros((40, 60), np.uint8)
     alpha[:, 30:] = 255
     rgba = np.dstack([np.zeros((40, 60, 2), np.uint8), np.full((40, 60), 255, np.uint8), alpha])  # blue
@@ -220,7 +220,7 @@ def test_sixteen_bit_colours_are_scaled() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_that_are_turned_by_exif_come_upright(orientation: int) -> None:
+def test_pictures_with_an_exif_orientation_are_turned_upright(orientation: int) -> None:
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -331,7 +331,7 @@ def test_fit_covers_without_distortion() -> None:
     assert abs(int(width) - int(height)) <= 1
 
 
-def test_pixels_survive_the_way_to_tensors_and_back() -> None:
+def test_pixels_survive_the_conversion_to_tensors_and_back() -> None:
     tensor = to_tensor(PICTURE)
     assert tensor.shape == (1, 3, 40, 60)
     assert float(tensor.min()) >= -1
@@ -444,7 +444,7 @@ def text(name: bytes, key: bytes, body: bytes) -> bytes:
 
 
 def tiff(*tags: tuple[int, int, int, int | bytes], next_page: int = 0) -> bytes:
-    """`PICTURE` as a TIFF with further entries (tag, type, count, value or place), whatever they say."""
+    """`PICTURE` as a TIFF with further entries (tag, type, count, value or place), valid or not."""
     pixels, (width, height) = PICTURE.tobytes(), PICTURE.size
     own = {256: width, 257: height, 258: 8 + len(pixels), 259: 1, 262: 2, 273: 8, 277: 3, 278: height}
     entries = [(tag, 4, 1, value) for tag, value in (own | {279: len(pixels)}).items()] + list(tags)
@@ -586,7 +586,7 @@ def test_orientation_counts_as_a_number_of_any_type(kind: int) -> None:
     upright = PICTURE.transpose(Image.Transpose.ROTATE_270).tobytes()
     assert open_image(tiff((274, kind, 1, 6))).tobytes() == upright
     value = b"\0\x06\0\0" if kind in {3, 8} else b"\0\0\0\x06"
-    # What stands beside it is of no type that can be written again.
+    # The other entries have a type that cannot be written again.
     beside = b"\x01\x1b\0\x09\0\0\0\x01\xff\xff\xff\xfb"
     exif = b"MM\0*\0\0\0\x08\0\x02\x01\x12\0" + bytes([kind]) + b"\0\0\0\x01" + value + beside + bytes(4)
     assert open_image(picture_png(chunk(b"eXIf", exif))).tobytes() == upright
@@ -737,7 +737,7 @@ RANGES: dict[str, tuple[np.ndarray, float]] = {
 
 
 @pytest.mark.parametrize(("values", "white"), RANGES.values(), ids=RANGES.keys())
-def test_greys_are_scaled_by_what_their_values_say(values: np.ndarray, white: float) -> None:
+def test_greys_are_scaled_by_the_range_of_their_values(values: np.ndarray, white: float) -> None:
     image = Image.fromarray(values)
     expected = (values.astype(np.float64) / white).clip(0, 1) * 255
     for source in (image, encoded(image, "TIFF")):
@@ -836,13 +836,13 @@ def test_soft_strokes_keep_their_softness() -> None:
     assert open_mask(soft).tobytes() == Image.linear_gradient("L").tobytes()
 
 
-def test_what_is_cut_out_is_the_mask() -> None:
+def test_the_opaque_part_of_a_cut_out_is_the_mask() -> None:
     cut = PICTURE.copy()
     cut.putalpha(Image.fromarray(DISC))
     assert np.array_equal(np.asarray(open_mask(cut)), DISC)
 
 
-def test_black_and_white_count_where_both_are_to_be_seen() -> None:
+def test_the_luminance_counts_where_black_and_white_are_visible() -> None:
     grey = Image.fromarray(np.repeat(np.uint8([0, 255]), 30)[None].repeat(40, 0))
     layer = Image.merge("LA", (grey, Image.fromarray(DISC)))
     expected = np.minimum(np.asarray(grey), DISC)
@@ -899,7 +899,7 @@ def test_of_an_icon_the_largest_picture_is_taken(bitmap: str) -> None:
     assert opened.getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_photographs_of_telephones_open() -> None:
+def test_photographs_taken_by_phones_open() -> None:
     stored = heic(PICTURE, icc_profile=profile())
     assert mean_difference(open_image(stored), open_image(encoded(PICTURE, "PNG", icc_profile=profile()))) < 8
     for damaged in (stored[:200], stored[: len(stored) // 2], stored[:60] + b"?" * 60 + stored[120:]):
@@ -912,7 +912,7 @@ def icon(content: bytes, bits: int = 32) -> bytes:
 
 
 def gif(width: int, height: int, frame: tuple[int, int]) -> bytes:
-    """Whose first frame is to be cleared when it is over, for which memory is taken at once."""
+    """A GIF whose first frame is to be cleared after it, for which memory is allocated at once."""
     control = b"\x21\xf9\x04\x08\0\0\0\0"
     return (
         b"GIF89a"
@@ -947,7 +947,9 @@ ENORMOUS = {
 
 
 @pytest.mark.parametrize("content", ENORMOUS.values(), ids=ENORMOUS.keys())
-def test_headers_are_counted_before_memory_is_taken(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_in_headers_are_checked_before_memory_is_allocated(
+    content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     monkeypatch.setattr(Image.core, "fill", lambda *arguments: pytest.fail("memory was taken"))
     with warnings.catch_warnings():
@@ -997,7 +999,7 @@ SOURCES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("given", SOURCES.values(), ids=SOURCES.keys())
-def test_every_source_is_taken_and_can_be_taken_again(given: Callable[[Path], object], tmp_path: Path) -> None:
+def test_every_source_is_accepted_and_can_be_reused(given: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     PICTURE.save(path)
     source = given(path)
@@ -1018,7 +1020,7 @@ def test_a_pipe_is_read_to_its_end() -> None:
         assert open_image(source).size == (30, 20)
 
 
-def test_an_object_that_can_but_be_read_is_taken() -> None:
+def test_an_object_with_only_a_read_method_is_accepted() -> None:
     class Download:
         def __init__(self) -> None:
             self.content = io.BytesIO(encoded(PICTURE, "PNG"))
@@ -1118,7 +1120,7 @@ def test_a_file_that_may_not_be_read_gets_a_sentence(tmp_path: Path, monkeypatch
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_no_sentence_tells_a_folder(tmp_path: Path) -> None:
+def test_no_sentence_contains_a_folder(tmp_path: Path) -> None:
     failures: list[Callable[[], object]] = [lambda: open_image(tmp_path / "gone.png")]
     for content, _ in BAD.values():
         path = tmp_path / f"{len(failures)}.png"
@@ -1136,7 +1138,7 @@ def test_no_sentence_tells_a_folder(tmp_path: Path) -> None:
         assert str(tmp_path.parent.name) not in str(caught.value)
 
 
-def test_what_a_decoder_says_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoders_message_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Image.Image) -> None:
         raise OSError("/srv/secret/libpng said no")
 

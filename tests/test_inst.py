@@ -1,4 +1,4 @@
-"""InST: attention, learning and drawing against direct computations; resuming; nothing left behind."""
+"""InST: attention, learning and stylization against direct computations; resuming; networks are restored."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -66,7 +66,7 @@ def unet_output(backbone: LatentBackbone) -> torch.Tensor:
     return backbone.predict_noise(x, 300, backbone.condition(["ink"]))
 
 
-# The word in the prompt
+# The placeholder in the prompt
 
 
 def embedding_of(backbone: LatentBackbone, token: str) -> torch.Tensor:
@@ -77,18 +77,20 @@ def embedding_of(backbone: LatentBackbone, token: str) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("prompt", "said"), [("*", "c"), ("a *", "a c"), ("a * b", "a c b"), ("* b *", "c b c"), ("ab*", "ab c")]
 )
-def test_a_word_with_a_known_words_embedding_is_that_word(backbone: LatentBackbone, prompt: str, said: str) -> None:
+def test_a_placeholder_with_a_known_tokens_embedding_equals_that_token(
+    backbone: LatentBackbone, prompt: str, said: str
+) -> None:
     word = embedding_of(backbone, "c</w>")[None]
     assert torch.equal(backbone.condition_with_word(prompt, word), backbone.condition([said]))
 
 
-def test_each_row_has_its_own_word(backbone: LatentBackbone) -> None:
+def test_each_row_has_its_own_embedding(backbone: LatentBackbone) -> None:
     words = torch.stack([embedding_of(backbone, "c</w>"), embedding_of(backbone, "d</w>")])
     together = backbone.condition_with_word("a *", words)
     torch.testing.assert_close(together, backbone.condition(["a c", "a d"]))
 
 
-def test_what_follows_the_word_is_cut_off_as_in_any_prompt(backbone: LatentBackbone) -> None:
+def test_a_prompt_is_truncated_after_the_placeholder_as_any_prompt(backbone: LatentBackbone) -> None:
     word = embedding_of(backbone, "c</w>")[None]
     long = "a b " * 20
     assert torch.equal(backbone.condition_with_word(f"* {long}", word), backbone.condition([f"c {long}"]))
@@ -98,14 +100,14 @@ def test_what_follows_the_word_is_cut_off_as_in_any_prompt(backbone: LatentBackb
     ("prompt", "sentence"),
     [("a lighthouse", "has no \\*"), ("", "has no \\*"), ("a " * 20 + "*", "too long")],
 )
-def test_a_prompt_in_which_the_word_cannot_stand_is_refused(
+def test_a_prompt_in_which_the_placeholder_is_missing_or_truncated_is_refused(
     backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image, prompt: str, sentence: str
 ) -> None:
     with pytest.raises(StyleEngineError, match=sentence):
         inst.stylize(backbone, cat, [style], InSTSettings(prompt=prompt, size=64, steps=2))
 
 
-def test_the_word_leaves_the_text_encoder_as_it_was_even_when_it_fails(
+def test_the_text_encoder_is_restored_even_after_an_error(
     backbone: LatentBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = backbone.condition(["a b"])
@@ -125,12 +127,12 @@ def test_the_word_leaves_the_text_encoder_as_it_was_even_when_it_fails(
 @pytest.mark.parametrize(
     ("prompt", "read"),
     [
-        ("* " + "a b " * 20, "* " + "a b " * 6 + "a"),  # 16 tokens: a start, the word, 13 letters, an end
+        ("* " + "a b " * 20, "* " + "a b " * 6 + "a"),  # 16 tokens: start, placeholder, 13 letters, end
         ("a b * " + "c " * 30, "a b * " + "c " * 10 + "c"),
         ("a *" + " c *" * 20, "a * c * c * c * c * c * c *"),
     ],
 )
-def test_what_is_not_read_of_a_prompt_is_said(
+def test_a_truncated_prompt_is_noted(
     backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image, prompt: str, read: str
 ) -> None:
     assert backbone._tokens_around_word(prompt)[2] == read
@@ -140,7 +142,7 @@ def test_what_is_not_read_of_a_prompt_is_said(
 
 
 @pytest.mark.parametrize("prompt", ["*", "a lone *", "a b c d e f g h i j k l *", "* a b c d e f g h i j k l m "])
-def test_of_a_prompt_that_is_read_whole_nothing_is_said(
+def test_a_prompt_within_the_limit_gets_no_note(
     backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image, prompt: str
 ) -> None:
     assert not inst.stylize(backbone, cat, [style], DRAW.replace(prompt=prompt)).notes
@@ -163,19 +165,21 @@ def test_a_layer_is_the_attention_of_a_direct_computation() -> None:
         np.testing.assert_allclose(layer(v, tokens)[row].detach(), expected, atol=1e-5)
 
 
-def test_the_word_depends_on_the_patch_tokens_and_on_the_pooled_one(learner: Learner) -> None:
+def test_the_embedding_depends_on_the_patch_tokens_and_on_the_pooled_one(learner: Learner) -> None:
     lesson, module = learner.lesson, learner.module
     word = module(lesson.pooled[:1], lesson.tokens[:1])
     assert not torch.allclose(module(lesson.pooled[:1], lesson.tokens[1:2]), word, atol=1e-4)
     assert not torch.allclose(module(lesson.pooled[1:2], lesson.tokens[:1]), word, atol=1e-5)
 
 
-def test_learning_begins_with_a_word_as_large_as_others(learner: Learner, backbone: LatentBackbone) -> None:
+def test_the_initial_embedding_has_about_the_rms_of_the_token_embeddings(
+    learner: Learner, backbone: LatentBackbone
+) -> None:
     size = learner.word().square().mean().sqrt()
     assert 0.5 * backbone.word_size < size < 2 * backbone.word_size
 
 
-def test_dropout_leaves_out_its_share_after_each_layer_and_keeps_the_mean() -> None:
+def test_dropout_zeroes_its_share_after_each_layer_and_keeps_the_mean() -> None:
     settings = FAST.replace(layers=2, dropout=0.25)
     module = AttentionInversion(64, 8, 16, 1.0, settings)
     pooled, tokens = torch.randn(200, 64), torch.randn(200, 4, 8)
@@ -217,7 +221,7 @@ def test_the_loss_is_that_of_a_direct_computation(tmp_path: Path, cat: Image.Ima
     assert float(loss) == pytest.approx(float(sum(errors)) / 2, rel=1e-3)
 
 
-def test_the_gradient_by_the_word_is_that_of_differences(learner: Learner) -> None:
+def test_the_gradient_by_the_embedding_equals_finite_differences(learner: Learner) -> None:
     backbone, lesson = learner.backbone, learner.lesson
     noise = torch.randn(lesson.latents[:2].shape, generator=torch.Generator().manual_seed(1))
 
@@ -262,7 +266,7 @@ def test_a_loss_that_is_no_number_ends_learning_with_a_sentence(
         one.judge()
 
 
-def test_only_the_module_learns_in_one_evaluation_a_step(
+def test_only_the_module_is_trained_with_one_forward_pass_per_step(
     backbone: LatentBackbone, learner: Learner, clip: Clip
 ) -> None:
     fresh = Learner(backbone, learner.lesson, FAST.replace(check_every=1000))
@@ -286,7 +290,7 @@ def test_saving_memory_gives_the_same_gradient(backbone: LatentBackbone, learner
         torch.testing.assert_close(plain, again)
 
 
-def test_checkpointing_is_undone_when_what_it_serves_fails(backbone: LatentBackbone) -> None:
+def test_checkpointing_is_undone_after_an_error(backbone: LatentBackbone) -> None:
     def fail() -> None:
         with checkpointing(backbone.unet, True):
             assert backbone.unet.is_gradient_checkpointing
@@ -300,17 +304,17 @@ def test_checkpointing_is_undone_when_what_it_serves_fails(backbone: LatentBackb
 # Learning
 
 
-def test_learning_brings_the_loss_below_the_untrained_words_and_the_empty_prompts(
+def test_learning_brings_the_loss_below_that_of_the_untrained_embedding_and_of_the_empty_prompt(
     backbone: LatentBackbone, learner: Learner, clip: Clip, cat: Image.Image
 ) -> None:
     settings = FAST.replace(steps=24, learning_rate=0.01)
     style = finished(learn(backbone, cat, lambda: clip, settings))
     untrained = learner.judged_loss(backbone.condition_with_word("*", learner.word()))
     null = learner.judged_loss(backbone.condition([""]))
-    learnt = learner.judged_loss(backbone.condition_with_word("*", style.word[None]))
+    learned = learner.judged_loss(backbone.condition_with_word("*", style.word[None]))
     assert style.record.history[0] == (0, pytest.approx(untrained))
-    assert learnt == pytest.approx(min(loss for _, loss in style.record.history))
-    assert learnt < 0.99 * min(untrained, null)
+    assert learned == pytest.approx(min(loss for _, loss in style.record.history))
+    assert learned < 0.99 * min(untrained, null)
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +327,7 @@ def uninterrupted(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> dic
 
 @pytest.mark.parametrize("mode", ["attention", "embedding"])
 @pytest.mark.parametrize("step", [3, 4])
-def test_an_interrupted_run_that_goes_on_gives_the_same_module(
+def test_an_interrupted_and_resumed_run_gives_the_same_module(
     backbone: LatentBackbone,
     clip: Clip,
     cat: Image.Image,
@@ -333,7 +337,7 @@ def test_an_interrupted_run_that_goes_on_gives_the_same_module(
     step: int,
 ) -> None:
     settings, whole = FAST.replace(mode=mode), uninterrupted[mode]
-    torch.manual_seed(step)  # what is drawn elsewhere must not matter
+    torch.manual_seed(step)  # random numbers drawn elsewhere must not matter
     part = at_step(learn(backbone, cat, lambda: clip, settings), step).save(tmp_path / "part.safetensors")
     torch.manual_seed(99)
     known = LearnedStyle.open(part, with_state=True)
@@ -345,7 +349,7 @@ def test_an_interrupted_run_that_goes_on_gives_the_same_module(
     torch.testing.assert_close(again.word, whole.word, atol=1e-6, rtol=0)
     assert [s for s, _ in again.record.history] == [s for s, _ in whole.record.history]
     moved = max(float((whole.state[n] - known.state[n]).abs().max()) for n in whole.state if n.startswith("module."))
-    assert moved > 1e-4  # else there would be nothing to get wrong
+    assert moved > 1e-4  # otherwise the test would prove nothing
 
 
 def test_learning_does_not_touch_the_global_random_numbers(backbone: LatentBackbone, learner: Learner) -> None:
@@ -366,14 +370,14 @@ def test_a_longer_run_begins_as_a_shorter_one(
 @pytest.mark.parametrize(
     ("changed", "difference"), [({"learning_rate": 0.1}, "learning rate"), ({"seed": 1, "batch": 3}, "batch, seed")]
 )
-def test_what_was_learnt_otherwise_is_not_gone_on_from(
+def test_learning_with_other_settings_is_not_resumed(
     backbone: LatentBackbone, clip: Clip, cat: Image.Image, style: LearnedStyle, changed: dict, difference: str
 ) -> None:
     with pytest.raises(StyleEngineError, match=f"what differs: {difference}"):
         next(learn(backbone, cat, lambda: clip, FAST.replace(**changed), known=style))
 
 
-def test_another_painting_or_a_style_without_state_is_not_gone_on_from(
+def test_another_painting_or_a_style_without_state_is_not_resumed(
     backbone: LatentBackbone, clip: Clip, cat: Image.Image, coffee: Image.Image, style: LearnedStyle
 ) -> None:
     with pytest.raises(StyleEngineError, match="what differs: painting"):
@@ -382,19 +386,21 @@ def test_another_painting_or_a_style_without_state_is_not_gone_on_from(
         next(learn(backbone, cat, lambda: clip, FAST, known=style.without_state()))
 
 
-def test_learning_ends_when_the_loss_no_longer_falls(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> None:
+def test_learning_stops_early_when_the_validation_loss_no_longer_falls(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image
+) -> None:
     settings = FAST.replace(steps=50, learning_rate=1e-9, patience=3)
     style = finished(learn(backbone, cat, lambda: clip, settings))
-    assert style.record.step == 6  # three looks, two steps apart
+    assert style.record.step == 6  # three validations, two steps apart
     assert style.record.complete
     falling = finished(learn(backbone, cat, lambda: clip, FAST.replace(patience=3, learning_rate=0.005)))
     assert falling.record.step == FAST.steps
 
 
-def test_the_word_kept_is_the_best_one(
+def test_the_embedding_with_the_lowest_validation_loss_is_kept(
     backbone: LatentBackbone, clip: Clip, cat: Image.Image, learner: Learner
 ) -> None:
-    settings = FAST.replace(steps=20, learning_rate=0.1)  # far too fast: the loss goes up and down
+    settings = FAST.replace(steps=20, learning_rate=0.1)  # far too high a learning rate: the loss rises and falls
     style = finished(learn(backbone, cat, lambda: clip, settings))
     best = min(style.record.history, key=lambda entry: entry[1])
     assert style.record.best_step == best[0] != style.record.step
@@ -404,7 +410,7 @@ def test_the_word_kept_is_the_best_one(
     torch.testing.assert_close(again.word, style.word, atol=1e-6, rtol=0)
 
 
-def test_what_is_stopped_between_two_looks_is_judged_as_it_is_and_goes_on_as_if_it_had_not_been(
+def test_learning_stopped_between_two_validations_is_validated_then_and_resumes_as_if_uninterrupted(
     backbone: LatentBackbone, clip: Clip, cat: Image.Image, learner: Learner
 ) -> None:
     settings = FAST.replace(steps=6, check_every=4, learning_rate=0.005)
@@ -421,7 +427,7 @@ def test_what_is_stopped_between_two_looks_is_judged_as_it_is_and_goes_on_as_if_
         torch.testing.assert_close(again.state[name], x, atol=1e-6, rtol=0)
 
 
-def test_each_step_is_reported_with_its_loss_and_the_pace(
+def test_each_step_is_reported_with_its_loss_and_the_speed(
     backbone: LatentBackbone, clip: Clip, cat: Image.Image
 ) -> None:
     states = list(learn(backbone, cat, lambda: clip, FAST))
@@ -432,25 +438,25 @@ def test_each_step_is_reported_with_its_loss_and_the_pace(
     assert [state.finished for state in states] == [False] * 6 + [True]
 
 
-def test_the_painting_is_looked_at_once(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> None:
-    cache, looks = ByteCache(1 << 20), []
+def test_the_painting_is_encoded_once(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> None:
+    cache, loads = ByteCache(1 << 20), []
 
-    def look() -> Clip:
-        looks.append(1)
+    def loaded() -> Clip:
+        loads.append(1)
         return clip
 
     for _ in range(2):
-        finished(learn(backbone, cat, look, FAST.replace(steps=1), cache=cache))
-    assert len(looks) == 1
-    lesson = prepare(backbone, cat, look, FAST, cache)
-    assert len(looks) == 1
+        finished(learn(backbone, cat, loaded, FAST.replace(steps=1), cache=cache))
+    assert len(loads) == 1
+    lesson = prepare(backbone, cat, loaded, FAST, cache)
+    assert len(loads) == 1
     whole = to_tensor(fit(cat, (32, 32)))
     torch.testing.assert_close(lesson.latents[:1], backbone.encode(whole))
     torch.testing.assert_close(lesson.tokens[:1], clip.patch_tokens(whole))
     assert lesson.latents.shape[0] == lesson.tokens.shape[0] == lesson.pooled.shape[0] == FAST.views
 
 
-def test_squares_are_cut_from_within_the_painting_and_every_other_one_is_mirrored() -> None:
+def test_crops_lie_within_the_painting_and_every_other_one_is_mirrored() -> None:
     ramp = Image.merge("RGB", [Image.linear_gradient("L").rotate(90).resize((180, 90))] * 3)
     middle, *others = cut(ramp, FAST.replace(views=7), 8)
     assert middle.tobytes() == fit(ramp, (32, 32)).tobytes()
@@ -481,13 +487,13 @@ def test_a_run_that_fails_half_way_leaves_the_unet_as_it_was(
     assert not any(weight.requires_grad for network in backbone.networks for weight in network.parameters())
 
 
-# Drawing
+# Stylization
 
 
 DRAW = InSTSettings(size=32 * 2, steps=8)
 
 
-def test_strength_0_gives_what_the_autoencoder_makes_of_the_content(
+def test_strength_0_gives_the_autoencoders_reconstruction_of_the_content(
     backbone: LatentBackbone, style: LearnedStyle, coffee: Image.Image
 ) -> None:
     result = inst.stylize(backbone, coffee, [style], DRAW.replace(strength=0.0))
@@ -495,7 +501,7 @@ def test_strength_0_gives_what_the_autoencoder_makes_of_the_content(
     assert result.image.tobytes() == expected.tobytes()
 
 
-def test_stochastic_inversion_puts_the_predicted_noise_in_the_place_of_chance(
+def test_stochastic_inversion_replaces_the_random_noise_by_the_predicted_noise(
     backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image
 ) -> None:
     schedule = Schedule.spaced(backbone.alphas_cumprod, 8).lowest(5)
@@ -511,7 +517,7 @@ def test_stochastic_inversion_puts_the_predicted_noise_in_the_place_of_chance(
 
 
 @pytest.mark.parametrize(("strength", "steps"), [(0.0, 0), (0.01, 1), (0.5, 4), (0.51, 5), (0.7, 6), (1.0, 8)])
-def test_strength_is_the_part_of_the_way_that_is_gone(
+def test_strength_is_the_share_of_the_steps_that_is_run(
     backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image, strength: float, steps: int
 ) -> None:
     settings = DRAW.replace(strength=strength)
@@ -521,7 +527,7 @@ def test_strength_is_the_part_of_the_way_that_is_gone(
     assert batches == ([1] + [2] * steps if steps else [])  # ε̂ without guidance, then both at once
 
 
-def test_guidance_leads_away_from_the_empty_prompt(backbone: LatentBackbone, style: LearnedStyle) -> None:
+def test_guidance_moves_away_from_the_empty_prompt(backbone: LatentBackbone, style: LearnedStyle) -> None:
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     condition = backbone.condition_with_word("a *", style.word[None])
     schedule = Schedule.spaced(backbone.alphas_cumprod, 10)
@@ -562,7 +568,7 @@ def test_two_styles_are_mixed_and_the_ends_are_each_alone(
     assert len({drawn(both, mix) for mix in (0.0, 0.5, 1.0)}) == 3
 
 
-def test_without_a_content_the_prompt_is_drawn_from_the_seed(backbone: LatentBackbone, style: LearnedStyle) -> None:
+def test_without_a_content_the_prompt_is_sampled_from_the_seed(backbone: LatentBackbone, style: LearnedStyle) -> None:
     def drawn(**changed: Any) -> Image.Image:
         return inst.stylize(backbone, None, [style], DRAW.replace(prompt="a * b", **changed)).image
 
@@ -572,7 +578,7 @@ def test_without_a_content_the_prompt_is_drawn_from_the_seed(backbone: LatentBac
     assert drawn().tobytes() != drawn(guidance=1.0).tobytes()
 
 
-def test_the_result_says_how_it_was_made(backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image) -> None:
+def test_the_result_records_how_it_was_made(backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image) -> None:
     result = inst.stylize(backbone, cat, [style, style], DRAW.replace(mix=0.25), name="cat.png")
     record = result.record()
     assert record["method"] == "inst"
@@ -596,7 +602,7 @@ def test_a_style_of_another_model_is_refused(backbone: Backbone, style: LearnedS
         inst.stylize(backbone, cat, [foreign], DRAW)  # type: ignore[arg-type]
 
 
-def test_a_cancelled_drawing_leaves_the_networks_as_they_were(
+def test_a_cancelled_run_leaves_the_networks_unchanged(
     backbone: LatentBackbone, style: LearnedStyle, cat: Image.Image
 ) -> None:
     before, text = unet_output(backbone), backbone.condition(["ink"])
@@ -618,7 +624,7 @@ def test_a_cancelled_drawing_leaves_the_networks_as_they_were(
 # The engine
 
 
-def test_the_engine_learns_and_draws(
+def test_the_engine_learns_and_applies_a_style(
     engine: StyleEngine, cat: Image.Image, coffee: Image.Image, tmp_path: Path
 ) -> None:
     cat.save(tmp_path / "a cat.png")
@@ -632,7 +638,7 @@ def test_the_engine_learns_and_draws(
     assert engine.inst_apply(coffee, [style], DRAW).image.tobytes() == result.image.tobytes()
 
 
-def test_a_single_learnt_style_need_not_stand_in_a_list(
+def test_a_single_learned_style_need_not_be_in_a_list(
     engine: StyleEngine, cat: Image.Image, style: LearnedStyle, tmp_path: Path
 ) -> None:
     expected = engine.inst_apply(cat, [style], DRAW).image.tobytes()
@@ -647,7 +653,7 @@ def test_a_single_learnt_style_need_not_stand_in_a_list(
         engine.inst_apply(cat, None, DRAW)  # type: ignore[arg-type]
 
 
-def test_values_come_from_the_backbone_under_those_that_were_given(
+def test_recommended_values_of_the_backbone_apply_where_none_are_given(
     engine: StyleEngine, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recommended = {"inst_learn": {**FAST.model_dump(), "steps": 3}, "inst": {"size": 64, "steps": 2}}
@@ -657,7 +663,7 @@ def test_values_come_from_the_backbone_under_those_that_were_given(
     assert engine.inst_apply(None, [style]).settings["steps"] == 2
 
 
-def test_cancelled_learning_is_kept_and_gone_on_from(engine: StyleEngine, cat: Image.Image, tmp_path: Path) -> None:
+def test_cancelled_learning_is_saved_and_resumed(engine: StyleEngine, cat: Image.Image, tmp_path: Path) -> None:
     partial, steps = tmp_path / "cat.safetensors", list[int]()
     whole = engine.inst_learn(cat, FAST)
 
@@ -675,7 +681,7 @@ def test_cancelled_learning_is_kept_and_gone_on_from(engine: StyleEngine, cat: I
     torch.testing.assert_close(again.word, whole.word, atol=1e-6, rtol=0)
 
 
-def test_learning_in_slices_comes_to_the_same(engine: StyleEngine, cat: Image.Image, tmp_path: Path) -> None:
+def test_learning_in_slices_gives_the_same_style(engine: StyleEngine, cat: Image.Image, tmp_path: Path) -> None:
     partial, slices = tmp_path / "cat.safetensors", 0
     whole = style = engine.inst_learn(cat, FAST)
     while slices == 0 or not style.record.complete:
@@ -686,7 +692,7 @@ def test_learning_in_slices_comes_to_the_same(engine: StyleEngine, cat: Image.Im
     torch.testing.assert_close(style.word, whole.word, atol=1e-6, rtol=0)
 
 
-def test_a_preview_draws_on_the_content_that_was_given(
+def test_a_preview_uses_the_given_content(
     engine: StyleEngine, cat: Image.Image, coffee: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine.backbone, "recommended", {"inst": {"size": 64}})
@@ -699,7 +705,9 @@ def test_a_preview_draws_on_the_content_that_was_given(
     assert shown[0].tobytes() != shown[1].tobytes()
 
 
-def test_a_model_without_words_is_refused(pixel_engine: StyleEngine, cat: Image.Image, style: LearnedStyle) -> None:
+def test_a_model_without_a_text_encoder_is_refused(
+    pixel_engine: StyleEngine, cat: Image.Image, style: LearnedStyle
+) -> None:
     for work in (lambda: pixel_engine.inst_learn(cat), lambda: pixel_engine.inst_apply(cat, [style])):
         with pytest.raises(StyleEngineError, match="has no text encoder"):
             work()
@@ -714,31 +722,31 @@ def mini() -> StyleEngine:
 
 
 @pytest.fixture(scope="module")
-def learnt_on_mini(mini: StyleEngine) -> LearnedStyle:
+def learned_on_mini(mini: StyleEngine) -> LearnedStyle:
     painting = Path(__file__).parent.parent / "examples" / "style" / "great-wave.jpg"
     return mini.inst_learn(painting, InSTLearningSettings(steps=8, size=64, batch=2, views=2, check_every=4))
 
 
-def test_more_strength_leads_further_from_the_content(
-    mini: StyleEngine, learnt_on_mini: LearnedStyle, astronaut: Image.Image
+def test_more_strength_moves_further_from_the_content(
+    mini: StyleEngine, learned_on_mini: LearnedStyle, astronaut: Image.Image
 ) -> None:
     distances = []
     for strength in (0.0, 0.3, 0.6, 0.9):
         settings = InSTSettings(size=64, steps=10, strength=strength, guidance=2.0, adain=False)
-        results = [mini.inst_apply(astronaut, [learnt_on_mini], settings.replace(seed=seed)) for seed in range(3)]
+        results = [mini.inst_apply(astronaut, [learned_on_mini], settings.replace(seed=seed)) for seed in range(3)]
         content = to_tensor(fit(astronaut, (64, 64)))
         distances.append(float(np.mean([(to_tensor(r.image) - content).square().mean() for r in results])))
     assert distances == sorted(distances)
     assert distances[-1] > 1.5 * distances[1]
 
 
-def test_stochastic_inversion_keeps_more_of_the_content_than_chance(
-    mini: StyleEngine, learnt_on_mini: LearnedStyle, astronaut: Image.Image
+def test_stochastic_inversion_keeps_more_of_the_content_than_random_noise(
+    mini: StyleEngine, learned_on_mini: LearnedStyle, astronaut: Image.Image
 ) -> None:
     kept = {}
     content = to_tensor(fit(astronaut, (64, 64)))
     for noise in ("stochastic_inversion", "random"):
         settings = InSTSettings(size=64, steps=10, strength=0.6, guidance=2.0, adain=False, noise=noise)
-        results = [mini.inst_apply(astronaut, [learnt_on_mini], settings.replace(seed=seed)) for seed in range(3)]
+        results = [mini.inst_apply(astronaut, [learned_on_mini], settings.replace(seed=seed)) for seed in range(3)]
         kept[noise] = float(np.mean([ssim(to_tensor(r.image), content) for r in results]))
     assert kept["stochastic_inversion"] > kept["random"]

@@ -1,4 +1,4 @@
-"""Style files: what goes in comes out, and what is not a sound style is refused in a sentence."""
+"""Style files: a saved style loads unchanged, and an invalid file is refused in a sentence."""
 
 import base64
 import io
@@ -93,7 +93,7 @@ def test_a_finished_style_is_small(style: LearnedStyle, tmp_path: Path) -> None:
     assert wide.save(tmp_path / "cat.safetensors").stat().st_size < 64_000
 
 
-def test_another_word_is_another_style_but_another_name_is_not(style: LearnedStyle) -> None:
+def test_another_embedding_is_another_style_but_another_name_is_not(style: LearnedStyle) -> None:
     assert style.renamed("dog").sha256 == style.sha256
     assert style.renamed("dog").record.name == "dog"
     assert replace(style, word=style.word + 1e-6).sha256 != style.sha256
@@ -196,7 +196,7 @@ def with_wrong_offsets(style: LearnedStyle) -> bytes:
 
 
 def with_header(change: Callable[[dict[str, Any]], Any]) -> Callable[[LearnedStyle], bytes]:
-    """The style's file, its header changed by hand."""
+    """The style's file with a changed header."""
 
     def forge(style: LearnedStyle) -> bytes:
         content = style.to_bytes()
@@ -340,7 +340,7 @@ DAMAGE: dict[str, tuple[Callable[[LearnedStyle], bytes], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_no_sound_style_is_refused_in_one_sentence(damage: str, style: LearnedStyle, tmp_path: Path) -> None:
+def test_an_invalid_style_is_refused_in_one_sentence(damage: str, style: LearnedStyle, tmp_path: Path) -> None:
     forge, words = DAMAGE[damage]
     path = tmp_path / "forged.safetensors"
     path.write_bytes(forge(style))
@@ -360,7 +360,7 @@ def test_forging_changes_only_what_it_should(style: LearnedStyle, tmp_path: Path
         assert equal(LearnedStyle.open(path), style)
 
 
-def test_every_cut_of_a_file_is_refused(style: LearnedStyle, tmp_path: Path) -> None:
+def test_every_truncated_file_is_refused(style: LearnedStyle, tmp_path: Path) -> None:
     content, path = style.to_bytes(), tmp_path / "cut.safetensors"
     for length in range(0, len(content), 997):
         path.write_bytes(content[:length])
@@ -384,7 +384,7 @@ def test_texts_in_a_thumbnail_are_not_unpacked(style: LearnedStyle, tmp_path: Pa
     assert opened.thumbnail.size == (128, 128)
 
 
-def test_a_thumbnail_carries_nothing_but_pixels(style: LearnedStyle) -> None:
+def test_a_thumbnail_contains_nothing_but_pixels(style: LearnedStyle) -> None:
     style.thumbnail.info |= {"icc_profile": b"secret", "exif": b"secret", "xmp": b"secret", "comment": "secret"}
     _, metadata = parts(style)
     assert b"secret" not in base64.b64decode(metadata[THUMBNAIL_KEY])
@@ -458,8 +458,8 @@ def test_no_sentence_about_a_model_names_its_folder(style: LearnedStyle, backbon
     assert Path(backbone.name).is_absolute()
     with pytest.raises(StyleEngineError) as caught:
         replace(style, word=torch.ones(5)).check_fits(backbone)
-    told = str(caught.value) + replace(style, record=style.record.replace(revision="abc")).note_for(backbone)
-    assert str(Path(backbone.name).parent) not in told
+    messages = str(caught.value) + replace(style, record=style.record.replace(revision="abc")).note_for(backbone)
+    assert str(Path(backbone.name).parent) not in messages
 
 
 def test_a_file_that_is_missing_or_cannot_be_written_is_named(style: LearnedStyle, tmp_path: Path) -> None:
@@ -489,7 +489,7 @@ def test_a_style_of_other_weights_comes_with_a_note(style: LearnedStyle, backbon
     assert "it may look different" in other.note_for(backbone)
 
 
-def test_mixing_leads_from_one_style_to_the_other(backbone: LatentBackbone, cat: Image.Image) -> None:
+def test_mixing_interpolates_between_two_styles(backbone: LatentBackbone, cat: Image.Image) -> None:
     one, other = (made_up(backbone, cat, seed) for seed in (0, 1))
     assert mixed(one, other, 0) is one
     assert mixed(one, other, 1) is other

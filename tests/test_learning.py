@@ -1,4 +1,4 @@
-"""Learning in the background: a queue with an end, one thread, and nothing lost when pages, clients or processes go."""
+"""Learning in the background: a bounded queue, one thread, and nothing lost when pages, clients or processes end."""
 
 import asyncio
 import threading
@@ -31,7 +31,7 @@ ASKED_BY: ContextVar[str] = ContextVar("asked_by", default="nobody")
 
 
 class Stub(Runner):
-    """Learns nothing, but at once; waits at the gate before each painting's only step."""
+    """Learns nothing and takes no time; waits at the gate before the only step of each painting."""
 
     def __init__(self, engine: StyleEngine, style: LearnedStyle) -> None:
         super().__init__(engine)
@@ -85,7 +85,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watched(learning: Learning, name: str) -> Iterator[LearningStatus]:
-    """As `Learning.watch`, for who can wait."""
+    """As `Learning.watch`, without asyncio."""
     shown, until = None, time.monotonic() + PATIENCE
     while shown is None or not shown.ended:
         assert time.monotonic() < until
@@ -141,7 +141,7 @@ def test_watching_takes_no_thread_and_costs_nothing_once_nobody_watches(
     assert asyncio.run(crowd()) == ["finished"] * 40
 
 
-def test_a_watcher_hears_again_of_what_does_not_change(
+def test_a_watcher_gets_an_unchanged_status_repeatedly(
     learning: Learning, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learning_module, "HEARTBEAT", 0.03)
@@ -156,7 +156,7 @@ def test_a_watcher_hears_again_of_what_does_not_change(
     assert first is second
 
 
-def test_of_five_paintings_too_many_each_is_refused_in_words_and_all_others_become_styles(
+def test_five_paintings_too_many_are_each_refused_in_a_sentence_and_all_others_become_styles(
     learning: Learning, runner: Stub, cat: Image.Image
 ) -> None:
     names, sentences = list[str](), list[str]()
@@ -188,7 +188,7 @@ def test_one_thread_learns_all_and_is_gone_when_nothing_waits(
 
 
 @pytest.mark.parametrize("trouble", [RuntimeError("x"), MemoryError(), SystemExit(), StyleEngineError("No luck.")])
-def test_after_an_error_the_next_painting_is_learnt(
+def test_after_an_error_the_next_painting_is_learned(
     learning: Learning, runner: Stub, cat: Image.Image, trouble: BaseException
 ) -> None:
     runner.troubles.append(trouble)
@@ -201,7 +201,7 @@ def test_after_an_error_the_next_painting_is_learnt(
     assert learning.unfinished() == ["first"]
 
 
-def test_each_painting_is_learnt_in_the_context_of_its_own_request(
+def test_each_painting_is_learned_in_the_context_of_its_own_request(
     learning: Learning, runner: Stub, cat: Image.Image
 ) -> None:
     for who in ("one", "other"):
@@ -214,7 +214,7 @@ def test_each_painting_is_learnt_in_the_context_of_its_own_request(
     assert runner.asked_by == ["one", "other"]
 
 
-def test_what_nobody_knows_cannot_be_stopped_and_leaves_no_trace(
+def test_an_unknown_name_cannot_be_stopped_and_is_not_stored(
     learning: Learning, runner: Stub, cat: Image.Image
 ) -> None:
     name = learning.begin(cat, SETTINGS, "cat", None)
@@ -233,7 +233,9 @@ def test_what_nobody_knows_cannot_be_stopped_and_leaves_no_trace(
     assert end(learning, learning.begin(cat, SETTINGS, "cat", None)).phase == "finished"
 
 
-def test_of_what_has_ended_only_the_last_is_remembered(learning: Learning, runner: Stub, cat: Image.Image) -> None:
+def test_the_status_of_ended_runs_is_kept_for_the_latest_only(
+    learning: Learning, runner: Stub, cat: Image.Image
+) -> None:
     runner.gate.set()
     for number in range(MOST_KNOWN + 3):
         end(learning, learning.begin(cat, SETTINGS, f"{number}", None))
@@ -242,7 +244,7 @@ def test_of_what_has_ended_only_the_last_is_remembered(learning: Learning, runne
         learning.status("0")
 
 
-def test_what_waits_is_taken_from_the_queue_at_once_and_kept(
+def test_a_queued_painting_that_is_stopped_leaves_the_queue_at_once_and_is_kept_as_unfinished(
     learning: Learning, runner: Stub, cat: Image.Image
 ) -> None:
     first, second = (learning.begin(cat, SETTINGS, name, None) for name in ("first", "second"))
@@ -256,7 +258,7 @@ def test_what_waits_is_taken_from_the_queue_at_once_and_kept(
     assert end(learning, second).phase == "finished"
 
 
-def test_going_on_with_what_is_being_learnt_changes_nothing(
+def test_resuming_a_painting_that_is_being_learned_changes_nothing(
     learning: Learning, runner: Stub, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(learning, "_room", threading.Semaphore(1))
@@ -267,19 +269,21 @@ def test_going_on_with_what_is_being_learnt_changes_nothing(
     assert runner.asked_by == ["nobody"]
 
 
-def test_what_waits_or_is_learnt_is_not_deleted_for_others_however_long_it_takes(
+def test_a_queued_or_running_painting_is_not_deleted_for_others_however_long_it_takes(
     learning: Learning, runner: Stub, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("styleengine.style_library.MOST_UNFINISHED", 2)
     monkeypatch.setattr("styleengine.style_library.LATELY", -1.0)  # whatever is touched was touched long ago
     names = [learning.begin(cat, SETTINGS, name, None) for name in ("a", "b")]
-    with pytest.raises(StyleEngineError, match="2 paintings are being learnt or were left unfinished"):
+    with pytest.raises(StyleEngineError, match="2 paintings are being learned or were left unfinished"):
         learning.begin(cat, SETTINGS, "c", None)
     runner.gate.set()
     assert [end(learning, name).phase for name in names] == ["finished"] * 2
 
 
-def test_what_waits_is_touched_while_another_is_learnt(learning: Learning, runner: Stub, cat: Image.Image) -> None:
+def test_the_folder_of_a_queued_painting_is_touched_while_another_is_learned(
+    learning: Learning, runner: Stub, cat: Image.Image
+) -> None:
     learning.begin(cat, SETTINGS, "a", None)
     until_learning(learning, "a")
     learning.begin(cat, SETTINGS, "b", None)
@@ -301,7 +305,7 @@ def test_a_folder_that_vanishes_is_explained_without_naming_it(
     assert failed.sentence == "The saved progress of “b” is damaged: learn the painting again."
 
 
-def test_what_waited_or_was_being_learnt_when_the_process_died_is_offered_as_unfinished(
+def test_queued_and_running_paintings_are_offered_as_unfinished_after_a_crash(
     learning: Learning, runner: Stub, cat: Image.Image, coffee: Image.Image, tmp_path: Path
 ) -> None:
     for name in ("a", "b", "c"):
@@ -330,7 +334,7 @@ def test_what_waited_or_was_being_learnt_when_the_process_died_is_offered_as_unf
         ("painting.png", b""),
     ],
 )
-def test_half_written_files_are_explained_on_use_and_hurt_nothing_else(
+def test_half_written_files_are_explained_on_use_and_affect_nothing_else(
     learning: Learning, runner: Stub, cat: Image.Image, file: str, content: bytes
 ) -> None:
     place = learning.library.begin(cat, "cut", {"settings": LEARN, "model": runner.engine.backbone.name})
@@ -404,7 +408,7 @@ def test_learning_goes_in_slices_and_lets_others_in_between(
     assert stopped.phase == "stopped"
 
 
-def test_two_paintings_are_learnt_one_after_the_other(
+def test_two_paintings_are_learned_one_after_the_other(
     shared_engine: StyleEngine, cat: Image.Image, coffee: Image.Image, tmp_path: Path
 ) -> None:
     learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
@@ -417,7 +421,7 @@ def test_two_paintings_are_learnt_one_after_the_other(
     assert ends[0].style.record.painting != ends[1].style.record.painting
 
 
-def test_learning_that_cannot_be_gone_on_with_says_so(
+def test_learning_that_cannot_be_resumed_gives_a_sentence(
     shared_engine: StyleEngine, shared_pixel_engine: StyleEngine, cat: Image.Image, tmp_path: Path
 ) -> None:
     learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))

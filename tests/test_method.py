@@ -1,4 +1,4 @@
-"""A method declared in the test, and all that follows from the declaration without any other edit."""
+"""A method declared in the test, and everything that is derived from the declaration."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def test_the_engine_runs_it(engine: StyleEngine, files: list[Path]) -> None:
         ({"first": "cat.png", "third": 1}, "There is no input “third”. The inputs are: first, second."),
     ],
 )
-def test_what_is_wrong_with_its_inputs_is_said(engine: StyleEngine, inputs: dict[str, object], sentence: str) -> None:
+def test_errors_in_its_inputs_are_reported(engine: StyleEngine, inputs: dict[str, object], sentence: str) -> None:
     with pytest.raises(StyleEngineError, match=sentence):
         engine.run(BLEND, inputs)
 
@@ -95,10 +95,10 @@ def test_it_is_a_command_that_rerun_repeats(
     out, again = tmp_path / "out.png", tmp_path / "again.png"
     with pytest.raises(SystemExit):
         main(["blend", "--help"])
-    told = capsys.readouterr().out
-    assert "Blends two images" in told
-    assert "The image that is blended in." in told
-    assert "--share" in told
+    printed = capsys.readouterr().out
+    assert "Blends two images" in printed
+    assert "The image that is blended in." in printed
+    assert "--share" in printed
     assert main(["blend", *map(str, files), "-o", str(out), "--share", "0.25", "--model", str(model_folder)]) == 0
     assert read_record(out)["settings"] == {"share": 0.25, "size": 64}
     assert main(["rerun", str(out), "-o", str(again), "--model", str(model_folder)]) == 0

@@ -1,4 +1,4 @@
-"""Measures against scikit-image's and against cases whose answer is known."""
+"""Metrics against scikit-image's and against known values."""
 
 from typing import Any
 
@@ -58,7 +58,7 @@ def test_psnr_equals_scikit_images(astronaut: Image.Image, kind: str) -> None:
     assert psnr(picture, other) == pytest.approx(expected, abs=1e-3)
 
 
-def test_psnr_clips_to_what_can_be_shown_and_stays_finite(astronaut: Image.Image) -> None:
+def test_psnr_clips_to_the_displayable_range_and_stays_finite(astronaut: Image.Image) -> None:
     white = torch.ones(1, 3, 20, 20)
     assert psnr(3 * white, white) == pytest.approx(100)
     assert psnr(-white, white) == pytest.approx(0)
@@ -112,7 +112,7 @@ def test_losses_are_zero_for_equals_and_not_for_others(
         style_loss(one, other[:-1])
 
 
-def test_style_loss_does_not_see_where_things_are_and_content_loss_does() -> None:
+def test_style_loss_is_independent_of_positions_and_content_loss_is_not() -> None:
     features = [torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))]
     moved = [features[0].flip(3)]
     assert style_loss(moved, features) == pytest.approx(0, abs=1e-6)

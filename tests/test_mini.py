@@ -1,4 +1,4 @@
-"""The embedded model: that it is whole, and that the method works on it, in pictures' numbers."""
+"""The embedded model: it is complete, and Z-STAR+ works on it, by metrics."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_the_folder_is_small_enough_for_a_space_repository() -> None:
     assert sum(sizes) < 80_000_000
 
 
-def test_the_stock_pipeline_loads_the_folder_and_draws() -> None:
+def test_diffusers_own_pipeline_loads_the_folder_and_samples() -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("", num_inference_steps=2, guidance_scale=1.0, height=64, width=64).images[0]
@@ -52,7 +52,7 @@ def test_the_stock_pipeline_loads_the_folder_and_draws() -> None:
     assert pipeline.tokenizer.model_max_length <= 77
 
 
-def test_the_styles_that_come_along_were_learnt_on_these_very_weights(mini: StyleEngine) -> None:
+def test_the_bundled_styles_were_learned_on_these_weights(mini: StyleEngine) -> None:
     files = sorted(SHIPPED.glob(f"*{SUFFIX}"))
     assert len(files) == 3
     for file in files:
@@ -63,14 +63,14 @@ def test_the_styles_that_come_along_were_learnt_on_these_very_weights(mini: Styl
         assert style.note_for(mini.backbone) == ""
 
 
-def test_its_bottleneck_is_heard(mini: StyleEngine) -> None:
+def test_its_bottleneck_has_an_effect_on_the_prediction(mini: StyleEngine) -> None:
     unet = mini.backbone.unet
     x = torch.randn(2, unet.config.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
-    told = mini.backbone.condition([""]).expand(2, -1, -1)
-    whole = unet(x, 700, told).sample
-    silenced = unet.mid_block.register_forward_hook(lambda block, given, h: torch.zeros_like(h))
-    without = unet(x, 700, told).sample
-    silenced.remove()
+    null = mini.backbone.condition([""]).expand(2, -1, -1)
+    whole = unet(x, 700, null).sample
+    zeroed = unet.mid_block.register_forward_hook(lambda block, given, h: torch.zeros_like(h))
+    without = unet(x, 700, null).sample
+    zeroed.remove()
     assert (whole - without).norm() > 1e-3 * whole.norm()
 
 
@@ -85,7 +85,7 @@ def test_its_latents_have_about_unit_variance(mini: StyleEngine) -> None:
     assert 0.7 < latents.std() < 1.3
 
 
-def test_inversion_and_sampling_come_back_within_one_decibel(
+def test_inversion_and_sampling_reconstruct_within_one_decibel(
     mini: StyleEngine, content: Image.Image, style: Image.Image
 ) -> None:
     settings = ZStarSettings(size=SIZE, steps=STEPS, measure_reconstruction=True, inversion_iterations=2)
@@ -132,7 +132,7 @@ def test_pull_and_query_preservation_keep_more_of_the_content(
 
 @pytest.mark.parametrize("mode", ["reweight", "simple_addition"])
 @pytest.mark.parametrize("strength", [1.3, 4.0])
-def test_where_a_mask_is_black_no_layer_sees_anything_of_the_style(
+def test_where_a_mask_is_black_no_layer_attends_to_the_style(
     mini: StyleEngine, monkeypatch: pytest.MonkeyPatch, mode: str, strength: float
 ) -> None:
     """Its logits reach a hundred, and four times that at the largest λ."""

@@ -1,4 +1,4 @@
-"""The page is made once for many who look, and never kept for one person alone."""
+"""The page is rendered once for many clients, and a response to one client is never cached for others."""
 
 import asyncio
 from typing import Any
@@ -9,7 +9,7 @@ from styleengine.ui.page_cache import MOST_KEPT, PageCache
 
 
 class Site:
-    """An ASGI app that counts what it is asked."""
+    """An ASGI app that counts its requests."""
 
     def __init__(self, status: int = 200) -> None:
         self.status, self.asked = status, 0
@@ -33,7 +33,7 @@ async def get(app: PageCache, path: str = "/", query: bytes = b"", method: str =
     return sent[-1]["body"]
 
 
-def test_many_who_look_at_once_are_answered_by_one() -> None:
+def test_simultaneous_requests_share_one_response() -> None:
     site = Site()
     app = PageCache(site)
 
@@ -45,7 +45,7 @@ def test_many_who_look_at_once_are_answered_by_one() -> None:
 
 
 @pytest.mark.parametrize("other", [{"host": "b"}, {"x_forwarded_host": "b"}, {"x_forwarded_proto": "https"}])
-def test_an_answer_is_kept_by_the_address_that_it_was_asked_at(other: dict[str, str]) -> None:
+def test_responses_are_cached_by_the_requested_address(other: dict[str, str]) -> None:
     app = PageCache(Site())
     assert asyncio.run(get(app, **{"host": "a"})) != asyncio.run(get(app, **{"host": "a", **other}))
 
@@ -57,14 +57,14 @@ def test_an_answer_is_kept_by_the_address_that_it_was_asked_at(other: dict[str, 
         {"path": "/gradio_api/file=x"}, {"path": "/gradio_api/heartbeat/x"},
     ],
 )  # fmt: skip
-def test_what_may_depend_on_who_asks_is_never_kept(request_: dict[str, Any]) -> None:
+def test_responses_that_may_depend_on_the_client_are_never_cached(request_: dict[str, Any]) -> None:
     site = Site()
     app = PageCache(site)
     assert asyncio.run(get(app, **request_)) != asyncio.run(get(app, **request_))
     assert site.asked == 2
 
 
-def test_errors_are_not_kept() -> None:
+def test_errors_are_not_cached() -> None:
     site = Site(500)
     app = PageCache(site)
     asyncio.run(get(app))

@@ -1,4 +1,4 @@
-"""CLIP beside a backbone: that it sees what transformers' own processing sees, and what it can be asked for."""
+"""CLIP beside a backbone: preprocessing as in transformers, embeddings, patch tokens and messages."""
 
 from pathlib import Path
 
@@ -23,10 +23,10 @@ def test_pictures_are_prepared_as_the_image_processor_does(backbone: Backbone, c
     processor = CLIPImageProcessorPil.from_pretrained(backbone.folder / "clip")
     square = cat.crop((0, 0, 128, 128))
     expected = processor(square, return_tensors="pt").pixel_values
-    assert (clip.prepare(to_tensor(square)) - expected).abs().mean() < 0.02  # PIL rounds to 8 bits on its way
+    assert (clip.prepare(to_tensor(square)) - expected).abs().mean() < 0.02  # PIL rounds to 8 bits in between
 
 
-def test_of_an_oblong_picture_the_middle_is_seen(clip: Clip) -> None:
+def test_an_oblong_picture_is_cropped_to_its_centre(clip: Clip) -> None:
     picture = torch.rand(1, 3, 40, 90) * 2 - 1
     assert torch.equal(clip.prepare(picture), clip.prepare(picture[..., 25:65]))
 
@@ -40,7 +40,7 @@ def test_embeddings_are_unit_vectors_of_one_space(clip: Clip, cat: Image.Image) 
     assert not torch.allclose(of_texts[0], of_texts[1])
 
 
-def test_the_embedding_tells_how_to_change_the_picture(clip: Clip, cat: Image.Image) -> None:
+def test_the_gradient_by_the_picture_raises_the_similarity(clip: Clip, cat: Image.Image) -> None:
     picture = to_tensor(cat).mul(0.9).requires_grad_()
     target = clip.text_embeddings(["ink"])
     before = (clip.image_embeddings(picture) * target).sum()
@@ -50,17 +50,17 @@ def test_the_embedding_tells_how_to_change_the_picture(clip: Clip, cat: Image.Im
     assert (clip.image_embeddings(picture.detach() + step) * target).sum() > before
 
 
-def test_patch_tokens_leave_the_class_token_out(clip: Clip, cat: Image.Image) -> None:
+def test_patch_tokens_do_not_include_the_class_token(clip: Clip, cat: Image.Image) -> None:
     assert clip.patch_tokens(to_tensor(cat)).shape == (1, 16, 32)
 
 
-def test_texts_beyond_the_limit_are_cut(clip: Clip) -> None:
+def test_texts_beyond_the_limit_are_truncated(clip: Clip) -> None:
     assert clip.longest_text == 16
     long, longer = "ink " * 20, "ink " * 40
     assert torch.equal(clip.text_embeddings([long]), clip.text_embeddings([longer]))
 
 
-def test_the_note_on_a_text_says_up_to_where_it_is_read(clip: Clip) -> None:
+def test_the_note_on_a_truncated_text_states_where_it_ends(clip: Clip) -> None:
     assert clip.note_on("") == clip.note_on("ink") == clip.note_on("a " * 14) == ""
     text = "A b C d e f g h i j k l m n o p q"
     note = clip.note_on(text)
@@ -84,7 +84,7 @@ def test_the_clip_from_the_hub_is_pinned(backbone: Backbone, tmp_path: Path, mon
     assert asked == [("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41")]
 
 
-def test_without_a_clip_of_its_own_and_without_the_hub_the_sentence_says_so(
+def test_without_a_clip_of_its_own_and_without_the_hub_there_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_random_model(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""The project's own rules: checkers pass, floors hold, nothing heavy or unsafe comes in."""
+"""The project's rules: checkers pass, layers hold, no large and no unsafe files."""
 
 import ast
 import shutil
@@ -15,8 +15,8 @@ PACKAGE = ROOT / "styleengine"
 LARGEST_FILE = 10_000_000
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
 
-# Which floor a module stands on; a module imports from its own floor or from below, never from above.
-FLOORS = [
+# The layers of modules, lowest first: a module imports from its own layer and from lower ones, never from higher ones.
+LAYERS = [
     {"errors", "image_files", "memory", "networks", "phases", "turns", "version"},
     {"images", "settings", "cache", "file_hashes"},
     {"stylization", "workfolder", "containers", "frame_colors", "mp4_index", "sound"},
@@ -35,7 +35,7 @@ FLOORS = [
     {"arguments"},
     {"ui", "cli", "__main__"},
 ]
-FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 
 
 def python_files() -> list[Path]:
@@ -97,16 +97,16 @@ def test_files_to_check_are_found() -> None:
     assert {"styleengine/engine.py", "styleengine/methods/zstar.py", "tests/test_project.py"} <= names
 
 
-def test_no_module_imports_from_a_floor_above() -> None:
+def test_no_module_imports_from_a_higher_layer() -> None:
     wrong = []
     for file in package_files():
         module = file.relative_to(PACKAGE).with_suffix("").parts
         if module == ("__init__",):
             continue
-        assert module[0] in FLOOR, f"{module[0]} stands on no floor yet: give it one"
+        assert module[0] in LAYER, f"{module[0]} is in no layer yet: add it to LAYERS"
         for target in own_imports(file):
-            floor = FLOOR.get(target[0], FLOOR["engine"])  # from the package itself: what the engine offers
-            if floor > FLOOR[module[0]]:
+            layer = LAYER.get(target[0], LAYER["engine"])  # from the package itself: what the engine offers
+            if layer > LAYER[module[0]]:
                 wrong.append(f"{'.'.join(module)} imports {'.'.join(target)}")
     assert not wrong
 
@@ -120,8 +120,8 @@ def test_no_file_and_no_function_is_too_long() -> None:
                 assert (node.end_lineno or 0) - node.lineno < LONGEST_FUNCTION, f"{file}: {node.name}"
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    """Also within a floor: what a module imports, with all that this imports, does not lead back to it."""
+def test_there_are_no_circular_imports() -> None:
+    """Also within a layer: the modules that a module imports, directly or not, do not import it."""
     files = {
         "/".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("/__init__"): file
         for file in package_files()
@@ -151,7 +151,7 @@ def test_only_the_user_interface_imports_gradio() -> None:
     assert with_gradio - {parts for parts in with_gradio if parts[0] == "tests"} <= allowed
 
 
-def test_only_attention_knows_the_kernels_and_only_backbones_the_hub() -> None:
+def test_only_attention_uses_the_kernels_and_only_backbones_the_hub() -> None:
     for file in package_files():
         if file.name != "attention.py":
             assert "xformers" not in roots(file), file

@@ -1,4 +1,4 @@
-"""QS-Attn: selection and contrast against numpy, gradients against differences, and what a run must do."""
+"""QS-Attn: selection and contrast against numpy, gradients against finite differences, and whole runs."""
 
 import copy
 import math
@@ -68,7 +68,7 @@ def features_of(side: tuple[int, int] = (5, 6), channels: int = 3, seed: int = 0
 
 
 def rows_of(features: torch.Tensor) -> np.ndarray:
-    """(places, channels), in double precision."""
+    """(positions, channels), in double precision."""
     return features[0].flatten(1).T.double().numpy()
 
 
@@ -78,7 +78,7 @@ def numpy_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def numpy_attention(features: torch.Tensor, window: int | None = None) -> np.ndarray:
-    """softmax(F·Fᵀ) over all places, or over those of the window around each."""
+    """softmax(F·Fᵀ) over all positions, or over those of the window around each."""
     width = features.shape[3]
     rows = rows_of(features)
     logits = rows @ rows.T
@@ -140,13 +140,13 @@ def test_the_anchors_are_exactly_the_n_smallest_entropies_and_routed_by_their_ro
 
 
 def test_large_features_still_have_an_order() -> None:
-    features = 6 * features_of(channels=16)  # dot products of hundreds: nearly all attention is on one place
+    features = 6 * features_of(channels=16)  # dot products of hundreds: nearly all attention is on one position
     h = numpy_entropy(numpy_attention(features))
     assert np.median(h) < 1e-20
     assert set(chosen(features, anchors=20).indices.tolist()) == {*np.argsort(h)[:20].tolist()}
 
 
-def test_random_anchors_are_others_and_look_at_single_places() -> None:
+def test_random_anchors_differ_and_attend_to_single_positions() -> None:
     features = features_of()
     random, by_entropy = (chosen(features, selection=selection, anchors=7) for selection in ("random", "global"))
     assert set(random.indices.tolist()) != set(by_entropy.indices.tolist())
@@ -156,12 +156,12 @@ def test_random_anchors_are_others_and_look_at_single_places() -> None:
     assert random.routing.max() == 1
 
 
-def test_there_are_no_more_anchors_than_places() -> None:
+def test_there_are_no_more_anchors_than_positions() -> None:
     for selection in ("global", "local", "local_global", "random"):
         assert sorted(chosen(features_of(), selection=selection).indices.tolist()) == list(range(30))
 
 
-def test_entropy_in_pieces_is_entropy_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entropy_in_chunks_equals_entropy_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     flat = features_of()[0].flatten(1).T.double()
     at_once = contrast.global_entropy(flat)
     monkeypatch.setattr(contrast, "ROWS_AT_ONCE", 7)
@@ -214,7 +214,7 @@ def test_normalised_features_have_mean_0_and_deviation_1_and_logits_over_the_roo
     np.testing.assert_allclose(anchors.routing.numpy(), attention[anchors.indices.numpy()], atol=1e-5)
 
 
-def test_the_contrast_is_smallest_for_the_source_and_its_gradient_that_of_differences() -> None:
+def test_the_contrast_is_smallest_for_the_source_and_its_gradient_equals_finite_differences() -> None:
     source = features_of().double()
     anchors = [chosen(source, anchors=6)]
     other = (source + 0.5 * features_of(seed=3)).requires_grad_()
@@ -222,7 +222,7 @@ def test_the_contrast_is_smallest_for_the_source_and_its_gradient_that_of_differ
     assert torch.autograd.gradcheck(lambda x: contrastive_loss([x], anchors), other)
 
 
-def test_clips_losses_are_angles_and_their_gradients_those_of_differences() -> None:
+def test_clips_losses_are_angles_and_their_gradients_equal_finite_differences() -> None:
     angle = torch.tensor([0.1, 1.0, 3.0], dtype=torch.float64)
     turned = torch.stack([angle.cos(), angle.sin()], -1)
     ahead = torch.tensor([1.0, 0.0], dtype=torch.float64)
@@ -267,7 +267,7 @@ def state_of(guide: Guide, step: int = 0) -> tuple[torch.Tensor, int, torch.Tens
     return alpha.sqrt() * x_0 + (1 - alpha).sqrt() * z, level, alpha
 
 
-def test_each_loss_judges_the_blend_of_prediction_and_state(either: StyleEngine, clip: Clip, cat: Image.Image) -> None:
+def test_each_loss_is_computed_on_the_blend_of_x0_and_x_t(either: StyleEngine, clip: Clip, cat: Image.Image) -> None:
     settings = QSAttnSettings(prompt="ink", size=64, patches=3, **dict.fromkeys(LOSSES, 2.0))
     guide = guide_for(either, clip, cat, settings)
     x_t, level, alpha = state_of(guide, step=5)
@@ -297,7 +297,7 @@ def test_each_loss_judges_the_blend_of_prediction_and_state(either: StyleEngine,
         assert float(losses[name]) == pytest.approx(2 * float(value), rel=2e-3, abs=1e-6), name
 
 
-def test_what_is_judged_without_noise_is_the_source_itself(
+def test_without_noise_the_losses_are_computed_on_the_source_itself(
     latent_engine: StyleEngine, clip: Clip, cat: Image.Image, fast: QSAttnSettings
 ) -> None:
     guide = guide_for(latent_engine, clip, cat, fast.replace(**NONE | {"mse": 1.0}))
@@ -310,7 +310,7 @@ def test_what_is_judged_without_noise_is_the_source_itself(
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("save_memory", [False, True])
-def test_the_gradient_is_that_of_differences(
+def test_the_gradient_equals_finite_differences(
     either: StyleEngine, clip: Clip, cat: Image.Image, fast: QSAttnSettings, name: str, save_memory: bool
 ) -> None:
     settings = fast.replace(**NONE | {name: 100.0, "save_memory": save_memory})
@@ -330,7 +330,7 @@ def test_the_gradient_is_that_of_differences(
     assert difference == pytest.approx(float((gradient * along).sum()), rel=0.05)
 
 
-def test_two_styles_are_weighed_and_a_style_twice_is_that_style(
+def test_two_styles_are_weighted_and_a_style_twice_is_that_style(
     latent_engine: StyleEngine, clip: Clip, cat: Image.Image, fast: QSAttnSettings
 ) -> None:
     def losses(prompt: str) -> dict[str, float]:
@@ -439,10 +439,10 @@ def test_a_run_that_fails_half_way_leaves_the_unet_as_it_was(
     assert hooks_of(backbone.unet) == hooks
 
 
-# The way down
+# The sampling loop
 
 
-def test_by_default_the_lower_25_of_50_steps_are_walked(backbone: Backbone) -> None:
+def test_by_default_the_lower_25_of_50_steps_are_run(backbone: Backbone) -> None:
     schedule = way(backbone, QSAttnSettings())
     whole = ddim.Schedule.spaced(backbone.alphas_cumprod, 50)
     assert schedule.steps == 25
@@ -509,7 +509,7 @@ def test_the_last_steps_are_not_guided(
     assert len(shifted) == 6 - unguided
 
 
-def test_without_any_loss_the_way_down_is_ddims(
+def test_without_any_loss_sampling_is_ddim(
     either: StyleEngine, clip: Clip, cat: Image.Image, fast: QSAttnSettings
 ) -> None:
     settings = fast.replace(eta=0.0, **NONE)
@@ -520,7 +520,7 @@ def test_without_any_loss_the_way_down_is_ddims(
 
 
 class BrokenGuide(Guide):
-    """Its gradients have one number that is none, in the steps of `broken`."""
+    """Its gradients contain a NaN in the steps of `broken`."""
 
     broken = (0,)
 
@@ -532,7 +532,7 @@ class BrokenGuide(Guide):
 
 
 @pytest.mark.parametrize(("broken", "lost"), [((), 0), ((1,), 1), ((0, 2, 3), 3), ((0, 1, 2, 3, 4), 5)])
-def test_a_gradient_that_is_not_finite_counts_as_none_and_most_of_them_are_said(
+def test_a_gradient_that_is_not_finite_is_skipped_and_many_of_them_are_noted(
     engine: StyleEngine,
     cat: Image.Image,
     fast: QSAttnSettings,
@@ -556,7 +556,7 @@ def test_a_gradient_that_is_not_finite_counts_as_none_and_most_of_them_are_said(
 # Whole runs
 
 
-def test_the_words_are_approached_and_content_alone_stays_near_the_source(
+def test_the_result_approaches_the_prompt_and_with_content_losses_alone_stays_near_the_source(
     either: StyleEngine, astronaut: Image.Image, fast: QSAttnSettings
 ) -> None:
     settings = fast.replace(steps=8, eta=0.0, patches=8, global_whole=10_000.0, contrast=100.0)
@@ -578,16 +578,18 @@ def test_equal_runs_give_equal_pixels_from_the_cache_or_not_and_seeds_differ(
     assert not same(either.qs_attn(cat, settings=fast.replace(seed=1)).image, first)
 
 
-def test_the_source_is_looked_at_once(either: StyleEngine, cat: Image.Image, fast: QSAttnSettings) -> None:
+def test_the_source_is_encoded_once(either: StyleEngine, cat: Image.Image, fast: QSAttnSettings) -> None:
     with counted_evaluations(either.backbone) as whole:
         either.qs_attn(cat, settings=fast)
-    assert len(whole) == 2 * fast.steps  # up and down; the encoder alone is no evaluation of the whole
+    assert (
+        len(whole) == 2 * fast.steps
+    )  # inversion and sampling; the encoder alone is not a forward pass of the whole U-Net
     with counted_evaluations(either.backbone) as whole:
         either.qs_attn(cat, "oil", fast)
     assert len(whole) == fast.steps
 
 
-def test_the_cache_tells_apart_what_matters(engine: StyleEngine, cat: Image.Image, fast: QSAttnSettings) -> None:
+def test_the_cache_distinguishes_what_matters(engine: StyleEngine, cat: Image.Image, fast: QSAttnSettings) -> None:
     changes = [
         {"selection": "random"},
         {"selection": "random", "seed": 3},
@@ -610,7 +612,7 @@ def _without_cache(engine: StyleEngine) -> StyleEngine:
     return other
 
 
-def test_in_sequence_each_style_is_drawn_over_the_result_before(
+def test_in_sequence_each_style_is_applied_to_the_previous_result(
     engine: StyleEngine, cat: Image.Image, fast: QSAttnSettings
 ) -> None:
     events: list[StepEvent] = []
@@ -632,7 +634,7 @@ def test_selections_give_different_pictures(engine: StyleEngine, cat: Image.Imag
     assert len(set(pictures)) == 4
 
 
-def test_the_result_has_the_contents_shape_and_says_how_it_was_made(
+def test_the_result_has_the_contents_shape_and_records_how_it_was_made(
     engine: StyleEngine, coffee: Image.Image, fast: QSAttnSettings
 ) -> None:
     previews: list[Image.Image] = []
@@ -643,10 +645,10 @@ def test_the_result_has_the_contents_shape_and_says_how_it_was_made(
     assert result.method == "qs_attn"
 
 
-# Words
+# Prompts
 
 
-def test_prompts_are_told_apart_by_bars_and_weighed() -> None:
+def test_prompts_are_separated_by_bars_and_weighted() -> None:
     assert parse_prompts("golden") == [Prompt("golden", 1.0)]
     assert parse_prompts(" golden ::2| wooden |") == [Prompt("golden", 2.0), Prompt("wooden", 1.0)]
 
@@ -666,7 +668,7 @@ def test_prompts_are_told_apart_by_bars_and_weighed() -> None:
         ({"prompt": "ink", "window": 4}, "must be odd"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(
+def test_unusable_prompts_are_refused(
     engine: StyleEngine, cat: Image.Image, fast: QSAttnSettings, settings: dict[str, str], sentence: str
 ) -> None:
     with pytest.raises(StyleEngineError, match=sentence):
@@ -681,9 +683,7 @@ def test_long_foreign_and_decorated_prompts_give_a_picture(
 
 
 @pytest.mark.parametrize("order", ["at_once", "in_sequence"])
-def test_what_is_not_read_of_the_words_is_said(
-    engine: StyleEngine, cat: Image.Image, fast: QSAttnSettings, order: str
-) -> None:
+def test_a_truncated_prompt_is_noted(engine: StyleEngine, cat: Image.Image, fast: QSAttnSettings, order: str) -> None:
     """CLIP's 16 tokens are a start, 14 letters and an end here."""
     prompt = "Ink and wash, with a soft brush | oil | " + "b " * 20
     source = "A photo of a cat in the sun"
@@ -702,7 +702,7 @@ def without_clip(pixel_model_folder: Path, tmp_path: Path, monkeypatch: pytest.M
     return StyleEngine(str(pixel_model_folder), device="cpu")
 
 
-def test_a_model_without_clip_says_what_to_do_and_still_shows_its_anchors(
+def test_a_model_without_clip_gives_a_sentence_and_still_shows_its_anchors(
     without_clip: StyleEngine, cat: Image.Image, fast: QSAttnSettings
 ) -> None:
     with pytest.raises(StyleEngineError, match=r"has no CLIP .* choose a model with a CLIP"):

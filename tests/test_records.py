@@ -1,4 +1,4 @@
-"""Records: what a result carries tells nothing of anybody's disk, is enough to repeat it, and may be a stranger's."""
+"""Records: they contain no folders, are sufficient to repeat a result, and may come from untrusted files."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ NAME = "caf\udce9.png"  # a file name that is no UTF-8, as Python gives it
 
 @pytest.fixture
 def private(tmp_path: Path) -> Path:
-    """A folder that nobody's result is to name, with pictures in it."""
+    """A folder with pictures that no result may name."""
     folder = tmp_path / "home-of-bob"
     folder.mkdir()
     noise = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def zstar(engine: StyleEngine, folder: Path, out: Path, **options: Any) -> Path:
 
 
 def write_result(path: Path, record: Any) -> Path:
-    """A picture with anything for a record."""
+    """A picture with any text as its record."""
     text = record if isinstance(record, str) else json.dumps(record)
     return save_png(Image.new("RGB", (64, 64)), path, {METADATA_KEY: text})
 
@@ -88,21 +88,21 @@ def record_of(method: str = "qs_attn", **changes: Any) -> dict[str, Any]:
     return {**whole, **changes}
 
 
-def test_nothing_that_is_saved_names_a_folder(private_engine: StyleEngine, private: Path, elsewhere: Path) -> None:
+def test_no_saved_file_contains_a_folder(private_engine: StyleEngine, private: Path, elsewhere: Path) -> None:
     content, style, mask = (private / f"{name}.png" for name in ("content", "style", "mask"))
     clip = write_raw(private / "clip.mp4", panned(Image.open(content), 2, (80, 64)))
     learning = InSTLearningSettings(size=32, steps=2, batch=1, views=1, check_every=1)
-    learnt = private_engine.inst_learn(style, learning).save(private / "learnt.safetensors")
-    shutil.copy(learnt, elsewhere)
+    learned = private_engine.inst_learn(style, learning).save(private / "learned.safetensors")
+    shutil.copy(learned, elsewhere)
     fast: dict[str, Any] = {"size": 64, "steps": 2}
     private_engine.zstar(content, [Style.open(style, mask=mask)], ZStarSettings(**fast)).save("zstar.png")
     private_engine.h_space(content, style, HSpaceSettings(**fast), mask=mask).save("h.png")
     private_engine.qs_attn(content, "ink", QSAttnSettings(patches=2, **fast)).save("qs.png")
-    private_engine.inst_apply(content, [str(learnt)], InSTSettings(**fast)).save("inst.png")
+    private_engine.inst_apply(content, [str(learned)], InSTSettings(**fast)).save("inst.png")
     private_engine.zstar_video(clip, [style], ZStarVideoSettings(**fast, rate=0), output="clip.mp4")
     written = sorted(elsewhere.iterdir())
     assert [file.name for file in written] == [
-        *("clip.mp4", "h.png", "inst.png", "learnt.safetensors", "qs.png", "zstar.png")
+        *("clip.mp4", "h.png", "inst.png", "learned.safetensors", "qs.png", "zstar.png")
     ]
     for file in written:
         content_bytes = file.read_bytes()
@@ -123,7 +123,7 @@ def test_a_model_is_recorded_by_its_name_without_a_path(model: str, name: str) -
     assert model_name(model) == name
 
 
-def test_a_folder_of_two_parts_is_told_from_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_two_parts_is_distinguished_from_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bob" / "sd").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert model_name("bob/sd") == "sd"
@@ -142,7 +142,7 @@ def test_an_input_is_recorded_by_its_files_name_without_a_path(source: Any, name
     assert file_name(source) == name
 
 
-def test_no_colour_profile_of_a_painting_or_mask_goes_into_what_is_shared(
+def test_no_colour_profile_of_a_painting_or_mask_is_saved_in_a_style_or_record(
     engine: StyleEngine, private: Path, tmp_path: Path
 ) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -218,7 +218,7 @@ def test_files_are_named_in_any_order_and_one_that_is_no_input_is_refused(
 
 
 @pytest.mark.parametrize("painted", [False, True])
-def test_a_mask_shared_by_two_styles_is_asked_for_once_and_a_painted_one_never(
+def test_a_mask_shared_by_two_styles_is_requested_once_and_a_painted_one_never(
     engine: StyleEngine, private: Path, elsewhere: Path, painted: bool
 ) -> None:
     styles = [private / "style.png", private / "other.png"]
@@ -250,7 +250,7 @@ def test_a_painted_mask_of_h_space_comes_from_the_record(engine: StyleEngine, pr
     assert again.inputs[2].data == result.inputs[2].data != ""
 
 
-def test_a_style_that_comes_with_the_package_needs_no_folder(elsewhere: Path) -> None:
+def test_a_bundled_style_needs_no_folder(elsewhere: Path) -> None:
     shipped = sorted(SHIPPED.iterdir())[0]
     entry = {"role": "learnt style", "sha256": LearnedStyle.open(shipped).sha256, "name": "its.safetensors"}
     result = write_result(elsewhere / "out.png", record_of("inst", inputs=[entry]))
@@ -258,7 +258,7 @@ def test_a_style_that_comes_with_the_package_needs_no_folder(elsewhere: Path) ->
 
 
 def test_records_of_the_first_version_are_read(engine: StyleEngine, private: Path, elsewhere: Path) -> None:
-    """They carry paths, and of a mask that was used inverted the hash of what was used."""
+    """They contain paths, and for a mask that was used inverted the hash of its negative."""
     content, style = (open_image(private / f"{name}.png") for name in ("content", "style"))
     inverted = ImageOps.invert(open_mask(private / "mask.png"))
     inputs = [
@@ -279,7 +279,7 @@ def test_records_of_the_first_version_are_read(engine: StyleEngine, private: Pat
     assert (mask.inverted, mask.sha256) == (True, content_hash(open_mask(private / "mask.png")))
 
 
-def test_the_search_is_bounded_and_looks_into_no_folder_below(
+def test_the_search_is_bounded_and_does_not_enter_subfolders(
     engine: StyleEngine, private: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = zstar(engine, private, elsewhere / "out.png")
@@ -379,7 +379,7 @@ def as_data(image: Image.Image) -> str:
 
 
 @pytest.mark.parametrize(("kind", "record"), bad_records(), ids=lambda value: value if isinstance(value, str) else "")
-def test_whatever_a_stranger_writes_as_a_record_is_answered_in_a_sentence(
+def test_an_invalid_record_gives_a_sentence(
     kind: str, record: Any, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_result(elsewhere / "out.png", record)
@@ -429,7 +429,7 @@ def test_the_recorded_revision_of_a_hub_model_is_loaded(
     assert model("/home/ann/own", "123") == str(private / "own")
 
 
-def test_rerun_says_why_pixels_differ(
+def test_rerun_states_why_pixels_differ(
     private_engine: StyleEngine, private: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = zstar(private_engine, private, elsewhere / "out.png")

@@ -1,4 +1,4 @@
-"""What a client costs that only connects: its session is made on the event loop, for everybody to wait for."""
+"""The cost of a client that only connects: its session is made on the event loop, so all others wait for it."""
 
 import asyncio
 import tracemalloc
@@ -39,7 +39,7 @@ def test_sessions_do_not_share_what_changes() -> None:
 
 
 def test_outputs_that_are_not_named_stay_as_they_are() -> None:
-    """And no component is made for them, which would cost as much as one that changes."""
+    """No component is made for them, which would cost as much as for a changed one."""
     with AppBlocks() as demo:
         outputs = [gr.Textbox(label=name) for name in "abc"]
         gr.Button().click(lambda: {outputs[1]: "new"}, None, outputs)

@@ -63,7 +63,7 @@ def test_wrong_values_become_a_sentence(values: dict[str, Any], sentence: str) -
     ],
     ids=["number", "choice", "name", "list", "many"],
 )
-def test_a_long_wrong_value_is_shortened_and_moves_no_cursor(values: dict[str, Any]) -> None:
+def test_a_long_wrong_value_is_shortened_and_printed_without_control_characters(values: dict[str, Any]) -> None:
     with pytest.raises(StyleEngineError) as error:
         ZStarSettings(**values)
     assert len(str(error.value)) < 1500
@@ -81,7 +81,7 @@ def test_settings_are_frozen() -> None:
         settings.strength = 2.0
 
 
-def test_knobs_tell_what_was_declared() -> None:
+def test_knobs_are_as_declared() -> None:
     knobs = {knob.name: knob for knob in ZStarSettings.knobs()}
     assert list(knobs) == list(ZStarSettings.model_fields)
     strength = knobs["strength"]
@@ -134,7 +134,7 @@ def test_without_a_recommendation_the_defaults_hold(engine: StyleEngine) -> None
     assert engine.settings_for(ZStarSettings, "zstar", None) == ZStarSettings()
 
 
-def test_recommended_settings_that_are_no_json_are_named(model_folder: Path, tmp_path: Path) -> None:
+def test_recommended_settings_that_are_not_json_are_named(model_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(model_folder, tmp_path / "model")
     (tmp_path / "model" / "recommended.json").write_text("{zstar: ")
     with pytest.raises(StyleEngineError, match=r"recommended\.json of the model .* is not valid JSON"):

@@ -1,4 +1,4 @@
-"""The library of learnt styles: names of their own, nothing lost, nothing damaged let in."""
+"""The library of learned styles: unique names, nothing lost, damaged files refused."""
 
 import os
 import sys
@@ -36,13 +36,13 @@ def test_an_empty_library_has_no_folder_yet(library: StyleLibrary) -> None:
 def test_styles_get_names_of_their_own_and_come_back(library: StyleLibrary, style: LearnedStyle) -> None:
     kept = [library.add(style).record.name for _ in range(3)]
     assert kept == ["cat", "cat 2", "cat 3"] == library.names()
-    assert library.add(style.renamed("CAT")).record.name == "CAT 4"  # some file systems know no capitals
+    assert library.add(style.renamed("CAT")).record.name == "CAT 4"  # some file systems ignore case
     assert torch.equal(library.open("cat 2").word, style.word)
     assert library.open("cat 2").record.name == "cat 2"
     assert library.path("cat 3").name == "cat 3.safetensors"
 
 
-def test_what_learning_needs_is_not_kept(library: StyleLibrary, style: LearnedStyle) -> None:
+def test_the_state_for_resuming_is_not_kept(library: StyleLibrary, style: LearnedStyle) -> None:
     library.add(replace(style, state={"module.a": torch.ones(3)}))
     assert not library.open("cat").state
 
@@ -69,7 +69,9 @@ def test_styles_of_other_models_and_damaged_files_are_not_offered(
 @pytest.mark.parametrize(
     "name", ["../secret", "/etc/passwd", "", "..", ["cat"], {"path": "cat"}, None, 5, "\0", "x" * 9999]
 )
-def test_names_lead_nowhere_else(library: StyleLibrary, style: LearnedStyle, tmp_path: Path, name: str) -> None:
+def test_names_cannot_lead_out_of_the_folder(
+    library: StyleLibrary, style: LearnedStyle, tmp_path: Path, name: str
+) -> None:
     library.add(style)
     style.save(tmp_path / "secret.safetensors")
     with pytest.raises(StyleEngineError, match="There is no style"):
@@ -84,7 +86,7 @@ def test_a_sentence_names_some_styles_only(library: StyleLibrary, style: Learned
     assert "“a b<script> ”" in str(caught.value)
 
 
-def test_a_full_library_takes_no_more_and_says_so_without_naming_its_folder(
+def test_a_full_library_refuses_more_without_naming_its_folder(
     library: StyleLibrary, style: LearnedStyle, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(style_library, "MOST_STYLES", 2)
@@ -97,7 +99,7 @@ def test_a_full_library_takes_no_more_and_says_so_without_naming_its_folder(
     assert library.put(place, style).record.name == "begun"  # what was begun in time is kept
 
 
-def test_a_library_that_cannot_be_written_says_so_without_naming_its_folder(
+def test_a_library_that_cannot_be_written_gives_a_sentence_without_naming_its_folder(
     style: LearnedStyle, cat: Image.Image, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -148,7 +150,7 @@ def test_styles_are_read_once_until_their_files_change(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names and kinds of files that Windows does not have")
-def test_strange_files_in_the_folder_are_passed_over(
+def test_unrelated_files_in_the_folder_are_skipped(
     library: StyleLibrary, style: LearnedStyle, backbone: LatentBackbone
 ) -> None:
     library.add(style)
@@ -196,7 +198,7 @@ def aged(place: Unfinished, hours: float) -> Unfinished:
     return place
 
 
-def test_of_too_many_unfinished_the_one_longest_untouched_gives_way(
+def test_of_too_many_unfinished_the_one_longest_untouched_is_deleted(
     library: StyleLibrary, cat: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(style_library, "MOST_UNFINISHED", 3)
@@ -215,12 +217,12 @@ def test_what_was_touched_within_the_hour_is_not_deleted_but_one_more_is_refused
     monkeypatch.setattr(style_library, "MOST_UNFINISHED", 2)
     for name in ("a", "b"):
         aged(library.begin(cat, name, {}), 0.9)
-    with pytest.raises(StyleEngineError, match="2 paintings are being learnt or were left unfinished within the hour"):
+    with pytest.raises(StyleEngineError, match="2 paintings are being learned or were left unfinished within the hour"):
         library.begin(cat, "c", {})
     assert list(library.unfinished()) == ["a", "b"]
 
 
-def test_a_place_that_was_begun_but_not_written_is_not_offered_keeps_its_name_and_goes_in_time(
+def test_a_folder_that_was_begun_but_not_written_is_not_offered_keeps_its_name_and_is_deleted_later(
     library: StyleLibrary, cat: Image.Image
 ) -> None:
     half = Unfinished(library.folder / "unfinished" / "cat")
@@ -232,7 +234,7 @@ def test_a_place_that_was_begun_but_not_written_is_not_offered_keeps_its_name_an
     assert library.begin(cat, "cat", {}).name == "cat"
 
 
-def test_places_begun_at_one_time_get_names_of_their_own_in_two_processes_too(
+def test_folders_begun_at_the_same_time_get_unique_names_even_in_two_processes(
     library: StyleLibrary, cat: Image.Image
 ) -> None:
     libraries = [library, StyleLibrary(library.folder, library.shipped)]
@@ -265,7 +267,7 @@ def test_names_that_look_alike_do_not_collide(
     assert len(library.names()) == len(names)
 
 
-def test_a_style_from_elsewhere_never_takes_the_name_of_what_is_being_learnt(
+def test_an_added_style_never_takes_the_name_of_a_painting_that_is_being_learned(
     library: StyleLibrary, style: LearnedStyle, cat: Image.Image
 ) -> None:
     place = library.begin(cat, "cat", {})
@@ -275,12 +277,10 @@ def test_a_style_from_elsewhere_never_takes_the_name_of_what_is_being_learnt(
     assert sorted(library.names()) == ["cat", "cat 2"]
 
 
-def test_what_a_painting_s_file_says_beside_its_pixels_is_not_kept(
-    library: StyleLibrary, cat: Image.Image, tmp_path: Path
-) -> None:
-    told = cat.copy()
-    told.info |= {"icc_profile": b"secret", "exif": b"secret", "comment": "secret", "xmp": b"secret"}
-    place = library.begin(told, "cat", {}, told)
+def test_metadata_of_a_paintings_file_is_not_kept(library: StyleLibrary, cat: Image.Image, tmp_path: Path) -> None:
+    annotated = cat.copy()
+    annotated.info |= {"icc_profile": b"secret", "exif": b"secret", "comment": "secret", "xmp": b"secret"}
+    place = library.begin(annotated, "cat", {}, annotated)
     assert b"secret" not in place.painting_file.read_bytes() + place.content_file.read_bytes()
 
 

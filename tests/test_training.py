@@ -1,4 +1,4 @@
-"""What teaches the models that come along: procedural styles, captions, and what the U-Nets are trained for."""
+"""Training of the embedded models: procedural styles, captions, and the losses of the U-Nets."""
 
 import os
 import random
@@ -51,7 +51,7 @@ def picture() -> np.ndarray:
     return ((waves + 1) * 127).astype(np.uint8)
 
 
-def test_there_are_at_least_thirty_styles_with_words_of_their_own() -> None:
+def test_there_are_at_least_thirty_styles_with_captions_of_their_own() -> None:
     words = {style.words("a boat") for style in STYLES.values()}
     assert len(words) == len(STYLES) >= 30
     assert all(phrase.count("boat") == 1 and "a a " not in phrase for phrase in words)
@@ -104,12 +104,12 @@ def test_a_caption_in_general_names_the_kind_in_the_same_medium() -> None:
     assert in_general({"caption": "a golden frog", "kind": "an animal", "style": "golden"}) == "a golden animal"
 
 
-def test_a_cut_out_is_laid_out_whole_each_time_elsewhere_and_at_another_size(tmp_path: Path) -> None:
+def test_a_cut_out_is_placed_whole_at_varying_positions_and_sizes(tmp_path: Path) -> None:
     drawn = Image.new("RGBA", (200, 120), (0, 0, 0, 0))
     drawn.paste((255, 0, 0, 255), (30, 10, 70, 100))
     drawn.save(tmp_path / "cut-out.png")
     cut_out = opened(tmp_path / "cut-out.png")
-    assert cut_out.size == (40, 90)  # what is to be seen
+    assert cut_out.size == (40, 90)  # the visible part
     boxes = []
     for seed in range(4):
         ((crop, whole),) = laid_out(cut_out, 1, [], random.Random(seed))
@@ -142,7 +142,7 @@ def small_clip(units: int = 16) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
 
 
-def test_with_patch_dropout_the_eye_sees_some_of_each_picture_and_all_again_afterwards() -> None:
+def test_with_patch_dropout_the_image_encoder_gets_a_part_of_the_patches_and_all_again_afterwards() -> None:
     torch.manual_seed(0)
     model, pictures, lengths = small_clip(), torch.randn(2, 3, 64, 64), []
     model.vision_model.pre_layrnorm.register_forward_hook(lambda m, args, out: lengths.append(out.shape[1]))
@@ -151,17 +151,19 @@ def test_with_patch_dropout_the_eye_sees_some_of_each_picture_and_all_again_afte
         seen = [model.get_image_features(pictures).pooler_output for _ in range(2)]
     again = model.get_image_features(pictures).pooler_output
     assert lengths == [17, 9, 9, 17]
-    assert not torch.allclose(seen[0], seen[1])  # another half each time
+    assert not torch.allclose(seen[0], seen[1])  # another half in each forward pass
     assert torch.equal(again, whole)
 
 
-def test_an_image_encoder_that_starts_with_textures_tells_how_much_detail_there_is_whatever_its_sign() -> None:
+def test_an_image_encoder_that_starts_with_textures_measures_detail_whatever_its_sign() -> None:
     torch.manual_seed(0)
-    model, said = small_clip(units=64), []
+    model, outputs = small_clip(units=64), []
     norm = model.vision_model.encoder.layers[0].layer_norm2
     torch.nn.init.uniform_(norm.weight, 0.5, 2)
     torch.nn.init.uniform_(norm.bias, -1, 1)
-    model.vision_model.encoder.layers[0].mlp.register_forward_hook(lambda m, args, out: said.append(out[:, 1:].mean(1)))
+    model.vision_model.encoder.layers[0].mlp.register_forward_hook(
+        lambda m, args, out: outputs.append(out[:, 1:].mean(1))
+    )
     rng = np.random.default_rng(0)
     waves = torch.sin(torch.arange(64) * 1.5).expand(1, 3, 64, 64) * 0.4
     strengths = rng.normal(0, 25, (40, 1, 64, 1))  # each row of each crop has some of the waves
@@ -172,13 +174,13 @@ def test_an_image_encoder_that_starts_with_textures_tells_how_much_detail_there_
     flat, detail, inverse = torch.zeros_like(waves), waves, -waves
 
     def shares() -> tuple[float, float]:
-        """How much the waves change what the MLP says, against grey; and how much of that their sign decides."""
-        said.clear()
+        """The change of the MLP's output by the waves, against grey; and the share of it that depends on their sign."""
+        outputs.clear()
         with torch.no_grad():
             for pictures in (flat, detail, inverse):
                 model.get_image_features(pictures)
-        change = (said[1] - said[0]).norm()
-        return change.item(), ((said[1] - said[2]).norm() / change).item()
+        change = (outputs[1] - outputs[0]).norm()
+        return change.item(), ((outputs[1] - outputs[2]).norm() / change).item()
 
     before, odd_before = shares()
     start_with_textures(model, crops)
@@ -202,7 +204,7 @@ def test_the_style_classification_loss_is_low_for_pictures_like_their_own_style_
     assert style_classification_loss(texts[:1], texts, scale, [{"style": ""}]) == 0
 
 
-def test_redrawings_are_new_at_each_step_and_the_old_ones_come_again(picture: np.ndarray) -> None:
+def test_redrawings_are_new_at_each_step_and_earlier_ones_are_reused(picture: np.ndarray) -> None:
     class AtOnce:
         def submit(self, paint, task) -> Future:
             future: Future = Future()
@@ -251,7 +253,7 @@ def test_a_subject_is_found_by_its_patterns_but_for_those_left_out() -> None:
     assert animals.kind == "an animal"
 
 
-def test_a_subject_that_is_a_cut_out_is_shown_whole_on_its_ground_and_mirrored_every_second_time() -> None:
+def test_a_subject_that_is_a_cut_out_is_shown_whole_on_its_background_and_mirrored_every_second_time() -> None:
     cut_out = Image.new("RGBA", (40, 80), (200, 0, 0, 255))
     cut_out.paste((0, 0, 200, 255), (0, 0, 20, 80))  # its left half is blue
     shown = views(cut_out, Subject("photo of a plant", ("*",)), random.Random(0))
@@ -314,7 +316,7 @@ def test_views_of_one_picture_are_one_group() -> None:
 
 
 def small_unet(kind: str) -> tuple[UNet2DModel | UNet2DConditionModel, tuple[torch.Tensor, ...]]:
-    """A U-Net of three levels, and what it is told beside the timestep."""
+    """A U-Net of three levels, and its conditioning beside the timestep."""
     torch.manual_seed(0)
     sizes = {"sample_size": 16, "block_out_channels": (8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
     if kind == "pixels":
@@ -329,21 +331,21 @@ def small_unet(kind: str) -> tuple[UNet2DModel | UNet2DConditionModel, tuple[tor
 
 
 @pytest.mark.parametrize("kind", ["pixels", "latents"])
-def test_at_the_lively_start_each_block_passes_on_what_comes_from_below(kind: str) -> None:
-    unet, told = small_unet(kind)
+def test_with_the_initial_gains_each_block_passes_on_its_input_from_below(kind: str) -> None:
+    unet, conditioning = small_unet(kind)
     start_lively(unet)
     h, timesteps = [], torch.full((4,), 500)
     for block in (unet.mid_block, *unet.up_blocks):
         block.register_forward_hook(lambda block, args, output: h.append(output.detach()))
     with dropped_skips(unet, 1.0, 1):
-        unet(torch.randn(4, 3, 16, 16), timesteps, *told)
+        unet(torch.randn(4, 3, 16, 16), timesteps, *conditioning)
     lowest = unet.up_blocks[0]
     assert all((resnet.conv2.weight == 0).all() for resnet in (*lowest.resnets, *unet.mid_block.resnets))
     upsampled = lowest.upsamplers[0](0.8 ** len(lowest.resnets) * h[0])
     assert (h[1].norm() / upsampled.norm()).item() == pytest.approx(1, abs=0.35)
 
 
-def test_begun_anew_the_deeper_levels_are_heard_and_the_upper_ones_are_as_they_were() -> None:
+def test_reinitialised_deeper_levels_have_an_effect_and_the_upper_ones_are_unchanged() -> None:
     torch.manual_seed(0)
     trained, lively = make_unet(16), make_unet(16)
     before = {name: weight.clone() for name, weight in trained.state_dict().items()}
@@ -359,30 +361,30 @@ def test_begun_anew_the_deeper_levels_are_heard_and_the_upper_ones_are_as_they_w
 
 
 @pytest.mark.parametrize("kind", ["pixels", "latents"])
-def test_dropped_skips_silence_the_deepest_levels_of_their_share_of_rows(kind: str) -> None:
-    unet, told = small_unet(kind)
+def test_dropped_skips_are_zero_at_the_deepest_levels_of_their_share_of_rows(kind: str) -> None:
+    unet, conditioning = small_unet(kind)
     x, timesteps = torch.randn(4, 3, 16, 16), torch.full((4,), 500)
     seen: list[list[torch.Tensor]] = []
 
-    def look(block: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+    def record_skips(block: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         skips = kwargs["res_hidden_states_tuple"] if "res_hidden_states_tuple" in kwargs else args[1]
         seen.append([skip.detach().abs().amax((1, 2, 3)) > 0 for skip in skips])
 
-    whole = unet(x, timesteps, *told).sample
-    for share, levels, heard in ((0.0, 2, [True] * 3), (1.0, 1, [False, True, True])):
+    whole = unet(x, timesteps, *conditioning).sample
+    for share, levels, kept in ((0.0, 2, [True] * 3), (1.0, 1, [False, True, True])):
         seen.clear()
         with dropped_skips(unet, share, levels):
-            hooks = [block.register_forward_pre_hook(look, with_kwargs=True) for block in unet.up_blocks]
-            given = unet(x, timesteps, *told).sample
+            hooks = [block.register_forward_pre_hook(record_skips, with_kwargs=True) for block in unet.up_blocks]
+            given = unet(x, timesteps, *conditioning).sample
             for hook in hooks:
                 hook.remove()
-        assert torch.equal(given, whole) == all(heard)
-        assert [all(bool(skip.all()) for skip in level) for level in seen] == heard
-        assert [any(bool(skip.any()) for skip in level) for level in seen] == heard
-    assert torch.equal(unet(x, timesteps, *told).sample, whole)
+        assert torch.equal(given, whole) == all(kept)
+        assert [all(bool(skip.all()) for skip in level) for level in seen] == kept
+        assert [any(bool(skip.any()) for skip in level) for level in seen] == kept
+    assert torch.equal(unet(x, timesteps, *conditioning).sample, whole)
 
 
-def test_the_loss_counts_the_velocity_and_less_where_there_is_little_noise() -> None:
+def test_the_loss_is_that_of_the_velocity_with_less_weight_at_low_noise() -> None:
     scheduler = DDIMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
     x_0, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     timesteps = torch.tensor([10, 900])
@@ -401,7 +403,7 @@ def test_the_rate_rises_then_holds_then_falls_with_what_remains() -> None:
     assert [remaining(spent, 0.3) for spent in (0.5, 0.7, 0.85, 1.0)] == pytest.approx([1, 1, 0.5, 0])
 
 
-def test_where_there_is_much_noise_the_loss_counts_what_is_to_be_seen() -> None:
+def test_at_high_noise_the_loss_is_weighted_by_visibility() -> None:
     scheduler = DDIMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
     x_0, noise, metric = torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4), torch.diag(torch.tensor([1.8, 0.2]))
 
@@ -417,7 +419,7 @@ def test_where_there_is_much_noise_the_loss_counts_what_is_to_be_seen() -> None:
     assert 5 < loss(999, 0) / loss(999, 1) < 9
 
 
-def test_near_the_end_of_the_schedule_half_of_the_pictures_leave_no_trace_in_the_noise() -> None:
+def test_at_the_last_timesteps_half_of_the_pictures_are_pure_noise() -> None:
     scheduler = DDIMScheduler(prediction_type="v_prediction", beta_schedule="scaled_linear")
     x_0, noise = torch.full((400, 1, 2, 2), 3.0), torch.randn(400, 1, 2, 2)
     timesteps = torch.tensor([919, 920, 999, 999]).repeat(100)
@@ -432,7 +434,7 @@ def test_near_the_end_of_the_schedule_half_of_the_pictures_leave_no_trace_in_the
     assert (alphas.sqrt() * noised - (1 - alphas).sqrt() * velocity - x_0).abs().max() < 1e-4
 
 
-def test_what_is_to_be_seen_of_a_latent_is_told_by_its_decoded_pictures() -> None:
+def test_the_visibility_of_latent_channels_is_measured_on_decoded_pictures() -> None:
     shown = torch.tensor([[0.9, 0.9, 0.9], [0.0, 0.1, 0.0]])  # two channels in red, green, blue; a third shows nothing
 
     def decode(latents: torch.Tensor) -> SimpleNamespace:
@@ -460,12 +462,12 @@ def test_processes_on_a_cpu_train_together() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    said = os.environ | {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    said |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as torchrun says it
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as torchrun sets it
     code = (
         "from accelerate import Accelerator; from training.crop_store import precision;"
         "print(Accelerator(mixed_precision=precision()).distributed_type)"
     )
     folder = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=said, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "DistributedType.MULTI_CPU", done.stderr

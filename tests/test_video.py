@@ -1,4 +1,4 @@
-"""Clips in and out: rates, turned and oblong pictures, sound, and everything that a file can have wrong."""
+"""Reading and writing clips: rates, rotation and pixel shape, sound, and damaged files."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def test_resampling_takes_the_frame_that_a_player_shows_at_each_moment(
     assert numbers(ten, rate) == expected
 
 
-def test_a_part_begins_where_it_is_told_and_has_no_more_frames_than_asked_for(ten: Path) -> None:
+def test_a_part_begins_at_the_given_time_and_has_no_more_than_the_given_frames(ten: Path) -> None:
     assert numbers(ten, begin=0.4) == [4, 5, 6, 7, 8, 9]
     assert numbers(ten, begin=0.45, most=2) == [4, 5]
 
@@ -140,7 +140,7 @@ def test_a_clip_of_one_frame_is_a_clip(tmp_path: Path) -> None:
     assert numbers(write_raw(tmp_path / "one.mp4", greys(1))) == [0]
 
 
-def test_what_is_left_out_is_said(ten: Path) -> None:
+def test_omitted_frames_are_noted(ten: Path) -> None:
     part = open_clip(ten).select(5, 0.2, 2)
     assert (part.count, part.available) == (2, 4)
     assert part.notes() == [
@@ -262,7 +262,7 @@ def half_transparent(size: tuple[int, int] = (64, 48)) -> Image.Image:
         (".mkv", "ffv1", "bgra"),
     ],
 )
-def test_transparency_is_laid_on_white(tmp_path: Path, suffix: str, codec: str, kind: str) -> None:
+def test_transparency_is_composited_on_white(tmp_path: Path, suffix: str, codec: str, kind: str) -> None:
     frames = [av.VideoFrame.from_ndarray(np.asarray(half_transparent()), "rgba") for _ in range(3)]
     clip = open_clip(write_raw(tmp_path / f"clear{suffix}", frames, codec=codec, kind=kind))
     for picture in clip.select(0, 0, 3).frames():
@@ -270,7 +270,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path, suffix: str, codec: str, 
         np.testing.assert_allclose(picture.getpixel((56, 24)), RED, atol=8)
 
 
-def test_a_transparent_gif_is_laid_on_white(tmp_path: Path) -> None:
+def test_a_transparent_gif_is_composited_on_white(tmp_path: Path) -> None:
     frames = [half_transparent(), half_transparent()]
     frames[0].save(tmp_path / "clear.gif", save_all=True, append_images=frames[1:], duration=100, disposal=2)
     clip = open_clip(tmp_path / "clear.gif")
@@ -278,7 +278,7 @@ def test_a_transparent_gif_is_laid_on_white(tmp_path: Path) -> None:
     np.testing.assert_allclose(clip.poster.getpixel((56, 24)), RED, atol=8)
 
 
-# What can be wrong
+# Damaged and hostile files
 
 
 def broken_files(folder: Path, good: Path) -> dict[str, Path]:
@@ -310,7 +310,7 @@ def test_a_sound_alone_is_refused(tmp_path: Path) -> None:
         open_clip(tmp_path / "tone.wav")
 
 
-def test_a_clip_damaged_midway_gives_what_is_sound_and_then_says_so(tmp_path: Path) -> None:
+def test_a_clip_damaged_midway_gives_the_intact_frames_and_then_an_error(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     frames = [Image.fromarray(noise.integers(0, 256, (64, 64, 3), np.uint8)) for _ in range(12)]
     path = write_raw(tmp_path / "damaged.mov", frames, codec="png")
@@ -342,7 +342,7 @@ def test_frames_of_an_impossible_size_are_refused(tmp_path: Path, size: tuple[in
         open_clip(write_raw(tmp_path / "odd.mp4", greys(1, size)))
 
 
-def test_pixels_of_an_absurd_shape_are_refused_before_memory_is_taken(
+def test_pixels_of_an_absurd_shape_are_refused_before_memory_is_allocated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_raw(tmp_path / "wide.mp4", greys(2, (512, 512)), aspect=Fraction(2))
@@ -381,7 +381,7 @@ def test_more_packets_than_can_be_kept_are_refused(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("sound", [False, True])
 @pytest.mark.parametrize("ticks", [1, 2])
-def test_a_header_that_promises_billions_of_packets_is_refused_before_memory_is_taken(
+def test_a_header_that_states_billions_of_packets_is_refused_before_memory_is_allocated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sound: bool, ticks: int
 ) -> None:
     path = write_raw(tmp_path / "bomb.mov", greys(1), sound="pcm_s16le")
@@ -396,7 +396,7 @@ def test_a_header_that_promises_billions_of_packets_is_refused_before_memory_is_
         open_clip(path)
 
 
-def test_a_fragment_that_promises_billions_of_packets_is_refused(tmp_path: Path) -> None:
+def test_a_fragment_that_states_billions_of_packets_is_refused(tmp_path: Path) -> None:
     def box(name: bytes, content: bytes) -> bytes:
         return (len(content) + 8).to_bytes(4, "big") + name + content
 
@@ -419,7 +419,7 @@ def test_a_clip_without_times_is_taken_at_its_usual_rate(tmp_path: Path) -> None
     assert (clip.rate, clip.times) == (10, pytest.approx((0, 0.1, 0.2)))
 
 
-def test_an_absurd_rate_is_not_taken_over(tmp_path: Path) -> None:
+def test_an_absurd_rate_is_limited(tmp_path: Path) -> None:
     moments = [Fraction(i, 1000) for i in range(40)]
     part = open_clip(write_raw(tmp_path / "fast.mkv", greys(20) * 2, moments, rate=1000, codec="ffv1")).select(0, 0, 99)
     assert part.rate == 240
@@ -438,7 +438,7 @@ def test_texts_in_a_file_that_are_not_utf8_do_no_harm(tmp_path: Path) -> None:
     assert numbers(path) == [0, 1, 2]
 
 
-def test_a_codec_that_is_not_known_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_an_unknown_codec_gives_a_sentence(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "new.mp4", greys(2))
     content = path.read_bytes()
     start = content.index(b"avc1", content.index(b"stsd"))
@@ -463,7 +463,7 @@ def test_sentences_name_files_without_their_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("given", [bytes, io.BytesIO, lambda content: memoryview(content)])
-def test_a_clip_is_taken_as_its_content_too(ten: Path, given: Callable[[bytes], object]) -> None:
+def test_a_clip_may_be_given_as_bytes(ten: Path, given: Callable[[bytes], object]) -> None:
     clip = open_clip(given(ten.read_bytes()))
     assert [number_of(frame) for frame in clip.select(5, 0, 9).frames()] == [0, 2, 4, 6, 8]
     assert (clip.name, clip.sha256) == ("", open_clip(ten).sha256)
@@ -472,7 +472,7 @@ def test_a_clip_is_taken_as_its_content_too(ten: Path, given: Callable[[bytes], 
     assert not place.exists()
 
 
-def test_an_open_file_is_taken_from_its_beginning_and_has_its_name(ten: Path) -> None:
+def test_an_open_file_is_read_from_its_beginning_and_has_its_name(ten: Path) -> None:
     with open(ten, "rb") as file:
         file.read(100)
         assert open_clip(file).name == "ten.mp4"
@@ -495,7 +495,7 @@ def test_any_name_a_file_can_have_will_do(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("source", "sentence"), [(None, "No clip was given"), ("nowhere.mp4", "does not exist")])
-def test_no_file_is_said_so(source: str | None, sentence: str) -> None:
+def test_a_missing_file_gives_a_sentence(source: str | None, sentence: str) -> None:
     with pytest.raises(StyleEngineError, match=sentence):
         open_clip(source)
 
@@ -536,15 +536,15 @@ def test_odd_sides_get_one_more_row_or_column(tmp_path: Path, size: tuple[int, i
 
 
 @pytest.mark.parametrize(("codec", "suffix"), [("aac", ".mp4"), ("pcm_s16le", ".mov")])
-def test_the_sound_of_the_part_comes_along(tmp_path: Path, codec: str, suffix: str) -> None:
+def test_the_sound_of_the_part_is_kept(tmp_path: Path, codec: str, suffix: str) -> None:
     clip = open_clip(write_raw(tmp_path / f"loud{suffix}", greys(20), sound=codec))
     part = clip.select(5, 0.5, 4)
     path = write_clip(tmp_path / "out.mp4", part.frames(), part.rate, sound=part)
     with av.open(str(path)) as container:
         (stream,) = container.streams.audio
         assert stream.codec_context.name == "aac"
-        heard = [frame.to_ndarray() for frame in container.decode(stream)]
-    samples = np.concatenate(heard, 1)
+        decoded = [frame.to_ndarray() for frame in container.decode(stream)]
+    samples = np.concatenate(decoded, 1)
     assert samples.shape[1] / 44100 == pytest.approx(0.8, abs=0.15)
     assert samples.std() > 0.1
     assert open_clip(path).seconds == pytest.approx(0.8)
@@ -581,7 +581,7 @@ def test_sound_of_any_kind_is_kept(tmp_path: Path, codec: str, suffix: str, rate
     assert samples.std() > 0.05 * np.abs(samples).max() > 0
 
 
-def silenced(path: Path, start: float, end: float) -> Path:
+def with_damaged_sound(path: Path, start: float, end: float) -> Path:
     """The file with a part of its sound's packets overwritten."""
     with av.open(str(path)) as container:
         packets = [(packet.pos, packet.size) for packet in container.demux(container.streams.audio[0]) if packet.size]
@@ -597,7 +597,7 @@ def silenced(path: Path, start: float, end: float) -> Path:
 )
 def test_damaged_sound_ends_early_with_a_note(tmp_path: Path, start: float, note: str) -> None:
     path = write_raw(tmp_path / "loud.mov", greys(10), sound="ac3", sound_rate=48000)
-    part = open_clip(silenced(path, start, 1)).select(0, 0, 10)
+    part = open_clip(with_damaged_sound(path, start, 1)).select(0, 0, 10)
     assert note in part.sound().note
     written = write_clip(tmp_path / "out.mp4", part.frames(), part.rate, sound=part)
     assert len(open_clip(written).times) == 10
@@ -646,7 +646,7 @@ def test_sound_that_begins_late_stays_late(tmp_path: Path) -> None:
     assert first.time == pytest.approx(1, abs=0.1)
 
 
-def test_a_clip_without_sound_has_nothing_to_say_about_it(ten: Path) -> None:
+def test_a_clip_without_sound_gets_no_note_about_it(ten: Path) -> None:
     sound = choose_sound(ten, 0, 1)
     assert (sound.way, sound.note) == ("none", "")
 
@@ -683,7 +683,7 @@ def test_a_failure_leaves_no_file_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "sentence"), [("out.avi", "saved as MP4"), ("nowhere/out.mp4", "no folder")])
-def test_where_nothing_can_be_saved_is_said(tmp_path: Path, name: str, sentence: str) -> None:
+def test_a_path_that_cannot_be_written_gives_a_sentence(tmp_path: Path, name: str, sentence: str) -> None:
     with pytest.raises(StyleEngineError, match=sentence):
         write_clip(tmp_path / name, greys(1), Fraction(5))
 
@@ -701,13 +701,13 @@ def test_the_clip_itself_is_not_overwritten(tmp_path: Path, link: Callable[[Path
     assert path.read_bytes() == before
 
 
-def test_a_folder_in_the_place_of_the_result_is_said_before_the_work(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_the_result_is_reported_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "out.mp4").mkdir()
     with pytest.raises(StyleEngineError, match="is not a file"):
         write_clip(tmp_path / "out.mp4", iter(pytest.fail, None), Fraction(5))
 
 
-def test_beside_lays_frames_left_and_right() -> None:
+def test_beside_puts_frames_left_and_right() -> None:
     (both,) = beside([(Image.new("RGB", (4, 3), "red"), Image.new("RGB", (4, 3), "blue"))])
     assert both.size == (8, 3)
     assert both.getpixel((0, 0)) == (255, 0, 0)

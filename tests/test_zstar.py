@@ -1,4 +1,4 @@
-"""Z-STAR+: what masks, colours, modes, ranges and several styles must do, on a small random network."""
+"""Z-STAR+: masks, colours, modes, ranges and several styles, on a small random network."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def largest_difference(one: Image.Image, other: Image.Image) -> int:
 
 
 def reconstruction(backbone: Backbone, content: Image.Image, settings: ZStarSettings) -> Image.Image:
-    """Content → noise → content with nothing in between, written out anew."""
+    """Content → noise → content without a style, implemented directly."""
     size = working_size(content, settings.size, backbone.multiple)
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
     null = backbone.condition([""])
@@ -82,7 +82,7 @@ def test_white_mask_equals_no_mask(
     assert same(masked, engine.zstar(astronaut, [coffee], settings).image)
 
 
-def test_at_one_layer_a_mask_leaves_the_tokens_outside_as_they_were() -> None:
+def test_at_one_layer_a_mask_leaves_the_tokens_outside_unchanged() -> None:
     settings = ZStarSettings(size=64, feather=0)
     q, k, v, tokens = random_layer(8, 8)
     half = region(LEFT_HALF, (32, 32), 0)
@@ -134,7 +134,7 @@ def test_feather_softens_the_border_and_nothing_else() -> None:
     ],
     ids=["same", "larger", "smaller", "colour", "bilevel", "uint8", "bool", "float"],
 )
-def test_masks_of_any_size_and_mode_say_the_same(mask: Image.Image | np.ndarray) -> None:
+def test_masks_of_any_size_and_mode_are_equivalent(mask: Image.Image | np.ndarray) -> None:
     expected, got = region(LEFT_HALF, (64, 48), 0.05), region(open_mask(mask), (64, 48), 0.05)
     assert expected is not None
     assert got is not None
@@ -218,7 +218,7 @@ def test_mean_mode_gives_exactly_the_styles_channel_means() -> None:
     torch.testing.assert_close(means(aligned), means(style).expand(2, -1), atol=1e-6, rtol=0)
 
 
-def test_mode_none_leaves_the_noise_alone() -> None:
+def test_mode_none_leaves_the_noise_unchanged() -> None:
     content, style = noises()
     assert torch.equal(align_colors(content, [style], [1.0], "none"), content)
 
@@ -234,7 +234,7 @@ def test_sain_moves_the_means_towards_the_style_and_not_beyond() -> None:
     torch.testing.assert_close(centred, content - content.mean((2, 3), keepdim=True), atol=1e-5, rtol=0)
 
 
-def test_several_styles_draw_by_their_share_of_the_weights() -> None:
+def test_several_styles_shift_the_means_by_their_share_of_the_weights() -> None:
     content, style = noises()
     other = style.flip(1)
     aligned = align_colors(content, [style, other], [0.75, 0.25], "mean")
@@ -294,7 +294,7 @@ def test_sain_weight_lies_in_0_1_falls_with_the_difference_and_is_one_for_equals
     assert len(set(shifted)) == 5
 
 
-def test_a_rows_sain_weight_is_its_own_whatever_lies_beside_it() -> None:
+def test_a_rows_sain_weight_does_not_depend_on_the_batch() -> None:
     content, style = noises(batch=3)
     content[1] *= 3
     content[2] = 0.01 * content[2] + 5
@@ -463,7 +463,7 @@ def test_the_papers_ranges_are_the_defaults() -> None:
     assert ZStarSettings(first_layer=5, last_layer=10).styled_layers() == range(5, 11)
 
 
-def test_styles_are_seen_in_the_chosen_layers_and_steps_only(
+def test_styles_are_attended_to_in_the_chosen_layers_and_steps_only(
     engine: StyleEngine,
     astronaut: Image.Image,
     coffee: Image.Image,
@@ -503,17 +503,19 @@ def test_empty_ranges_are_refused(
 
 
 @pytest.mark.parametrize("weight", [-1.0, 0.0, math.nan, math.inf, 1e300])
-def test_weights_that_are_none_are_refused(
+def test_invalid_weights_are_refused(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings, weight: float
 ) -> None:
     with pytest.raises(StyleEngineError, match="at least one must be above 0"):
         engine.zstar(astronaut, [Style(coffee, weight=weight)], quick)
 
 
-# The whole run
+# Whole runs
 
 
-def test_strength_acts(engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings) -> None:
+def test_strength_has_an_effect(
+    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings
+) -> None:
     results = [
         engine.zstar(astronaut, [coffee], quick.replace(strength=strength)).image for strength in (1.0, 1.2, 2.0)
     ]
@@ -533,7 +535,7 @@ def test_same_inputs_and_seed_give_identical_pixels(
         assert same(engine.zstar(astronaut, [coffee], settings).image, first)
 
 
-def test_the_seed_acts_with_variation_and_only_then(
+def test_the_seed_has_an_effect_with_variation_only(
     engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image, quick: ZStarSettings
 ) -> None:
     def run(seed: int, variation: float) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Z-STAR+ for clips: what frames see of each other, the energy's gradient, and interrupted runs."""
+"""Z-STAR+ for clips: inter-frame attention, the energy's gradient, and interrupted runs."""
 
 import gc
 import itertools
@@ -94,7 +94,7 @@ def softmax_over(q: torch.Tensor, keys: list[torch.Tensor], values: list[torch.T
     return logits.softmax(-1) @ torch.cat(values, 2)
 
 
-def test_a_frame_sees_the_first_and_the_previous_one_in_place_of_itself() -> None:
+def test_a_frame_attends_to_the_first_and_the_previous_one_in_place_of_itself() -> None:
     q, k, v, k_0, v_0, k_1, v_1 = layer_tensors()
     tap = FrameAttention([{3: (k_0, v_0)}, {3: (k_1, v_1)}], range(16), None, range(0))
     torch.testing.assert_close(tap(3, q, k, v), softmax_over(q, [k_0, k_1], [v_0, v_1]), atol=1e-5, rtol=0)
@@ -102,7 +102,7 @@ def test_a_frame_sees_the_first_and_the_previous_one_in_place_of_itself() -> Non
     assert torch.equal(tap.own[3][1], v)
 
 
-def test_layers_without_inter_frame_attention_see_their_own_keys_and_are_not_kept() -> None:
+def test_layers_without_inter_frame_attention_use_their_own_keys_and_are_not_kept() -> None:
     q, k, v, k_0, v_0, k_1, v_1 = layer_tensors()
     tap = FrameAttention([{3: (k_0, v_0)}, {3: (k_1, v_1)}], range(4, 16), None, range(0))
     assert torch.equal(tap(3, q, k, v), attend(q, k, v))
@@ -110,7 +110,7 @@ def test_layers_without_inter_frame_attention_see_their_own_keys_and_are_not_kep
 
 
 @pytest.mark.parametrize("balance", [1.0, 2.0, 3.5])
-def test_styles_come_beside_the_earlier_frames(backbone: Backbone, balance: float) -> None:
+def test_style_keys_are_concatenated_with_those_of_earlier_frames(backbone: Backbone, balance: float) -> None:
     q, k, v, k_0, v_0, k_1, v_1 = layer_tensors()
     k_s, v_s = layer_tensors(9, 9)[7:]
     settings = ZStarVideoSettings(size=64, balance=balance, strength=1.5)
@@ -125,7 +125,7 @@ def test_styles_come_beside_the_earlier_frames(backbone: Backbone, balance: floa
     torch.testing.assert_close(tap(12, q, k, v), expected, atol=1e-5, rtol=0)
 
 
-def test_inter_frame_attention_works_where_the_settings_say() -> None:
+def test_inter_frame_attention_is_in_the_layers_of_the_settings() -> None:
     assert ZStarVideoSettings().joined_layers() == range(16)
     assert ZStarVideoSettings(attention="styled", first_layer=8).joined_layers() == range(8, 16)
     assert not ZStarVideoSettings(attention="none").joined_layers()
@@ -206,7 +206,7 @@ def test_backpropagation_agrees_with_finite_differences(backbone: Backbone) -> N
 
 
 @pytest.mark.parametrize("gradient", ["closed_form", "backprop"])
-def test_energy_draws_a_frame_towards_the_previous_one(backbone: Backbone, gradient: str) -> None:
+def test_energy_moves_a_frame_towards_the_previous_one(backbone: Backbone, gradient: str) -> None:
     def distance(energy: float) -> float:
         settings = ZStarVideoSettings(size=64, steps=3, energy=energy, gradient=gradient)
         painter, records, x_T = painter_of(backbone, settings)  # noqa: N806
@@ -220,21 +220,21 @@ def test_energy_draws_a_frame_towards_the_previous_one(backbone: Backbone, gradi
 
 
 @pytest.mark.parametrize("gradient", ["closed_form", "backprop"])
-def test_energy_spares_what_moves_in_the_clip(backbone: Backbone, gradient: str) -> None:
+def test_energy_is_weaker_where_the_clip_moves(backbone: Backbone, gradient: str) -> None:
     settings = ZStarVideoSettings(size=64, steps=2, energy=0.8, attention="none", gradient=gradient)
     painter, records, x_T = painter_of(backbone, settings)  # noqa: N806
     content = records[1].content.clone()
     content[..., 8:] += 5 * content.std()  # the right half moves
 
-    def drawn(**changes: Any) -> torch.Tensor:
-        """x_t after the first step; in later ones the halves hear of each other."""
+    def after_one_step(**changes: Any) -> torch.Tensor:
+        """x_t after the first step; in later ones the halves affect each other."""
         painter.settings, seen = settings.replace(**changes), list[torch.Tensor]()
         first, previous = records
         previous = FrameRecord(previous.content, dict(previous.keys_values), dict(previous.clean))  # is used up
         painter.next(frame_of(content, settings, x_T), first, previous, lambda step, x_t, clean: seen.append(x_t))
         return seen[0]
 
-    without, sparing, alike = drawn(energy=0.0), drawn(), drawn(spare_motion=False)
+    without, sparing, alike = after_one_step(energy=0.0), after_one_step(), after_one_step(spare_motion=False)
     torch.testing.assert_close(sparing[..., :8], alike[..., :8])
     torch.testing.assert_close(sparing[..., 8:], without[..., 8:])
     assert (alike - without)[..., 8:].norm() > 0.1 * without[..., 8:].norm()
@@ -291,7 +291,7 @@ def test_in_a_still_clip_balanced_frames_are_all_the_first(
 
 
 def test_energy_makes_the_clip_steadier(run: Callable[..., VideoStylization]) -> None:
-    """What attention does for it depends on the model: that is measured on the embedded one (benchmarks/video.py)."""
+    """The effect of attention depends on the model; benchmarks/video.py measures it on the embedded one."""
     attention = run(QUICK.replace(energy=0)).details["result_diff_mean"]
     both = run(QUICK.replace(energy=0.5)).details["result_diff_mean"]
     assert both < 0.98 * attention
@@ -317,7 +317,7 @@ def test_differences_are_those_of_the_frames(run: Callable[..., VideoStylization
     assert result.differences["clip"] == frame_differences(source)
 
 
-def test_the_clip_and_its_record_say_what_was_done(
+def test_the_clip_and_its_record_state_what_was_done(
     run: Callable[..., VideoStylization], clip: Path, tmp_path: Path
 ) -> None:
     result = run(QUICK.replace(frames=4, rate=5, begin=0.1), styles=[Style(MASK.convert("RGB"), 2.0, MASK)])
@@ -337,7 +337,7 @@ def test_one_frame_is_a_clip_without_differences(run: Callable[..., VideoStyliza
     assert result.differences["result"] == []
 
 
-def test_the_backbones_recommendations_for_pictures_serve_clips_too(
+def test_the_recommended_values_for_pictures_apply_to_clips_too(
     engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recommended = {"zstar": {"strength": 1.7, "size": 96}, "zstar_video": {"size": 80}}
@@ -368,7 +368,7 @@ def test_no_more_than_three_frames_keys_and_values_are_alive(
     assert most == 3
 
 
-def test_frames_are_inverted_in_batches_and_painted_once_per_step(
+def test_frames_are_inverted_in_batches_and_denoised_once_per_step(
     engine: StyleEngine, run: Callable[..., VideoStylization], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_batch_size", lambda pixels: 3)
@@ -422,7 +422,7 @@ def test_without_a_work_folder_no_state_is_written(
     assert saved
 
 
-def test_what_was_lost_of_the_sound_is_in_the_record(run: Callable[..., VideoStylization], clip: Path) -> None:
+def test_notes_on_lost_sound_are_in_the_record(run: Callable[..., VideoStylization], clip: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("styleengine.sound.COPIED", set[str]())
         patch.setattr("styleengine.sound._aac_rate", lambda rate: -1)
@@ -465,7 +465,7 @@ COMPARED, BACKPROPAGATED = QUICK.replace(compare=True), QUICK.replace(variation=
 @pytest.mark.parametrize(
     ("settings", "number"), [(COMPARED, 1), (COMPARED, 4), (BACKPROPAGATED, 2), (BACKPROPAGATED, 5)]
 )
-def test_an_interrupted_run_goes_on_to_the_same_frames(
+def test_an_interrupted_run_is_resumed_with_the_same_frames(
     engine: StyleEngine,
     run: Callable[..., VideoStylization],
     tmp_path: Path,
@@ -484,11 +484,11 @@ def test_an_interrupted_run_goes_on_to_the_same_frames(
     assert same(frames_in(tmp_path / "work"), frames_in(tmp_path / "whole"))
     assert result.differences == whole.differences
     painted = {event.phase for event in events if event.phase.startswith("stylizing")}
-    assert ("stylizing frame 1 of 5" in painted) == (number == 1)  # what is kept is not made again
+    assert ("stylizing frame 1 of 5" in painted) == (number == 1)  # finished frames are not made again
     assert ("stylizing frame 3 of 5" in painted) == (number <= 3)
 
 
-def test_a_finished_run_repeated_only_writes_its_clip(
+def test_a_finished_run_that_is_repeated_only_writes_its_clip(
     engine: StyleEngine, run: Callable[..., VideoStylization], tmp_path: Path
 ) -> None:
     first = run(work=tmp_path / "work")
@@ -530,7 +530,7 @@ def test_a_folder_with_other_things_or_damaged_work_is_refused(
         run(work=work)
 
 
-def test_going_on_loads_the_last_finished_frame_alone(
+def test_resuming_loads_the_last_finished_frame_only(
     engine: StyleEngine, run: Callable[..., VideoStylization], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_batch_size", lambda pixels: 1)
@@ -549,7 +549,7 @@ def test_going_on_loads_the_last_finished_frame_alone(
     assert loaded == [3]
 
 
-def test_a_damaged_frame_in_the_work_folder_is_said_without_its_path(
+def test_a_damaged_frame_in_the_work_folder_is_reported_without_its_path(
     run: Callable[..., VideoStylization], tmp_path: Path
 ) -> None:
     run(QUICK.replace(frames=1), work=tmp_path / "work")
@@ -597,7 +597,7 @@ def test_cancel_gives_the_frames_done_where_that_is_asked_for(
 
 
 @pytest.mark.parametrize("gradient", ["closed_form", "backprop"])
-def test_a_run_that_fails_midway_leaves_the_network_as_it_was(
+def test_a_run_that_fails_midway_leaves_the_network_unchanged(
     engine: StyleEngine, run: Callable[..., VideoStylization], monkeypatch: pytest.MonkeyPatch, gradient: str
 ) -> None:
     backbone = engine.backbone
@@ -628,7 +628,7 @@ def test_a_run_that_fails_midway_leaves_the_network_as_it_was(
         ({"settings": QUICK.replace(first_layer=15, last_layer=3)}, "swap them"),
     ],
 )
-def test_bad_input_is_said_in_a_sentence(
+def test_bad_input_gives_a_sentence(
     run: Callable[..., VideoStylization], options: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(StyleEngineError, match=sentence):

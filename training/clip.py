@@ -76,7 +76,7 @@ def start_with_textures(model: CLIPModel, crops: np.ndarray) -> None:
     """Initializes the image encoder so that it represents fine detail from the first step.
 
     Mean colour is four fifths of a patch's variance, fine detail a hundredth. An embedding trained from the
-    default initialization represents only colour and does not separate mosaic from watercolor. Here the
+    default initialisation represents only colour and does not separate mosaic from watercolor. Here the
     principal components of patches after the mean colours get nearly equal scale, each in a direction of its
     own, orthogonal to the colours'. Pairs of units of the first MLP, one per sign, then compute the magnitude
     of each component, wherever in the patch a stroke or a grid line lies. The least used units are replaced.
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--report-minutes", type=float, default=4)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument(
-        "--start-with-textures", action="store_true", help="apply that initialization to a resumed model, once"
+        "--start-with-textures", action="store_true", help="apply that initialisation to a resumed model, once"
     )
     parser.add_argument("--keep-text-encoder", action="store_true", help="do not update the text encoder of the U-Net")
     arguments = parser.parse_args()

@@ -218,7 +218,7 @@ def main() -> None:
     defaults = {"batch": 32, "rate": 8e-4, "decay_share": 0.5, "skip_dropout": 0.25, "ema": 0.999}
     parser = training_options(__doc__.splitlines()[0], **defaults)
     parser.add_argument("--large-share", type=float, default=0.1, help="share of the training on 32×32 latents")
-    parser.add_argument("--revive", action="store_true", help="with --resume: reinitialize the deeper levels")
+    parser.add_argument("--revive", action="store_true", help="with --resume: reinitialise the deeper levels")
     arguments = parser.parse_args()
 
     accelerator = Accelerator(mixed_precision=precision())

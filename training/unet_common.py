@@ -1,4 +1,4 @@
-"""Shared by the latent and the pixel U-Net: initialization, loss, and use of the bottleneck.
+"""Shared by the latent and the pixel U-Net: initialisation, loss, and use of the bottleneck.
 
 Both predict the velocity v = √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022). At high noise levels, where composition
 is decided, the noise ε is nearly x_t itself: a U-Net trained to predict it left its deeper levels unused.
@@ -22,7 +22,7 @@ from diffusers.training_utils import compute_snr
 UNet = UNet2DConditionModel | UNet2DModel
 WARM_UP = 200  # steps
 FROM_BELOW = 0.8  # initial gain of the input from the level below
-REVIVED = 0.5  # that gain where reinitialized levels join trained ones
+REVIVED = 0.5  # that gain where reinitialised levels join trained ones
 LAST_TIMESTEPS = 920  # sampling may start at this or a later timestep
 SEEN_SHARE = 0.95  # weight of the pixel metric in the loss at pure noise
 SNR_CAP = 5.0  # errors of x̂0 weigh SNR + 1, up to this cap + 1 (after min-SNR, Hang et al. 2023)
@@ -58,7 +58,7 @@ def start_lively(unet: UNet) -> None:
     """Initializes the weights so that the deepest level affects the output from the first step.
 
     Residual branches start at zero, other layers keep the scale of their input, and in each up block the
-    input from below has gain 0.8. With torch's default initialization these gains are 0.4 to 0.6: only a
+    input from below has gain 0.8. With torch's default initialisation these gains are 0.4 to 0.6: only a
     hundred-thousandth of the mid block reaches the output, which a short training does not correct.
     """
     for module in unet.modules():

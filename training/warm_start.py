@@ -1,4 +1,4 @@
-"""A closed-form initialization of the autoencoder: principal components in the encoder, least squares in the decoder.
+"""A closed-form initialisation of the autoencoder: principal components in the encoder, least squares in the decoder.
 
 Sixteen principal components reconstruct an 8×8 patch with about 30 dB, but gradient descent through strided
 convolutions finds them slowly. So the encoder's strided convolutions are set to gather the pixels of a patch,

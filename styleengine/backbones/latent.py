@@ -11,7 +11,7 @@ from torch import nn
 from styleengine.backbones.base import Backbone
 from styleengine.errors import StyleEngineError
 
-PLACEHOLDER = "*"  # in a prompt, stands for a learnt token embedding
+PLACEHOLDER = "*"  # in a prompt, stands for a learned token embedding
 
 
 @dataclass
@@ -58,7 +58,7 @@ class LatentBackbone(Backbone):
 
     @property
     def words(self) -> str:
-        """The text encoder's shape: token embeddings learnt on one work with any other of the same shape."""
+        """The text encoder's shape: token embeddings learned on one work with any other of the same shape."""
         config: Any = self.text_encoder.config
         return f"{config.vocab_size} tokens, width {config.hidden_size}, {config.num_hidden_layers} layers"
 
@@ -99,7 +99,7 @@ class LatentBackbone(Backbone):
         before, *others = prompt.split(PLACEHOLDER)
         if not others:
             raise StyleEngineError(
-                f"The prompt “{prompt}” has no {PLACEHOLDER}, which stands for the learnt style: write one, "
+                f"The prompt “{prompt}” has no {PLACEHOLDER}, which stands for the learned style: write one, "
                 f"as in “a lighthouse in the style of {PLACEHOLDER}”."
             )
         tokenizer, room = self.tokenizer, self.tokenizer.model_max_length

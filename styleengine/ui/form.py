@@ -149,7 +149,7 @@ class Form:
 
     def _given(self, role: Role, values: Mapping[str, Any]) -> Any:
         """The input of a role, opened."""
-        if role.kind is Kind.LEARNT_STYLES:
+        if role.kind is Kind.LEARNED_STYLES:
             names = (values.get(name) for name, _ in self._slots(role))
             return [self.library.open(name) for name in names if name] if self.library else []
         if role.kind is Kind.STYLES:

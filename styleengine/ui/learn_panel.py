@@ -82,7 +82,7 @@ class LearnPanel:
                     interactive=False,
                     visible=False,
                     buttons=["fullscreen"],
-                    elem_classes="learnt-strip",
+                    elem_classes="learned-strip",
                 )
                 self.download = gr.DownloadButton("Download the style", interactive=False)
                 with gr.Accordion("Unfinished", open=False):

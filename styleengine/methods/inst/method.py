@@ -1,4 +1,4 @@
-"""InST: redraws an image with a learnt token embedding, or generates one from a prompt.
+"""InST: redraws an image with a learned token embedding, or generates one from a prompt.
 
 The content is noised part of the way and denoised with a prompt that contains the embedding. The
 noise is not random: it is the model's noise prediction for the noised content ("stochastic
@@ -19,7 +19,7 @@ from styleengine.backbones import LatentBackbone, with_text_encoder
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, to_images, to_tensor
 from styleengine.learned_style import LearnedStyle, mixed
-from styleengine.method import LEARNT_STYLE, Call, Kind, Method, Role
+from styleengine.method import LEARNED_STYLE, Call, Kind, Method, Role
 from styleengine.methods.inst.settings import InSTSettings
 from styleengine.phases import STYLIZING
 from styleengine.run import Run
@@ -35,7 +35,7 @@ def stylize(
     on_step: OnStep | None = None,
     name: str = "",
 ) -> Stylization:
-    """Redraws the content in a learnt style or a mix of two; without a content, samples the prompt from pure noise.
+    """Redraws the content in a learned style or a mix of two; without a content, samples the prompt from pure noise.
 
     Without a content the result is a square of `settings.size`, and strength, AdaIN and the type of noise
     have no effect. `on_step` is called after each step and may raise `Cancelled`. `name` is
@@ -62,7 +62,7 @@ def stylize(
     inputs = [InputRecord("content", content_hash(content), name)] if content else []
     weights = (1 - settings.mix, settings.mix) if len(styles) == 2 else (1.0,)
     inputs += [
-        InputRecord(LEARNT_STYLE, style.sha256, Path(style.source).name, weight)
+        InputRecord(LEARNED_STYLE, style.sha256, Path(style.source).name, weight)
         for style, weight in zip(styles, weights, strict=True)
     ]
     image = to_images(backbone.decode(x_0))[0]
@@ -71,7 +71,7 @@ def stylize(
 
 
 class GuidedNoise:
-    """Classifier-free guidance with the learnt embedding in the prompt: ε(∅) + g·(ε(c) − ε(∅))."""
+    """Classifier-free guidance with the learned embedding in the prompt: ε(∅) + g·(ε(c) − ε(∅))."""
 
     def __init__(self, run: Run, style: LearnedStyle, settings: InSTSettings) -> None:
         self.run, self.guidance = run, settings.guidance
@@ -132,7 +132,7 @@ def adain(z_0: torch.Tensor, style: LearnedStyle) -> torch.Tensor:
 
 def _one_style(backbone: LatentBackbone, styles: Sequence[LearnedStyle], share: float) -> LearnedStyle:
     if not 1 <= len(styles) <= 2:
-        raise StyleEngineError(f"{len(styles) or 'No'} styles were given: choose one learnt style, or two to mix.")
+        raise StyleEngineError(f"{len(styles) or 'No'} styles were given: choose one learned style, or two to mix.")
     for style in styles:
         style.check_fits(backbone)
     return styles[0] if len(styles) == 1 else mixed(styles[0], styles[1], share)
@@ -146,13 +146,13 @@ def _run(call: Call) -> Stylization:
 INST = Method(
     "inst",
     "InST",
-    "Redraws a content image, or generates one from a prompt, in a learnt style or a mix of two.",
+    "Redraws a content image, or generates one from a prompt, in a learned style or a mix of two.",
     InSTSettings,
     (
         Role(
             "content", Kind.IMAGE, "The image to redraw. Without one, the prompt is sampled from noise.", required=False
         ),
-        Role("style", Kind.LEARNT_STYLES, "A learnt style from the library.", most=2),
+        Role("style", Kind.LEARNED_STYLES, "A learned style from the library.", most=2),
     ),
     _run,
     note="Style files are added to the library with `/inst_upload`, which returns the style's name.",

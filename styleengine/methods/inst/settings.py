@@ -9,19 +9,26 @@ MOST_STEPS = 10_000
 
 
 class InSTSettings(Settings):
-    """Settings of stylization with a learnt style; the defaults are the paper's."""
+    """Settings of stylization with a learned style.
+
+    The defaults of prompt, strength, guidance and steps are those of the authors' notebook, in which AdaIN is on.
+    The others are this project's.
+    """
 
     prompt: str = knob(
         PLACEHOLDER,
-        f"The prompt, with {PLACEHOLDER} for the learnt style: “a lighthouse in the style of {PLACEHOLDER}”.",
+        f"The prompt, with {PLACEHOLDER} for the learned style: “a lighthouse in the style of {PLACEHOLDER}”.",
     )
     strength: float = knob(
-        0.7, "How far the content is noised before denoising: higher is more style; 0 keeps it.", ge=0, le=1
+        0.7, "How far the content is noised before denoising: higher changes more of it; 0 keeps it.", ge=0, le=1
     )
     guidance: float = knob(10.0, "Guidance scale of the prompt; 1 is without guidance.", ge=0, le=30)
     mix: float = knob(0.5, "With two styles: 0 is the first, 1 the second.", ge=0, le=1)
     adain: bool = knob(
-        False, "Match the content's colours to the painting's first (AdaIN), if they differ much.", title="AdaIN"
+        False,
+        "Before noise is added, set the channel means and standard deviations of the content's latents to the "
+        "painting's. This changes colour and contrast.",
+        title="AdaIN",
     )
     size: int = size_knob(512, most=2048)
     steps: int = knob(50, "Denoising steps of the whole schedule; strength is the share that is run.", ge=2, le=500)
@@ -32,12 +39,21 @@ class InSTSettings(Settings):
 
 
 class InSTLearningSettings(Settings):
-    """Settings of learning a painting; the defaults are the authors', who trained for up to 6100 steps.
+    """Settings of learning a painting.
 
-    The numbers of layers and heads are this project's: the paper states none.
+    From the authors' code: `size`, `learning_rate` and its factor `batch`, `dropout` (also in the paper), and the
+    number of `heads`. This project's: `batch` (authors: 1), `steps` (authors: 6100), early stopping by
+    `check_every` and `patience` (authors: none), `views` (authors: the whole painting, mirrored half of the time),
+    `layers` (authors' code: 1; the paper states no number), and the width of a head, which is CLIP's width divided
+    by `heads` (authors: 64). `docs/inst.md` lists further differences.
     """
 
-    steps: int = knob(1000, "Maximum training steps; most paintings need 500 to 1000.", ge=1, le=MOST_STEPS)
+    steps: int = knob(
+        1000,
+        "Maximum number of training steps. Training stops earlier if the validation loss stops falling (patience).",
+        ge=1,
+        le=MOST_STEPS,
+    )
     size: int = knob(512, "Side of the square crops of the painting, in pixels.", ge=32, le=1024)
     learning_rate: float = knob(1e-4, "AdamW's learning rate, multiplied by the batch size.", gt=0, le=0.1)
     batch: int = knob(4, "Batch size: noised crops of the painting per step.", ge=1, le=32)

@@ -1,4 +1,4 @@
-"""Clips as players show them, whatever wrote them: turned, oblong, transparent, in any colours, with any sound."""
+"""Clips are opened as players show them: rotation, pixel shape, transparency, colour spaces, and any sound."""
 
 import itertools
 import os
@@ -126,7 +126,7 @@ def test_hdr_white_is_near_white_and_a_note_says_what_was_done(curve: int, level
     assert any("HDR" in note or "SDR" in note for note in clip.select(0, 0, 1).notes())
 
 
-def test_what_is_transparent_is_laid_on_white_as_for_pictures(tmp_path: Path) -> None:
+def test_transparency_is_composited_on_white_as_for_pictures(tmp_path: Path) -> None:
     path = tmp_path / "clip.mov"
     picture = Image.new("RGBA", (64, 48), (200, 30, 30, 255))
     picture.paste((0, 0, 0, 0), (32, 0, 64, 48))
@@ -143,7 +143,7 @@ def test_what_is_transparent_is_laid_on_white_as_for_pictures(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("rate", "layout"), [(192000, "stereo"), (96000, "mono"), (48000, "7.1"), (11000, "stereo")])
-def test_sound_of_any_rate_and_layout_comes_along(rate: int, layout: str, tmp_path: Path) -> None:
+def test_sound_of_any_rate_and_layout_is_kept(rate: int, layout: str, tmp_path: Path) -> None:
     source = tmp_path / "clip.mkv"
     with av.open(str(source), "w") as container:
         pictures = container.add_stream("libx264", rate=10)
@@ -168,7 +168,7 @@ def test_sound_of_any_rate_and_layout_comes_along(rate: int, layout: str, tmp_pa
         assert sum(frame.samples for frame in container.decode(audio=0)) / container.streams.audio[0].rate > 0.25
 
 
-def test_a_size_is_checked_with_the_pixel_shape_before_memory_is_taken(tmp_path: Path) -> None:
+def test_a_size_is_checked_with_the_pixel_shape_before_memory_is_allocated(tmp_path: Path) -> None:
     clip = write_raw(tmp_path / "clip.mp4", greys(2, (512, 512)), aspect=Fraction(250, 1))
     with pytest.raises(StyleEngineError, match="128000×512 pixels"):
         open_clip(clip)
@@ -196,7 +196,7 @@ def test_a_clip_whose_name_is_not_utf8_is_redrawn(engine: StyleEngine, cat: Imag
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in its file system")
-def test_a_pipe_is_no_clip_and_nothing_waits_for_it(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(StyleEngineError, match=r"pipe\.mp4") as raised:
         open_clip(tmp_path / "pipe.mp4")
@@ -239,7 +239,7 @@ def test_a_resumed_run_reads_the_last_finished_frame_alone(
     assert len([name for name in read if name.endswith(".png")]) <= 1
 
 
-def test_a_run_that_nobody_can_resume_keeps_no_state(
+def test_a_run_that_cannot_be_resumed_saves_no_state(
     engine: StyleEngine, cat: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[str] = []
