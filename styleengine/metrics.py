@@ -40,6 +40,22 @@ def ssim(image: torch.Tensor, reference: torch.Tensor) -> float:
     return float((score / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
 
 
+def blockiness(image: torch.Tensor, side: int = 8) -> float:
+    """Mean squared luminance difference of neighbours across the borders of side × side blocks, over that inside them.
+
+    1 = no blocks. Guidance by gradients on latents can leave the latents' grid in the image.
+    """
+    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32).view(1, 3, 1, 1)
+    grey = (image.float().cpu() * luma).sum(1)
+    across, inside = [], []
+    for differences in (grey.diff(dim=2), grey.diff(dim=1).mT):
+        squares = differences.square()
+        border = torch.arange(squares.shape[-1]) % side == side - 1
+        across.append(squares[..., border].flatten())
+        inside.append(squares[..., ~border].flatten())
+    return float(torch.cat(across).mean() / torch.cat(inside).mean().clamp(min=1e-12))
+
+
 def color_distance(image: torch.Tensor, reference: torch.Tensor) -> float:
     """Half the L1 distance of the joint RGB histograms (8³ bins): 0 = same colours, 1 = none shared."""
 

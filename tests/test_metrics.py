@@ -10,7 +10,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from styleengine.images import to_tensor
-from styleengine.metrics import color_distance, content_loss, encoder_features, psnr, ssim, style_loss
+from styleengine.metrics import blockiness, color_distance, content_loss, encoder_features, psnr, ssim, style_loss
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -129,3 +129,18 @@ def test_losses_equal_their_formulas() -> None:
     deviations = (a.std((2, 3), ddof=1) - b.std((2, 3), ddof=1)) / spread
     expected = np.sqrt((means**2).mean()) + np.sqrt((deviations**2).mean())
     assert style_loss(one, other) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_blockiness_is_one_for_noise_and_grows_with_steps_at_the_borders_of_blocks() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.randn(1, 3, 64, 64, generator=generator)
+    assert blockiness(noise) == pytest.approx(1, abs=0.1)
+    blocks = torch.randn(1, 3, 8, 8, generator=generator).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    one, more = (blockiness(noise + share * blocks) for share in (0.05, 0.2))
+    assert 1.1 < one < more
+    shifted = torch.roll(noise + 0.2 * blocks, (3, 3), (2, 3))
+    assert blockiness(shifted[..., 8:, 8:]) < 1
+    wave = torch.sin(torch.arange(64) / 5).expand(1, 3, 64, 64)
+    expected = np.square(np.diff(np.sin(np.arange(64) / 5)))
+    border = np.arange(63) % 8 == 7
+    assert blockiness(wave) == pytest.approx(expected[border].sum() / 7 / (expected[~border].sum() / 56), rel=1e-3)

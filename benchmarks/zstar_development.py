@@ -1,0 +1,104 @@
+"""Z-STAR+ with a model's recommended settings against StyleID on the same weights, on the development set.
+
+    python -m benchmarks.zstar_development --part report --sheet sheet.png
+
+Each content is combined with `--styles` of the style images. Contents and styles are cut to centre squares, on which
+both judges work: VGG16 (`judge_vgg`) and the model's own encoder. Settings are chosen on the part `choose`; figures
+that are published come from `report`. Further rows: `--variant "name: setting=value, setting=value"`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.development import PARTS, contents, styles
+from benchmarks.gallery import sheet
+from benchmarks.judge import table
+from benchmarks.judge_vgg import load_vgg16, measure
+from benchmarks.machine import machine
+from styleengine import StyleEngine, ZStarSettings
+from styleengine.backbones import LatentBackbone
+from styleengine.images import fit, to_tensor
+from styleengine.methods.zstar import PRESETS
+from styleengine.metrics import content_loss, encoder_features, ssim, style_loss
+
+BEFORE = {"query_preservation": 0.0, "content_pull": 0.0, "temperature": 1.0, "color": "sain", "mode": "reweight"}
+OURS, STYLEID = "recommended", "StyleID"
+JUDGES = ("VGG", "encoder")
+
+
+def parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """A variant as NAME: SETTING=VALUE, …"""
+    name, _, values = text.partition(":")
+    pairs = (pair.strip().partition("=")[::2] for pair in values.split(",") if pair.strip())
+    return name.strip(), {key: float(value) if value[:1].isdigit() else value for key, value in pairs}
+
+
+def square(image: Image.Image) -> Image.Image:
+    """The largest centre square."""
+    return fit(image, (min(image.size),) * 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--part", choices=PARTS, default="report")
+    parser.add_argument("--contents", type=int, default=6)
+    parser.add_argument("--styles", type=int, default=4, help="style images per content")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--variant", action="append", type=parsed, default=[], help="NAME: SETTING=VALUE, …")
+    parser.add_argument("--sheet", type=Path, help="where to write all results as a PNG")
+    arguments = parser.parse_args()
+    engine, trunk = StyleEngine(arguments.model), load_vgg16()
+    backbone = engine.backbone
+    assert isinstance(backbone, LatentBackbone)
+    variants = {OURS: {}, STYLEID: PRESETS[STYLEID], "before": BEFORE, **dict(arguments.variant)}
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in ["content itself", *variants]}
+    shown: list[list[Image.Image | None]] = []
+    paintings = styles(arguments.part)
+    for index, subject in enumerate(contents(arguments.part)[: arguments.contents]):
+        content = square(subject.image())
+        for number in range(arguments.styles):
+            style = square(paintings[(2 * index + 5 * number) % len(paintings)].image())
+            results = {
+                name: engine.zstar(content, [style], ZStarSettings(size=arguments.size, **values)).image
+                for name, values in variants.items()
+            }
+            for name, image in {"content itself": content, **results}.items():
+                x, c, s = (to_tensor(fit(picture, (arguments.size,) * 2)) for picture in (image, content, style))
+                of_x, of_c, of_s = (encoder_features(backbone.vae, picture) for picture in (x, c, s))
+                losses = measure(trunk, image, content, style)
+                rows[name].append(
+                    {
+                        "VGG style": losses["VGG style loss"],
+                        "VGG content": losses["VGG content loss"],
+                        "encoder style": style_loss(of_x, of_s),
+                        "encoder content": content_loss(of_x, of_c),
+                        "SSIM": ssim(x, c),
+                    }
+                )
+            shown.append([content, style, *results.values()])
+    count = len(shown)
+    print(f"{count} pairs of the part “{arguments.part}”, {arguments.size} pixels, {backbone.name}, {machine()}\n")
+    print(table({name: {key: float(np.mean([row[key] for row in of])) for key in of[0]} for name, of in rows.items()}))
+    print(f"\nPairs of {count} in which the recommended settings have the lower loss than StyleID:\n")
+    for judge in JUDGES:
+        lower = {
+            kind: [
+                ours[f"{judge} {kind}"] < other[f"{judge} {kind}"]
+                for ours, other in zip(rows[OURS], rows[STYLEID], strict=True)
+            ]
+            for kind in ("content", "style")
+        }
+        both = [content and style for content, style in zip(lower["content"], lower["style"], strict=True)]
+        print(f"- {judge}: content {sum(lower['content'])}, style {sum(lower['style'])}, both {sum(both)}")
+    if arguments.sheet:
+        print(f"\nColumns of the sheet: content, style, {', '.join(variants)}")
+        sheet(shown, (160, 160)).save(arguments.sheet)
+
+
+if __name__ == "__main__":
+    main()
