@@ -63,8 +63,9 @@ from styleengine.ui import examples, runs
 from styleengine.ui import learning as learning_module
 from styleengine.ui.controls import Controls
 from styleengine.ui.learning import MOST_LEARNING
+from styleengine.ui.panel import line
 from styleengine.ui.pictures import painted_mask
-from styleengine.ui.result import ResultPanel, line, place
+from styleengine.ui.result import ResultPanel, place
 from styleengine.ui.runs import Runner
 from styleengine.ui.style_choice import StyleChoice
 from styleengine.ui.uploads import REFUSED, sentence
@@ -1355,7 +1356,7 @@ def test_results_are_deleted_after_a_day(tmp_path: Path) -> None:
 def test_notes_are_shown_under_the_result(cat: Image.Image, tmp_path: Path) -> None:
     result = Stylization(cat, "zstar", {}, "mini", "0", [], 1.0, {}, notes=("Cut <here>.",))
     with gr.Blocks():
-        panel = ResultPanel("Run")
+        panel = ResultPanel()
     panel.slider.GRADIO_CACHE = str(tmp_path)
     status = panel.finished(result, cat)[panel.status]
     assert status.endswith("<p>Cut &lt;here&gt;.</p>")

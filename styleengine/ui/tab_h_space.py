@@ -38,7 +38,7 @@ def build(runner: Runner) -> None:
             form.controls.show_seed()
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = StripPanel("Run", "gamma", "γ")
+            panel = StripPanel("gamma", "γ")
             shown = [*pair, model, form.controls.components["size"]]
             examples = h_space_examples(shown, model_name(runner.engine.backbone.name), form.controls.start.size)
 

@@ -31,7 +31,7 @@ def build(runner: Runner) -> None:
             form.controls.show_seed()
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = ResultPanel("Run")
+            panel = ResultPanel()
             examples = content_style_examples(pair)
     form.connect(panel, examples)
 
