@@ -284,9 +284,9 @@ def test_what_waits_is_touched_while_another_is_learnt(learning: Learning, runne
     until_learning(learning, "a")
     learning.begin(cat, SETTINGS, "b", None)
     (waiting,) = [place for name, place in learning.library.unfinished().items() if name == "b"]
-    before = waiting.run_file.stat().st_mtime_ns
+    before = waiting.manifest_file.stat().st_mtime_ns
     learning._touch_all()
-    assert waiting.run_file.stat().st_mtime_ns > before
+    assert waiting.manifest_file.stat().st_mtime_ns > before
 
 
 def test_a_folder_that_vanishes_is_explained_without_naming_it(
@@ -334,9 +334,9 @@ def test_half_written_files_are_explained_on_use_and_hurt_nothing_else(
     learning: Learning, runner: Stub, cat: Image.Image, file: str, content: bytes
 ) -> None:
     place = learning.library.begin(cat, "cut", {"settings": LEARN, "model": runner.engine.backbone.name})
-    (place.folder / file).write_bytes(content)
-    (place.folder / "preview-00001.png").write_bytes(b"cut")
-    (place.folder / "preview-x.png").write_bytes(b"cut")
+    (place.path / file).write_bytes(content)
+    (place.path / "preview-00001.png").write_bytes(b"cut")
+    (place.path / "preview-x.png").write_bytes(b"cut")
     runner.gate.set()
     assert learning.unfinished() == ["cut"]
     try:

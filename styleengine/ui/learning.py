@@ -209,7 +209,7 @@ class Learning:
         try:
             values = self._outcome(task)
         except StyleEngineError as error:
-            gone = not place.run_file.is_file()
+            gone = not place.manifest_file.is_file()
             values = {"phase": "failed", "sentence": str(place.damaged() if gone else error)}
         except BaseException:
             log.exception("Learning “%s” failed", place.name)
@@ -281,7 +281,7 @@ class Learning:
 
 def _settings(place: Unfinished) -> InSTLearningSettings:
     """The saved training settings; StyleEngineError if they are damaged."""
-    stated = place.run().get("settings")
+    stated = place.manifest().get("settings")
     if not isinstance(stated, Mapping):
         raise place.damaged()
     try:
@@ -291,7 +291,7 @@ def _settings(place: Unfinished) -> InSTLearningSettings:
 
 
 def _job(place: Unfinished) -> Job:
-    model = place.run().get("model")
+    model = place.manifest().get("model")
     if not isinstance(model, str):
         raise place.damaged()
     options = {
