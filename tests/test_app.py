@@ -1325,6 +1325,19 @@ def test_tickets_are_of_their_session_and_never_of_a_path(shared_engine: StyleEn
         next(runner.run(ui_job(), ticket, previews=False))
 
 
+def test_a_ticket_withdrawn_between_two_runs_stops_the_second(
+    shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_engine, "run", lambda *_, **__: "result")
+    runner = Runner(shared_engine)
+    ticket = runner.admit_without_session("zstar")
+    for _ in range(2):
+        assert list(runner.run(ui_job(), ticket, previews=False)) == ["result"]
+    runner.release(ticket)
+    with pytest.raises(Cancelled):
+        next(runner.run(ui_job(), ticket, previews=False))
+
+
 def test_waiting_tickets_are_bounded(shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "MOST_TICKETS", 10)
     runner = Runner(shared_engine)
@@ -1333,8 +1346,7 @@ def test_waiting_tickets_are_bounded(shared_engine: StyleEngine, monkeypatch: py
         ticket = runner.admit(request, "zstar")
         if number % 2:
             runner.release(ticket)
-    assert len(runner._waiting) <= 10
-    assert len(runner._withdrawn) <= 10
+    assert len(runner._tickets) <= 10
     assert not list(Path(runner._running.name).iterdir())
 
 

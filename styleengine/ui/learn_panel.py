@@ -14,17 +14,15 @@ from gradio.processing_utils import save_file_to_cache
 from styleengine.errors import StyleEngineError
 from styleengine.images import open_image
 from styleengine.methods.inst import InSTLearningSettings
-from styleengine.phases import LEARNING
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import shown, signature
-from styleengine.ui.learning import HEARTBEAT, MOST_LEARNING, Learning, LearningStatus
+from styleengine.ui.learning import HEARTBEAT, LEARN, MOST_LEARNING, Learning, LearningStatus
 from styleengine.ui.panel import Panel, Updates, curve, duration, line, progress_bar, strip
 from styleengine.ui.parameter import parameter
 from styleengine.ui.pictures import path_of, picture
 from styleengine.ui.runs import Report, Runner
 from styleengine.ui.style_choice import StyleChoice
 
-LEARN = "inst_learn"
 LEARN_TOOL = "learn_style_of_painting"
 LEARN_SUMMARY = """Learns a painting's style as a new token (InST). Adds the style to the library and returns its file.
 
@@ -90,16 +88,16 @@ class LearnPanel(Panel):
 
     def working(self, known: LearningStatus, seen: str) -> Updates:
         """The progress, as far as it is newer than `seen`. The plot appears from two points on."""
-        new = f"{len(known.judged)} {[words for _, words in known.previews]}"
-        updates: Updates = {}
+        judged = known.report.judged
+        new = f"{len(judged)} {[words for _, words in known.previews]}"
+        updates: Updates = {self.status: progress_bar(known.report) + line(pace(known.report))}
         if new != seen:
-            updates = {self.seen: new, self.plot: gr.LinePlot(losses(known), visible=len(known.judged) > 1)}
+            losses = pd.DataFrame(list(judged), columns=["step", "loss"])
+            updates |= {self.seen: new, self.plot: gr.LinePlot(losses, visible=len(judged) > 1)}
             drawn = [(file, words) for preview, words in known.previews if (file := self._shown(preview))]
             if drawn:
                 updates[self.strip] = gr.Gallery(value=drawn, visible=True)
-        if known.phase == "learning":
-            updates[self.status] = progress_bar(Report(LEARNING, known.step, known.total)) + line(pace(known))
-        return updates or {self.seen: seen}
+        return updates
 
     def finished(self, known: LearningStatus, file: str | None) -> Updates:
         return {**self.working(known, ""), **self.stopped(ending(known), file=file)}
@@ -178,7 +176,7 @@ def _add_learning_api(learning: Learning, panel: LearnPanel, choice: StyleChoice
             try:
                 given_at = time.monotonic()
                 async for known in learning.watch(name):
-                    progress((known.step, known.total), desc=f"“{known.name}”: {known.phase}")
+                    progress((known.report.step, known.report.total), desc=f"“{known.name}”: {known.phase}")
                     if not known.ended and time.monotonic() - given_at > HEARTBEAT:
                         given_at = time.monotonic()
                         yield None, None
@@ -224,16 +222,11 @@ async def _begun(learning: Learning, begin: Callable[..., str], values: Mapping[
         raise
 
 
-def losses(known: LearningStatus) -> pd.DataFrame:
-    """The points of the validation loss plot."""
-    return pd.DataFrame(list(known.judged), columns=["step", "loss"])
-
-
-def pace(known: LearningStatus) -> str:
-    if not known.steps_per_second:
+def pace(report: Report) -> str:
+    if not report.steps_per_second:
         return ""
-    left = (known.total - known.step) / known.steps_per_second
-    return f"{known.steps_per_second:.2f} steps per second, at most {duration(left)} left."
+    left = (report.total - report.step) / report.steps_per_second
+    return f"{report.steps_per_second:.2f} steps per second, at most {duration(left)} left."
 
 
 def ending(known: LearningStatus) -> str:
@@ -242,5 +235,5 @@ def ending(known: LearningStatus) -> str:
         return known.sentence
     history = known.style.record.history
     begun, best = history[0][1], min(loss for _, loss in history)
-    how = "Learned" if known.phase == "finished" else "Stopped; learned"
-    return f"{how} “{known.name}” in {known.step} steps: validation loss {begun:.4f} at the start, {best:.4f} at best."
+    how, steps = "Learned" if known.phase == "finished" else "Stopped; learned", known.style.record.step
+    return f"{how} “{known.name}” in {steps} steps: validation loss {begun:.4f} at the start, {best:.4f} at best."
