@@ -49,4 +49,4 @@ def build(runner: Runner) -> None:
     form.connect(panel, examples, prepare_page, strip=strip)
 
 
-TAB = Tab("h-space", order=4, build=build, method="h_space")
+TAB = Tab(H_SPACE, order=4, build=build)

@@ -86,4 +86,4 @@ def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> 
     gr.on([], inst_upload, file, name, preprocess=False, queue=False, **hidden)
 
 
-TAB = Tab("InST", order=5, build=build, method="inst")
+TAB = Tab(INST, order=5, build=build)

@@ -76,4 +76,4 @@ def _connect_anchors(form: Form, show: gr.Button, overlay: gr.Image) -> None:
     )
 
 
-TAB = Tab("QS-Attn", order=3, build=build, method="qs_attn")
+TAB = Tab(QS_ATTN, order=3, build=build)

@@ -36,4 +36,4 @@ def build(runner: Runner) -> None:
     form.connect(panel, examples)
 
 
-TAB = Tab("Z-STAR+", order=1, build=build, method="zstar")
+TAB = Tab(ZSTAR, order=1, build=build)

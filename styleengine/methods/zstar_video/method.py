@@ -241,7 +241,7 @@ def _run(call: Call) -> VideoStylization:
 
 ZSTAR_VIDEO = Method(
     "zstar_video",
-    "Z-STAR+ for video",
+    "Z-STAR+",
     "Redraws a clip in the style of one or more images, without flicker.",
     ZStarVideoSettings,
     (
@@ -249,6 +249,7 @@ ZSTAR_VIDEO = Method(
         *styles_and_mask(most=2),
     ),
     _run,
+    plain_title="Video",
     inherits="zstar",
     suffix=".mp4",
     tool="stylize_video_like_images",
