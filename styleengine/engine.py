@@ -129,7 +129,7 @@ class StyleEngine:
         clips = opened.of(Kind.CLIP)
         path = check_clip_output(output, clips[0] if clips else None) if output is not None else None
         if path is None and method.suffix != ".png":
-            raise StyleEngineError(f"{method.title} writes a file: name it as `output`.")
+            raise StyleEngineError(f"The method “{method.name}” writes a file: name it as `output`.")
         with self._turn(on_step, settings, opened.poster):
             call = Call(
                 backbone=self.backbone,

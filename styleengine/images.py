@@ -151,14 +151,21 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping
     text = PngImagePlugin.PngInfo()
     for key, value in metadata.items():
         text.add_itxt(key, value.encode("utf-8", "backslashreplace"))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=text)
+    content = png(image, pnginfo=text)
     try:
-        write_whole(path, buffer.getvalue())
+        write_whole(path, content)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no such name is possible"
         raise StyleEngineError(f"{shown_name(path)} could not be written ({reason}): save elsewhere.") from error
     return path
+
+
+def png(image: Image.Image, **options: Any) -> bytes:
+    """The image as a PNG, without the metadata of the file that it was read from."""
+    bare, buffer = image.copy(), io.BytesIO()
+    bare.info = {}
+    bare.save(buffer, "PNG", **options)
+    return buffer.getvalue()
 
 
 def check_output(path: str | os.PathLike[str], suffix: str = ".png") -> Path:

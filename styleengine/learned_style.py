@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 
 from styleengine.backbones import LatentBackbone
 from styleengine.errors import StyleEngineError
-from styleengine.images import check_output, fit, write_whole
+from styleengine.images import check_output, fit, png, write_whole
 from styleengine.settings import Settings
 from styleengine.stylization import model_name
 
@@ -146,19 +146,14 @@ class LearnedStyle:
         return path
 
     def to_bytes(self) -> bytes:
-        """The file's content, deterministic for a style.
-
-        The thumbnail is stored without metadata.
-        """
+        """The file's content, deterministic for a style."""
         tensors: dict[str, torch.Tensor] = {name: getattr(self, name) for name in TENSORS}
         tensors |= {STATE + name: x for name, x in self.state.items()}
-        buffer, bare = io.BytesIO(), self.thumbnail.copy()
-        bare.info = {}
-        bare.save(buffer, "PNG", optimize=True)
+        thumbnail = base64.b64encode(png(self.thumbnail, optimize=True)).decode()
         record = json.dumps(self.record.model_dump(), ensure_ascii=False)
         content = save(
             {name: x.detach().float().cpu().contiguous() for name, x in tensors.items()},
-            {METADATA_KEY: record, THUMBNAIL_KEY: base64.b64encode(buffer.getvalue()).decode()},
+            {METADATA_KEY: record, THUMBNAIL_KEY: thumbnail},
         )
         return _in_order(content)
 

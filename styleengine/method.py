@@ -185,7 +185,8 @@ def no_requirement(backbone: Backbone) -> None:
 class Method:
     """A method: its names, settings, inputs and function.
 
-    `title` is the paper's name, `summary` a one-sentence description, `note` an addition to it for the API.
+    `title` is the paper's name, `plain_title` what the method does in a few words, `summary` a one-sentence
+    description, `note` an addition to it for the API.
     `inherits` names a method whose recommended settings also apply. `suffix` is the file suffix of results.
     `typed` are required settings. `models`: the app offers a choice of models. `endpoint`, `command` and
     `tool` are its names in the API, on the command line and for MCP, by default `name`. `requires` raises
@@ -198,6 +199,7 @@ class Method:
     settings: type[Settings]
     roles: Sequence[Role]
     run: Callable[[Call], Stylization]
+    plain_title: str = ""
     note: str = ""
     inherits: str = ""
     suffix: str = ".png"
@@ -212,6 +214,11 @@ class Method:
         object.__setattr__(self, "endpoint", self.endpoint or self.name)
         object.__setattr__(self, "command", self.command or (self.name.replace("_", "-"),))
         object.__setattr__(self, "tool", self.tool or self.name)
+
+    @property
+    def label(self) -> str:
+        """The label of the method's tab: “Video · Z-STAR+”, or the title alone."""
+        return " · ".join(filter(None, (self.plain_title, self.title)))
 
     @property
     def kinds(self) -> dict[str, Kind]:

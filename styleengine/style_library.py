@@ -6,8 +6,6 @@ not in use and was last used more than an hour (`LATELY`) ago. If there is none,
 """
 
 import errno
-import io
-import json
 import logging
 import os
 import shutil
@@ -16,7 +14,6 @@ import time
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,9 @@ from PIL import Image
 
 from styleengine.backbones import LatentBackbone
 from styleengine.errors import StyleEngineError
-from styleengine.images import open_image, write_whole
+from styleengine.images import write_whole
 from styleengine.learned_style import SUFFIX, LearnedStyle, fitting_name, quoted, shape_for
+from styleengine.workfolder import WorkFolder
 
 FOLDER_VARIABLE = "STYLEENGINE_STYLES"
 SHIPPED = Path(__file__).parent / "styles"
@@ -33,6 +31,7 @@ MOST_STYLES, MOST_UNFINISHED = 500, 40
 LATELY = 3600.0  # seconds after its last use during which an unfinished run is not deleted
 MOST_NAMED = 20  # styles in a message
 UNFINISHED = "unfinished"
+PAINTING, CONTENT = "painting", "content"  # images of an unfinished run
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ class StyleLibrary:
         content: Image.Image | None = None,
         in_use: Collection[str] = (),
     ) -> "Unfinished":
-        """Creates the folder of a new run. `run` is JSON data about it; `content` is the image for previews.
+        """Creates the folder of a new run. `run` is its manifest; `content` is the image for previews.
 
         Runs named in `in_use` are not deleted, however old.
 
@@ -116,11 +115,10 @@ class StyleLibrary:
             self._make_room(in_use)
             place = self._claim(name)
         try:
-            with self._writing():
-                write_whole(place.painting_file, _png(painting))
-                if content:
-                    write_whole(place.content_file, _png(content))
-                write_whole(place.run_file, json.dumps(dict(run), ensure_ascii=False).encode())
+            place.save_image(PAINTING, painting)
+            if content:
+                place.save_image(CONTENT, content)
+            place.save_manifest(run)
         except BaseException:
             place.delete()
             raise
@@ -139,7 +137,7 @@ class StyleLibrary:
 
     def unfinished(self) -> dict[str, "Unfinished"]:
         """The unfinished runs, by name."""
-        return {place.name: place for place in self._places() if place.run_file.is_file()}
+        return {place.name: place for place in self._places() if place.manifest_file.is_file()}
 
     def _make_room(self, in_use: Collection[str]) -> None:
         """Deletes old incomplete folders of crashed processes, and one unfinished run if there are too many."""
@@ -157,7 +155,7 @@ class StyleLibrary:
             if place.name not in whole:
                 place.delete()
             elif excess > 0:
-                log.info("deleted to make room: %s", place.folder)
+                log.info("deleted to make room: %s", place.path)
                 place.delete()
                 excess -= 1
 
@@ -168,7 +166,7 @@ class StyleLibrary:
             for _ in range(MOST_STYLES):
                 place = Unfinished(self.folder / UNFINISHED / self._free(name))
                 with suppress(FileExistsError):
-                    place.folder.mkdir()
+                    place.path.mkdir()
                     return place
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), name)  # a file is in the way
 
@@ -202,11 +200,7 @@ class StyleLibrary:
         try:
             yield
         except OSError as error:
-            log.warning("The library cannot be written: %s", error)
-            raise StyleEngineError(
-                f"The library cannot be written ({error.strerror}). Whoever runs this app must make room, or "
-                f"name another folder in ${FOLDER_VARIABLE}."
-            ) from error
+            raise _unwritable(error) from error
 
     def _files(self) -> dict[str, tuple[Path, os.stat_result]]:
         """Each style's file and stat result, by name."""
@@ -221,87 +215,70 @@ class StyleLibrary:
         ]
 
 
-@dataclass(frozen=True)
-class Unfinished:
+class Unfinished(WorkFolder):
     """The folder of an unfinished run: the painting, the run's data, and the progress.
 
-    `run_file` is written last: a folder without it is incomplete.
+    The manifest is written last: a folder without it is incomplete.
     """
-
-    folder: Path
 
     @property
     def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def painting_file(self) -> Path:
-        return self.folder / "painting.png"
-
-    @property
-    def content_file(self) -> Path:
-        return self.folder / "content.png"
-
-    @property
-    def run_file(self) -> Path:
-        return self.folder / "run.json"
+        return self.path.name
 
     @property
     def partial(self) -> Path:
         """The style file with the progress."""
-        return self.folder / f"partial{SUFFIX}"
+        return self.path / f"partial{SUFFIX}"
 
     @property
     def touched(self) -> float:
         """The time of the last saved progress or `touch`, in seconds since the epoch."""
-        return max(_modified(self.run_file), _modified(self.partial)) or _modified(self.folder)
+        return max(_modified(self.manifest_file), _modified(self.partial)) or _modified(self.path)
 
     def touch(self) -> None:
         """Marks the run as used."""
         try:
-            os.utime(self.run_file)
+            os.utime(self.manifest_file)
         except OSError:  # deleted by hand, or of another user
-            log.warning("cannot be touched: %s", self.run_file)
+            log.warning("cannot be touched: %s", self.manifest_file)
 
     def painting(self) -> Image.Image:
-        """The painting; StyleEngineError if it is damaged."""
-        try:
-            return open_image(self.painting_file, "painting")
-        except StyleEngineError as error:
-            raise self.damaged() from error
+        return self.image(PAINTING)
 
     def content(self) -> Image.Image | None:
         """The image for previews; None if there is none or it cannot be read."""
         try:
-            return open_image(self.content_file, "content image")
+            return self.image(CONTENT)
         except StyleEngineError:
             return None
 
-    def run(self) -> dict[str, Any]:
-        """The run's data, as given to `begin`; StyleEngineError if it is damaged."""
-        try:
-            return dict(json.loads(self.run_file.read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise self.damaged() from error
-
-    def damaged(self) -> StyleEngineError:
-        """The error for a damaged or missing folder."""
-        return StyleEngineError(f"The saved progress of “{self.name}” is damaged: learn the painting again.")
-
     def save_preview(self, step: int, preview: Image.Image) -> None:
         """Saves a preview. Errors are only logged, so that learning continues."""
-        try:
-            write_whole(self.folder / f"preview-{step:05}.png", _png(preview))
-        except OSError as error:
-            log.warning("a preview could not be kept: %s", error)
+        with suppress(StyleEngineError):
+            self.save_image(f"preview-{step:05}", preview)
 
     def previews(self) -> list[tuple[int, Path]]:
         """(step, file) of each preview, in order."""
-        files = [(file.stem.removeprefix("preview-"), file) for file in self.folder.glob("preview-*.png")]
+        files = [(file.stem.removeprefix("preview-"), file) for file in self.path.glob("preview-*.png")]
         return sorted((int(step), file) for step, file in files if step.isdecimal())
 
+    def damaged(self, file: Path | None = None) -> StyleEngineError:
+        return StyleEngineError(f"The saved progress of “{self.name}” is damaged: learn the painting again.")
+
+    def full(self, error: Exception) -> StyleEngineError:
+        return _unwritable(error)
+
     def delete(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _unwritable(error: Exception) -> StyleEngineError:
+    """The error for a library that cannot be written. It contains no folder; the log does."""
+    log.warning("The library cannot be written: %s", error)
+    return StyleEngineError(
+        f"The library cannot be written ({getattr(error, 'strerror', None)}). Whoever runs this app must make room, or "
+        f"name another folder in ${FOLDER_VARIABLE}."
+    )
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -345,11 +322,3 @@ def _modified(path: Path) -> float:
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
-
-
-def _png(image: Image.Image) -> bytes:
-    """The image as a PNG without metadata."""
-    bare, buffer = image.copy(), io.BytesIO()
-    bare.info = {}
-    bare.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import importlib.metadata
-import io
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from PIL import Image, ImageOps
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
 from styleengine.errors import StyleEngineError
-from styleengine.images import check_output, content_hash, open_image, save_png, write_whole
+from styleengine.images import check_output, content_hash, open_image, png, save_png, write_whole
 from styleengine.phases import Phase
 from styleengine.settings import on_one_line, shortened
 from styleengine.version import __version__
@@ -253,9 +252,7 @@ def mask_record(mask: Image.Image, name: str = "", inverted: bool = False) -> In
     original = ImageOps.invert(mask) if inverted else mask
     data = ""
     if not name:
-        buffer = io.BytesIO()
-        original.save(buffer, "PNG", optimize=True, icc_profile=None)
-        data = base64.b64encode(buffer.getvalue()).decode()
+        data = base64.b64encode(png(original, optimize=True)).decode()
     return InputRecord(
         "mask", content_hash(original), name, inverted=inverted, data=data if len(data) <= MOST_MASK else ""
     )

@@ -1,8 +1,9 @@
-"""A folder for the finished parts of a long run, so that it can be resumed."""
+"""The folder of a run that can be resumed: its manifest and its finished parts."""
 
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,59 +13,78 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from styleengine.errors import StyleEngineError
-from styleengine.images import save_png, write_whole
-
-MANIFEST = "run.json"
+from styleengine.images import png, write_whole
 
 
 class WorkFolder:
-    """Frames as PNG, tensors as safetensors, and a manifest that identifies their run.
+    """Images as PNG, tensors as safetensors, and a manifest with data about the run.
 
-    Files are written atomically. `fixed` are manifest values that a resumed run takes from the folder
-    instead of its own.
-
-    Raises StyleEngineError if the folder belongs to another run or cannot be written.
+    Files are written atomically. Methods raise StyleEngineError, which `damaged` and `full` put into words, for
+    files that are missing or damaged, or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], manifest: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.manifest_file = self.path / "run.json"
+
+    def resume(self, manifest: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """Begins the run that `manifest` identifies, or resumes it. Returns `fixed` as it was when the run began.
+
+        Raises StyleEngineError if the folder belongs to another run or cannot be used.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            known = self._known()
-            if known is None:
-                self.fixed = dict(fixed)
-                whole = {"run": dict(manifest), "fixed": self.fixed}
-                write_whole(self.path / MANIFEST, json.dumps(whole, indent=1).encode())
-                return
+            begun = self.manifest_file.is_file()
+            foreign = not begun and any(self.path.iterdir())
         except OSError as error:
             raise StyleEngineError(
                 f"The work folder {self.path.name} cannot be used ({error.strerror}): name another."
             ) from error
-        self.fixed = known["fixed"]
-        asked = json.loads(json.dumps(manifest))
-        others = sorted(name for name in {*asked, *known["run"]} if asked.get(name) != known["run"].get(name))
-        if others:
+        if foreign:
             raise StyleEngineError(
-                f"The work folder {self.path.name} belongs to another run (what differs: {', '.join(others)}). "
-                "Delete it to start again, name another, or repeat that run."
+                f"The folder {self.path.name} holds other things than a run's work: name an empty or a new one."
             )
+        if not begun:
+            self.save_manifest({"run": dict(manifest), "fixed": dict(fixed)})
+        known = self.manifest()
+        try:
+            run, fixed = dict(known["run"]), dict(known["fixed"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged(self.manifest_file) from error
+        check_same_run(f"The work folder {self.path.name}", run, manifest)
+        return fixed
+
+    def manifest(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.manifest_file.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise self.damaged(self.manifest_file) from error
+
+    def save_manifest(self, manifest: Mapping[str, Any]) -> None:
+        with self._writing():
+            write_whole(self.manifest_file, json.dumps(dict(manifest), indent=1).encode())
+
+    def save_image(self, name: str, image: Image.Image) -> None:
+        """Saves an image, without the metadata of its file."""
+        with self._writing():
+            write_whole(self._image(name), png(image))
+
+    def image(self, name: str) -> Image.Image:
+        try:
+            with Image.open(self._image(name), formats=["PNG"]) as image:
+                return image.convert("RGB")
+        except Exception as error:  # decoders raise any exception for damaged files
+            raise self.damaged(self._image(name)) from error
 
     def save_frame(self, kind: str, number: int, image: Image.Image) -> None:
         """Saves frame `number` of a series of frames."""
-        try:
+        with self._writing():
             (self.path / kind).mkdir(exist_ok=True)
-        except OSError as error:
-            raise self._full(error) from error
-        save_png(image, self._frame(kind, number), {})
+        self.save_image(_frame(kind, number), image)
 
     def frame(self, kind: str, number: int) -> Image.Image:
         """Frame `number` of a series."""
-        file = self._frame(kind, number)
-        try:
-            with Image.open(file, formats=["PNG"]) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for files that are cut off or not PNG
-            raise self._damaged(file) from error
+        return self.image(_frame(kind, number))
 
     def frames(self, kind: str, count: int) -> Iterator[Image.Image]:
         """The first `count` frames of a series, one at a time."""
@@ -73,18 +93,17 @@ class WorkFolder:
     def finished(self, kind: str) -> int:
         """The number of frames of a series before the first gap."""
         count = 0
-        while self._frame(kind, count).is_file():
+        while self._image(_frame(kind, count)).is_file():
             count += 1
         return count
 
     def save_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], number: int) -> None:
         """Saves named tensors, and the number of the frame they belong to."""
-        file, partial = self._tensors(name), self.path / f".{name}.partial"
+        partial = self.path / f".{name}.partial"
         try:
-            save_file({key: x.contiguous().cpu() for key, x in tensors.items()}, partial, {"frame": str(number)})
-            os.replace(partial, file)
-        except (OSError, SafetensorError) as error:
-            raise self._full(error) from error
+            with self._writing():
+                save_file({key: x.contiguous().cpu() for key, x in tensors.items()}, partial, {"frame": str(number)})
+                os.replace(partial, self._tensors(name))
         finally:
             partial.unlink(missing_ok=True)
 
@@ -96,31 +115,42 @@ class WorkFolder:
             with safe_open(self._tensors(name), "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, int(file.metadata()["frame"])  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise self._damaged(self._tensors(name)) from error
+            raise self.damaged(self._tensors(name)) from error
 
-    def _known(self) -> dict[str, Any] | None:
-        file = self.path / MANIFEST
-        if not file.is_file():
-            if any(self.path.iterdir()):
-                raise StyleEngineError(
-                    f"The folder {self.path.name} holds other things than a run's work: name an empty or a new one."
-                )
-            return None
-        try:
-            known = json.loads(file.read_text())
-            return {"run": dict(known["run"]), "fixed": dict(known["fixed"])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._damaged(file) from error
-
-    def _full(self, error: Exception) -> StyleEngineError:
-        why = getattr(error, "strerror", None) or error
-        return StyleEngineError(f"The run could not be kept in {self.path.name} ({why}): make room there.")
-
-    def _damaged(self, file: Path) -> StyleEngineError:
+    def damaged(self, file: Path) -> StyleEngineError:
+        """The error for a damaged or missing file."""
         return StyleEngineError(f"The file {file.name} is damaged: delete the work folder and start again.")
 
-    def _frame(self, kind: str, number: int) -> Path:
-        return self.path / kind / f"{number:05}.png"
+    def full(self, error: Exception) -> StyleEngineError:
+        """The error for a file that cannot be written."""
+        why = getattr(error, "strerror", None) or error
+        return StyleEngineError(f"The run could not be kept in {self.path.name} ({why}): make room or name another.")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise self.full(error) from error
+
+    def _image(self, name: str) -> Path:
+        return self.path / f"{name}.png"
 
     def _tensors(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
+
+
+def check_same_run(saved: str, known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raises StyleEngineError, which names `saved` and what differs, if two manifests are of different runs."""
+    asked = json.loads(json.dumps(asked))
+    names = dict.fromkeys([*asked, *known])
+    others = [name.replace("_", " ") for name in names if asked.get(name) != known.get(name)]
+    if others:
+        raise StyleEngineError(
+            f"{saved} belongs to another run (what differs: {', '.join(others)}). Delete it to start again, or repeat "
+            "that run."
+        )
+
+
+def _frame(kind: str, number: int) -> str:
+    return f"{kind}/{number:05}"

@@ -59,12 +59,13 @@ from styleengine.phases import STYLIZING, WAITING, Phase
 from styleengine.settings import Settings
 from styleengine.style_library import StyleLibrary
 from styleengine.stylization import METADATA_KEY, StepEvent, Stylization, read_record
-from styleengine.ui import examples, runs
+from styleengine.ui import examples, runs, tabs
 from styleengine.ui import learning as learning_module
 from styleengine.ui.controls import Controls
 from styleengine.ui.learning import MOST_LEARNING
+from styleengine.ui.panel import line
 from styleengine.ui.pictures import painted_mask
-from styleengine.ui.result import ResultPanel, line, place
+from styleengine.ui.result import ResultPanel, place
 from styleengine.ui.runs import Runner
 from styleengine.ui.style_choice import StyleChoice
 from styleengine.ui.uploads import REFUSED, sentence
@@ -450,7 +451,7 @@ def test_a_painted_mask_is_used(page: Page, files: dict[str, Path]) -> None:
 
 
 def test_h_space_in_the_browser_with_a_painted_mask(page: Page, files: dict[str, Path]) -> None:
-    open_tab(page, "h-space")
+    open_tab(page, "Blend content · h-space injection")
     fill(page, **QUICK)
     upload(page, "Content", files["content"])
     upload(page, "Style", files["style"])
@@ -471,7 +472,7 @@ def test_h_space_in_the_browser_with_a_painted_mask(page: Page, files: dict[str,
 def test_a_strip_in_the_browser_shows_six_pictures_on_the_chosen_model(
     page: Page, files: dict[str, Path], beside: str
 ) -> None:
-    open_tab(page, "h-space")
+    open_tab(page, "Blend content · h-space injection")
     upload(page, "Content", files["content"])
     upload(page, "Style", files["style"])
     page.get_by_label("Model", exact=True).locator("visible=true").click()
@@ -487,7 +488,7 @@ def test_a_strip_in_the_browser_shows_six_pictures_on_the_chosen_model(
 
 
 def test_cancel_stops_a_run_of_h_space(page: Page, files: dict[str, Path]) -> None:
-    open_tab(page, "h-space")
+    open_tab(page, "Blend content · h-space injection")
     upload(page, "Content", files["content"])
     upload(page, "Style", files["style"])
     fill(page, **LONG)
@@ -499,7 +500,7 @@ def test_cancel_stops_a_run_of_h_space(page: Page, files: dict[str, Path]) -> No
 
 
 def test_qs_attn_in_the_browser_runs_shows_its_anchors_and_can_be_cancelled(page: Page, files: dict[str, Path]) -> None:
-    open_tab(page, "QS-Attn")
+    open_tab(page, "Describe a style · QS-Attn")
     upload(page, "Content", files["content"])
     run(page)
     expect_status(page, "No style was given")
@@ -530,6 +531,16 @@ def paint(page: Page, box: Any) -> None:
     page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.6 * box["height"], steps=8)
     page.mouse.up()
     page.wait_for_timeout(500)
+
+
+def test_each_tab_is_labelled_with_what_its_method_does_and_its_name() -> None:
+    assert [tab.method.label for tab in tabs()] == [
+        "Paint like this picture · Z-STAR+",
+        "Video · Z-STAR+",
+        "Describe a style · QS-Attn",
+        "Blend content · h-space injection",
+        "Learn a painting · InST",
+    ]
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(page: Page) -> None:
@@ -578,7 +589,7 @@ def test_a_client_that_cancels_a_clip_gets_the_frames_done(client: Client, zstar
 @pytest.fixture
 def video_page(page: Page, files: dict[str, Path]) -> Page:
     """The tab for clips, with a clip and a style chosen and quick settings."""
-    page.get_by_role("tab", name="Video").click()
+    page.get_by_role("tab", name="Video · Z-STAR+").click()
     tab = page.get_by_role("tabpanel").filter(has_text="Steadiness")
     for label, name in (("Clip", "clip"), ("Style", "style")):
         block = tab.locator(".block").filter(has=page.get_by_text(label, exact=True))
@@ -832,7 +843,7 @@ def test_the_file_of_a_style_is_copied_for_the_page_once(
 
 def learn_in_browser(page: Page, files: dict[str, Path], name: str, **numbers: int) -> None:
     """Opens the tab, chooses a painting and begins to learn it."""
-    page.get_by_role("tab", name="InST").click()
+    page.get_by_role("tab", name="Learn a painting · InST").click()
     expect_status(page, "Choose a painting")
     upload(page, "Painting", files["style"])
     page.locator(".style-name").locator("textarea, input").fill(name)
@@ -891,7 +902,7 @@ def test_learning_continues_when_the_page_is_closed_and_another_page_can_show_it
     expect_status(page, "steps per second")
     page.goto("about:blank")
     page.goto(address)
-    page.get_by_role("tab", name="InST").click()
+    page.get_by_role("tab", name="Learn a painting · InST").click()
     page.get_by_role("button", name="Unfinished").click()
     page.locator(".unfinished input").first.click()
     page.get_by_role("option", name="left alone").click()
@@ -1322,6 +1333,19 @@ def test_tickets_are_of_their_session_and_never_of_a_path(shared_engine: StyleEn
         next(runner.run(ui_job(), ticket, previews=False))
 
 
+def test_a_ticket_withdrawn_between_two_runs_stops_the_second(
+    shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_engine, "run", lambda *_, **__: "result")
+    runner = Runner(shared_engine)
+    ticket = runner.admit_without_session("zstar")
+    for _ in range(2):
+        assert list(runner.run(ui_job(), ticket, previews=False)) == ["result"]
+    runner.release(ticket)
+    with pytest.raises(Cancelled):
+        next(runner.run(ui_job(), ticket, previews=False))
+
+
 def test_waiting_tickets_are_bounded(shared_engine: StyleEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "MOST_TICKETS", 10)
     runner = Runner(shared_engine)
@@ -1330,8 +1354,7 @@ def test_waiting_tickets_are_bounded(shared_engine: StyleEngine, monkeypatch: py
         ticket = runner.admit(request, "zstar")
         if number % 2:
             runner.release(ticket)
-    assert len(runner._waiting) <= 10
-    assert len(runner._withdrawn) <= 10
+    assert len(runner._tickets) <= 10
     assert not list(Path(runner._running.name).iterdir())
 
 
@@ -1353,7 +1376,7 @@ def test_results_are_deleted_after_a_day(tmp_path: Path) -> None:
 def test_notes_are_shown_under_the_result(cat: Image.Image, tmp_path: Path) -> None:
     result = Stylization(cat, "zstar", {}, "mini", "0", [], 1.0, {}, notes=("Cut <here>.",))
     with gr.Blocks():
-        panel = ResultPanel("Run")
+        panel = ResultPanel()
     panel.slider.GRADIO_CACHE = str(tmp_path)
     status = panel.finished(result, cat)[panel.status]
     assert status.endswith("<p>Cut &lt;here&gt;.</p>")

@@ -40,11 +40,13 @@ class Stub(Runner):
         self.troubles: list[BaseException] = []
 
     def admit_without_session(self, name: str) -> str:
-        self.tickets.add(ticket := f"{name} {len(self.asked_by)}")
+        self.tickets.add(ticket := super().admit_without_session(name))
         return ticket
 
     def release(self, ticket: str) -> None:
         self.tickets.discard(ticket)
+
+    forget = release
 
     def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Any]:
         self.asked_by.append(ASKED_BY.get())
@@ -288,9 +290,9 @@ def test_the_folder_of_a_queued_painting_is_touched_while_another_is_learned(
     until_learning(learning, "a")
     learning.begin(cat, SETTINGS, "b", None)
     (waiting,) = [place for name, place in learning.library.unfinished().items() if name == "b"]
-    before = waiting.run_file.stat().st_mtime_ns
+    before = waiting.manifest_file.stat().st_mtime_ns
     learning._touch_all()
-    assert waiting.run_file.stat().st_mtime_ns > before
+    assert waiting.manifest_file.stat().st_mtime_ns > before
 
 
 def test_a_folder_that_vanishes_is_explained_without_naming_it(
@@ -338,9 +340,9 @@ def test_half_written_files_are_explained_on_use_and_affect_nothing_else(
     learning: Learning, runner: Stub, cat: Image.Image, file: str, content: bytes
 ) -> None:
     place = learning.library.begin(cat, "cut", {"settings": LEARN, "model": runner.engine.backbone.name})
-    (place.folder / file).write_bytes(content)
-    (place.folder / "preview-00001.png").write_bytes(b"cut")
-    (place.folder / "preview-x.png").write_bytes(b"cut")
+    (place.path / file).write_bytes(content)
+    (place.path / "preview-00001.png").write_bytes(b"cut")
+    (place.path / "preview-x.png").write_bytes(b"cut")
     runner.gate.set()
     assert learning.unfinished() == ["cut"]
     try:
@@ -370,7 +372,9 @@ def test_learning_survives_its_page_and_its_process(
     library = StyleLibrary(tmp_path, shipped=tmp_path / "none")
     first = Learning(Runner(shared_engine), library)
     name = first.begin(cat, settings, "cat", cat)
-    next(known for known in watched(first, name) if known.step >= 3)  # the page is closed: nobody watches any more
+    next(
+        known for known in watched(first, name) if known.report.step >= 3
+    )  # the page is closed: nobody watches any more
     first.stop(name)
     *_, stopped = watched(first, name)
     assert stopped.phase == "stopped"
@@ -381,10 +385,10 @@ def test_learning_survives_its_page_and_its_process(
     second.resume("cat")
     steps = []
     for known in watched(second, "cat"):
-        steps.append(known.step)
+        steps.append(known.report.step)
         last = known
     assert last.phase == "finished"
-    assert min(step for step in steps if step) >= stopped.step
+    assert min(step for step in steps if step) >= stopped.report.step
     assert second.unfinished() == []
     assert library.names() == ["cat"]
     whole = shared_engine.inst_learn(cat, settings)
@@ -398,11 +402,11 @@ def test_learning_goes_in_slices_and_lets_others_in_between(
     monkeypatch.setattr(learning_module, "SLICE_SECONDS", 0.2)
     learning = Learning(Runner(shared_engine), StyleLibrary(tmp_path))
     name = learning.begin(cat, InSTLearningSettings(**{**LEARN, "steps": SO_LONG}), "cat", None)
-    next(known for known in watched(learning, name) if known.step >= 1)
+    next(known for known in watched(learning, name) if known.report.step >= 1)
     shared_engine.zstar(cat, [cat], ZStarSettings(size=64, steps=4))
     assert not learning.status(name).ended
-    before = learning.status(name).step
-    next(known for known in watched(learning, name) if known.step > before)
+    before = learning.status(name).report.step
+    next(known for known in watched(learning, name) if known.report.step > before)
     learning.stop(name)
     *_, stopped = watched(learning, name)
     assert stopped.phase == "stopped"

@@ -135,7 +135,7 @@ def test_it_is_an_endpoint_a_tool_and_a_tab(address: str, browser: Browser, file
 
     page = browser.new_page()
     page.goto(address)
-    page.get_by_role("tab", name="Blend").click()
+    page.get_by_role("tab", name="Blend", exact=True).click()
     for label, path in zip(("First", "Second"), files, strict=True):
         upload(page, label, path)
     page.locator("button.run:visible").click()

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from test_learned_style import made_up
 
-from styleengine import LearnedStyle, StyleEngineError, style_library
+from styleengine import LearnedStyle, StyleEngineError, style_library, workfolder
 from styleengine.backbones import LatentBackbone
 from styleengine.style_library import StyleLibrary, Unfinished
 
@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_nothing_half_begun(
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(style_library, "write_whole", full)
+    monkeypatch.setattr(workfolder, "write_whole", full)
     with pytest.raises(StyleEngineError, match="cannot be written \\(No space left on device\\)") as caught:
         library.begin(cat, "x", {})
     assert str(library.folder) not in str(caught.value)
@@ -180,7 +180,7 @@ def test_an_unfinished_painting_is_found_again(library: StyleLibrary, cat: Image
     (again,) = library.unfinished().values()
     assert again.name == place.name == "my cat"
     assert again.painting().tobytes() == cat.convert("RGB").tobytes()
-    assert again.run() == {"steps": 3}
+    assert again.manifest() == {"steps": 3}
     place.save_preview(20, cat)
     place.save_preview(3, cat)
     assert [step for step, _ in again.previews()] == [3, 20]
@@ -192,7 +192,7 @@ def test_an_unfinished_painting_is_found_again(library: StyleLibrary, cat: Image
 
 def aged(place: Unfinished, hours: float) -> Unfinished:
     then = time.time() - hours * 3600
-    for path in (place.run_file, place.folder):
+    for path in (place.manifest_file, place.path):
         if path.exists():
             os.utime(path, (then, then))
     return place
@@ -226,8 +226,8 @@ def test_a_folder_that_was_begun_but_not_written_is_not_offered_keeps_its_name_a
     library: StyleLibrary, cat: Image.Image
 ) -> None:
     half = Unfinished(library.folder / "unfinished" / "cat")
-    half.folder.mkdir(parents=True)
-    half.painting_file.write_bytes(b"half")
+    half.path.mkdir(parents=True)
+    (half.path / "painting.png").write_bytes(b"half")
     assert library.unfinished() == {}
     assert library.begin(cat, "cat", {}).name == "cat 2"
     aged(half, 2)
@@ -251,7 +251,7 @@ def test_folders_begun_at_the_same_time_get_unique_names_even_in_two_processes(
     for thread in threads:
         thread.join()
     assert len({name.casefold() for name in names}) == 8
-    assert sorted(place.run()["steps"] for place in library.unfinished().values()) == list(range(8))
+    assert sorted(place.manifest()["steps"] for place in library.unfinished().values()) == list(range(8))
 
 
 @pytest.mark.parametrize(
@@ -281,11 +281,11 @@ def test_metadata_of_a_paintings_file_is_not_kept(library: StyleLibrary, cat: Im
     annotated = cat.copy()
     annotated.info |= {"icc_profile": b"secret", "exif": b"secret", "comment": "secret", "xmp": b"secret"}
     place = library.begin(annotated, "cat", {}, annotated)
-    assert b"secret" not in place.painting_file.read_bytes() + place.content_file.read_bytes()
+    assert b"secret" not in b"".join(file.read_bytes() for file in place.path.iterdir())
 
 
 def test_a_damaged_record_of_a_run_is_named(library: StyleLibrary, cat: Image.Image) -> None:
     place = library.begin(cat, "cat", {})
-    place.run_file.write_text("{")
+    place.manifest_file.write_text("{")
     with pytest.raises(StyleEngineError, match="The saved progress of “cat” is damaged"):
-        place.run()
+        place.manifest()

@@ -146,5 +146,6 @@ ZSTAR = Method(
         *styles_and_mask(most=3),
     ),
     _run,
+    plain_title="Paint like this picture",
     tool="stylize_image_like_images",
 )

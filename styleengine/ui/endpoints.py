@@ -8,7 +8,7 @@ iterator, which stops the engine.
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 import gradio as gr
 from anyio.to_thread import run_sync
@@ -17,8 +17,9 @@ from gradio.helpers import Examples
 
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.stylization import Stylization
+from styleengine.ui.panel import Panel, Updates, progress_words
 from styleengine.ui.parameter import parameter
-from styleengine.ui.result import Updates, progress_words, save
+from styleengine.ui.result import save
 from styleengine.ui.runs import Job, Report, Runner
 from styleengine.ui.uploads import sentence
 
@@ -29,22 +30,6 @@ UNEXPECTED = "The run failed with an unexpected error. See the server's log."
 RETURNS = "Returns the result and its record. Omitted settings take the values recommended for the model."
 
 Prepare = Callable[[Mapping[str, Any]], Job]
-
-
-class Panel(Protocol):
-    """The output side of a tab: its components, and the states of a run as Gradio updates."""
-
-    run: gr.Button
-    cancel: gr.Button
-    status: gr.HTML
-
-    @property
-    def outputs(self) -> list[Any]: ...
-    def waiting(self) -> Updates: ...
-    def working(self, report: Report, content: Any) -> Updates: ...
-    def finished(self, result: Any, content: Any) -> Updates: ...
-    def stopped(self, sentence: str) -> Updates: ...
-    def connect_comparison(self, run: Any) -> None: ...
 
 
 def connect_page(

@@ -199,7 +199,7 @@ def plain_tab(method: Method) -> Callable[[Runner], None]:
                     form.controls.show_seed()
                 form.controls.show_rare()
             with gr.Column(scale=6, min_width=320):
-                panel = VideoPanel() if method.suffix == ".mp4" else ResultPanel("Run", "Choose the inputs.")
+                panel = VideoPanel() if method.suffix == ".mp4" else ResultPanel("Choose the inputs.")
         form.connect(panel)
 
     return build

@@ -14,17 +14,15 @@ from gradio.processing_utils import save_file_to_cache
 from styleengine.errors import StyleEngineError
 from styleengine.images import open_image
 from styleengine.methods.inst import InSTLearningSettings
-from styleengine.phases import LEARNING
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import shown, signature
-from styleengine.ui.learning import HEARTBEAT, MOST_LEARNING, Learning, LearningStatus
+from styleengine.ui.learning import HEARTBEAT, LEARN, MOST_LEARNING, Learning, LearningStatus
+from styleengine.ui.panel import Panel, Updates, curve, duration, line, progress_bar, strip
 from styleengine.ui.parameter import parameter
 from styleengine.ui.pictures import path_of, picture
-from styleengine.ui.result import WAITING_WORDS, Updates, line, progress_bar
 from styleengine.ui.runs import Report, Runner
 from styleengine.ui.style_choice import StyleChoice
 
-LEARN = "inst_learn"
 LEARN_TOOL = "learn_style_of_painting"
 LEARN_SUMMARY = """Learns a painting's style as a new token (InST). Adds the style to the library and returns its file.
 
@@ -42,18 +40,17 @@ POLL_EVERY = 2.0  # seconds between two status requests of a page
 LEARNING_CALLS = MOST_LEARNING + 4
 
 
-class LearnPanel:
+class LearnPanel(Panel):
     """The Learn tab: the painting, the training settings, and the progress."""
 
     def __init__(self, runner: Runner, learning: Learning) -> None:
-        self.controls = Controls(runner.engine.settings_for(InSTLearningSettings, LEARN, None))
-        controls = self.controls
+        self.controls = controls = Controls(runner.engine.settings_for(InSTLearningSettings, LEARN, None))
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():
-                    self.painting = picture("Painting", height=240)
-                    self.content = picture("Preview image", height=240)
-                self.name = gr.Textbox(label="Name", info="The style's name in the library.", elem_classes="style-name")
+                    painting = picture("Painting", height=240)
+                    content = picture("Preview image", height=240)
+                name = gr.Textbox(label="Name", info="The style's name in the library.", elem_classes="style-name")
                 controls.show("steps")
                 with gr.Row():
                     controls.show("size", "batch")
@@ -61,83 +58,53 @@ class LearnPanel:
                 controls.show_seed()
                 controls.show_rare()
             with gr.Column(scale=6, min_width=320):
-                with gr.Row():
-                    self.run = gr.Button("Learn", variant="primary", scale=3, elem_classes="run")
-                    self.stop = gr.Button("Stop", variant="secondary", scale=1, min_width=96, interactive=False)
-                self.status = gr.HTML(line(LEARN_HINT), elem_classes="status")
-                self.plot = gr.LinePlot(
-                    x="step",
-                    y="loss",
-                    title="Validation loss",
-                    x_title="Step",
-                    y_title="Loss",
-                    height=220,
-                    visible=False,
-                )
-                self.strip = gr.Gallery(
-                    label="Previews",
-                    columns=4,
-                    height="auto",
-                    object_fit="contain",
-                    interactive=False,
-                    visible=False,
-                    buttons=["fullscreen"],
-                    elem_classes="learned-strip",
-                )
-                self.download = gr.DownloadButton("Download the style", interactive=False)
+                super().__init__(LEARN_HINT, "Download the style", "Learn", "Stop")
                 with gr.Accordion("Unfinished", open=False):
                     gr.Markdown("Styles whose training was stopped or interrupted by a restart.")
                     self.unfinished = gr.Dropdown(
                         learning.unfinished(), value=None, label="Style", interactive=True, elem_classes="unfinished"
                     )
                     self.resume = gr.Button("Resume", elem_classes="go-on")
+        self.inputs: dict[str, Component] = {
+            "painting": painting, "name": name, "content": content, **controls.components
+        }  # fmt: skip
         self.carried, self.seen = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
         self.clock = gr.Timer(POLL_EVERY, active=False)
+        self.outputs += [self.unfinished, self.carried, self.seen, self.clock]
 
-    @property
-    def inputs(self) -> dict[str, Component]:
+    def show(self) -> list[Any]:
+        self.plot = curve("step", "loss", "Validation loss")
+        self.strip = strip("Previews", 4, ["fullscreen"], "learned-strip")
+        return [self.plot, self.strip]
+
+    def waiting(self) -> Updates:
         return {
-            "painting": self.painting, "name": self.name, "content": self.content, **self.controls.components
-        }  # fmt: skip
-
-    @property
-    def outputs(self) -> list[Any]:
-        shown = [self.run, self.stop, self.status, self.plot, self.strip, self.download, self.unfinished]
-        return [*shown, self.carried, self.seen, self.clock]
-
-    def waiting(self, name: str) -> Updates:
-        return {
-            **self._busy(True),
-            self.carried: name,
+            **super().waiting(),
             self.seen: "",
-            self.status: line(WAITING_WORDS),
             self.plot: gr.LinePlot(visible=False),
             self.strip: gr.Gallery(value=None, visible=False),
             self.download: gr.DownloadButton(interactive=False),
         }
 
-    def progressing(self, known: LearningStatus, seen: str) -> Updates:
+    def working(self, known: LearningStatus, seen: str) -> Updates:
         """The progress, as far as it is newer than `seen`. The plot appears from two points on."""
-        new = f"{len(known.judged)} {[words for _, words in known.previews]}"
-        updates: Updates = {}
+        judged = known.report.judged
+        new = f"{len(judged)} {[words for _, words in known.previews]}"
+        updates: Updates = {self.status: progress_bar(known.report) + line(pace(known.report))}
         if new != seen:
-            updates = {self.seen: new, self.plot: gr.LinePlot(losses(known), visible=len(known.judged) > 1)}
+            losses = pd.DataFrame(list(judged), columns=["step", "loss"])
+            updates |= {self.seen: new, self.plot: gr.LinePlot(losses, visible=len(judged) > 1)}
             drawn = [(file, words) for preview, words in known.previews if (file := self._shown(preview))]
             if drawn:
                 updates[self.strip] = gr.Gallery(value=drawn, visible=True)
-        if known.phase == "learning":
-            updates[self.status] = progress_bar(Report(LEARNING, known.step, known.total)) + line(pace(known))
-        return updates or {self.seen: seen}
-
-    def ended(self, known: LearningStatus, seen: str, unfinished: list[str], file: str | None) -> Updates:
-        updates = {**self._busy(False), **self.progressing(known, seen), self.status: line(ending(known))}
-        updates[self.unfinished] = gr.Dropdown(choices=unfinished, value=None)
-        if file:
-            updates[self.download] = gr.DownloadButton(value=file, interactive=True)
         return updates
 
-    def stopped(self, sentence: str) -> Updates:
-        return {**self._busy(False), self.status: line(sentence)}
+    def finished(self, known: LearningStatus, file: str | None) -> Updates:
+        return {**self.working(known, ""), **self.stopped(ending(known), file=file)}
+
+    def busy(self, busy: bool) -> Updates:
+        """While busy, the page requests the status by its timer."""
+        return {**super().busy(busy), self.clock: gr.Timer(active=busy)}
 
     def _shown(self, preview: Path) -> str | None:
         """The preview in Gradio's cache, from where it is served; None if it has been deleted."""
@@ -145,14 +112,6 @@ class LearnPanel:
             return save_file_to_cache(preview, self.strip.GRADIO_CACHE)
         except OSError:
             return None
-
-    def _busy(self, busy: bool) -> Updates:
-        """While busy, the page requests the status by its timer."""
-        return {
-            self.run: gr.Button(interactive=not busy),
-            self.stop: gr.Button(interactive=busy),
-            self.clock: gr.Timer(active=busy),
-        }
 
 
 def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice) -> None:
@@ -163,9 +122,12 @@ def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice)
         on = open_image(content, "content image to try it on") if content else None
         return learning.begin(painting, panel.controls.settings(values), name, on)
 
+    def waiting(name: str) -> Updates:
+        return {**panel.waiting(), panel.carried: name}
+
     def begin_on_page(*values: Any) -> Updates:
         try:
-            return panel.waiting(begin(dict(zip(panel.inputs, values, strict=True))))
+            return waiting(begin(dict(zip(panel.inputs, values, strict=True))))
         except StyleEngineError as error:
             raise shown(error) from None
 
@@ -173,7 +135,7 @@ def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice)
         if not name:
             raise shown(StyleEngineError("Choose an unfinished style first."))
         try:
-            return panel.waiting(learning.resume(str(name)))
+            return waiting(learning.resume(str(name)))
         except StyleEngineError as error:
             raise shown(error) from None
 
@@ -184,15 +146,16 @@ def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice)
         except StyleEngineError as error:
             return panel.stopped(str(error))
         if not known.ended:
-            return panel.progressing(known, seen)
+            return panel.working(known, seen)
         file = choice.file(known.style) if known.style else None
-        return {**panel.ended(known, seen, learning.unfinished(), file), **choice.refreshed(name)}
+        unfinished = {panel.unfinished: gr.Dropdown(choices=learning.unfinished(), value=None)}
+        return {**panel.finished(known, file), **unfinished, **choice.refreshed(name)}
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     panel.run.click(begin_on_page, list(panel.inputs.values()), panel.outputs, preprocess=False, **quiet)
     panel.resume.click(resume, panel.unfinished, panel.outputs, preprocess=False, **quiet)
     panel.clock.tick(show_status, [panel.carried, panel.seen], [*panel.outputs, choice.style, choice.style_2], **quiet)
-    panel.stop.click(learning.stop, panel.carried, **quiet)
+    panel.cancel.click(learning.stop, panel.carried, **quiet)
     gr.on(None, lambda: gr.Dropdown(choices=learning.unfinished()), outputs=panel.unfinished, **quiet)
 
     _add_learning_api(learning, panel, choice, begin)
@@ -213,7 +176,7 @@ def _add_learning_api(learning: Learning, panel: LearnPanel, choice: StyleChoice
             try:
                 given_at = time.monotonic()
                 async for known in learning.watch(name):
-                    progress((known.step, known.total), desc=f"“{known.name}”: {known.phase}")
+                    progress((known.report.step, known.report.total), desc=f"“{known.name}”: {known.phase}")
                     if not known.ended and time.monotonic() - given_at > HEARTBEAT:
                         given_at = time.monotonic()
                         yield None, None
@@ -259,17 +222,11 @@ async def _begun(learning: Learning, begin: Callable[..., str], values: Mapping[
         raise
 
 
-def losses(known: LearningStatus) -> pd.DataFrame:
-    """The points of the validation loss plot."""
-    return pd.DataFrame(list(known.judged), columns=["step", "loss"])
-
-
-def pace(known: LearningStatus) -> str:
-    if not known.steps_per_second:
+def pace(report: Report) -> str:
+    if not report.steps_per_second:
         return ""
-    left = (known.total - known.step) / known.steps_per_second
-    shown_left = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
-    return f"{known.steps_per_second:.2f} steps per second, at most {shown_left} left."
+    left = (report.total - report.step) / report.steps_per_second
+    return f"{report.steps_per_second:.2f} steps per second, at most {duration(left)} left."
 
 
 def ending(known: LearningStatus) -> str:
@@ -278,5 +235,5 @@ def ending(known: LearningStatus) -> str:
         return known.sentence
     history = known.style.record.history
     begun, best = history[0][1], min(loss for _, loss in history)
-    how = "Learned" if known.phase == "finished" else "Stopped; learned"
-    return f"{how} “{known.name}” in {known.step} steps: validation loss {begun:.4f} at the start, {best:.4f} at best."
+    how, steps = "Learned" if known.phase == "finished" else "Stopped; learned", known.style.record.step
+    return f"{how} “{known.name}” in {steps} steps: validation loss {begun:.4f} at the start, {best:.4f} at best."

@@ -24,10 +24,11 @@ from styleengine.backbones import with_text_encoder
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods.inst import InSTLearningSettings
-from styleengine.phases import LEARNING
+from styleengine.phases import LEARNING, WAITING
 from styleengine.style_library import StyleLibrary, Unfinished
 from styleengine.ui.runs import Job, Report, Runner
 
+LEARN = "inst_learn"  # the engine's function, and the endpoint
 SLICE_SECONDS = 30.0
 PAUSE_BETWEEN_SLICES = 0.05  # seconds between two slices, in which another run can start
 POLL = 0.25  # seconds between two status checks
@@ -48,16 +49,13 @@ log = logging.getLogger(__name__)
 class LearningStatus:
     """The status of a training. `style` is set at its end, or `sentence` gives the reason why there is none.
 
-    `previews` are files of preview images with captions: at most eight, evenly spaced, including the last.
-    The files are deleted when training has finished.
+    `report` is the latest one, without its preview. `previews` are files of preview images with captions: at most
+    eight, evenly spaced, including the last. The files are deleted when training has finished.
     """
 
     name: str
     phase: Phase
-    step: int = 0
-    total: int = 0
-    judged: Sequence[tuple[int, float]] = ()
-    steps_per_second: float = 0.0
+    report: Report
     previews: Sequence[tuple[Path, str]] = ()
     style: LearnedStyle | None = None
     sentence: str = ""
@@ -69,12 +67,11 @@ class LearningStatus:
 
 @dataclass(eq=False)
 class _Task:
-    """A queued or current training; `ticket` is that of its slice."""
+    """A queued or current training; all its slices have the same ticket."""
 
     place: Unfinished
     context: contextvars.Context
-    ticket: str = ""
-    stopped: bool = False
+    ticket: str
 
 
 class Learning:
@@ -97,7 +94,7 @@ class Learning:
         """
         engine = self.runner.engine
         with_text_encoder(engine.backbone)
-        settings = engine.settings_for(InSTLearningSettings, "inst_learn", settings)
+        settings = engine.settings_for(InSTLearningSettings, LEARN, settings)
         run = {"settings": settings.model_dump(), "model": engine.backbone.name}
         return self._enter(lambda: self.library.begin(painting, name, run, content, self._in_use()))
 
@@ -123,11 +120,10 @@ class Learning:
         """
         with self._lock:
             if self._now and self._now.place.name == name:
-                self._now.stopped = True
                 self.runner.release(self._now.ticket)
             for task in [task for task in self._waiting if task.place.name == name]:
                 self._waiting.remove(task)
-                self._end(name, phase="stopped", sentence=NOT_BEGUN)
+                self._end(task, phase="stopped", sentence=NOT_BEGUN)
 
     def status(self, name: str) -> LearningStatus:
         """The status of a training; StyleEngineError for an unknown name."""
@@ -168,14 +164,15 @@ class Learning:
         entered = False
         try:
             place = place_made()
-            waiting = LearningStatus(place.name, "waiting", total=_settings(place).steps, previews=_previews(place))
-            # In a copy of this request's context, from which ZeroGPU takes the user.
-            task = _Task(place, contextvars.copy_context())
+            report = Report(WAITING, 0, _settings(place).steps)
+            waiting = LearningStatus(place.name, "waiting", report, _previews(place))
             with self._lock:
                 known = self._known.get(place.name)
                 if known is None or known.ended:
                     self._ensure_worker()
-                    self._waiting.append(task)
+                    # In a copy of this request's context, from which ZeroGPU takes the user.
+                    context, ticket = contextvars.copy_context(), self.runner.admit_without_session(LEARN)
+                    self._waiting.append(_Task(place, context, ticket))
                     self._known.pop(place.name, None)  # keeps the names in order of their start
                     self._known[place.name] = waiting
                     entered = True
@@ -209,13 +206,13 @@ class Learning:
         try:
             values = self._outcome(task)
         except StyleEngineError as error:
-            gone = not place.run_file.is_file()
+            gone = not place.manifest_file.is_file()
             values = {"phase": "failed", "sentence": str(place.damaged() if gone else error)}
         except BaseException:
             log.exception("Learning “%s” failed", place.name)
             values = {"phase": "failed", "sentence": FAILED}
         with self._lock:
-            self._end(place.name, **values)
+            self._end(task, **values)
 
     def _outcome(self, task: _Task) -> dict[str, Any]:
         """Trains, saves the style to the library, and returns the final status."""
@@ -227,26 +224,19 @@ class Learning:
                 return {"phase": "stopped", "sentence": NOT_BEGUN}
             phase, style = "stopped", LearnedStyle.open(partial, with_state=True)
         kept = self.library.put(task.place, style)
-        return {"phase": phase, "step": kept.record.step, "judged": kept.record.history, "style": kept}
+        report = replace(self.status(task.place.name).report, step=kept.record.step, judged=kept.record.history)
+        return {"phase": phase, "report": report, "style": kept}
 
     def _slices(self, task: _Task) -> LearnedStyle:
         """Runs slices until training is complete; raises Cancelled once it is stopped."""
         job = _job(task.place)
         while True:
             self._touch_all()
-            ticket = self.runner.admit_without_session(job.method)
-            try:
-                with self._lock:
-                    task.ticket = ticket
-                    if task.stopped:
-                        raise Cancelled
-                for outcome in self.runner.run(job, ticket, previews=True):
-                    if isinstance(outcome, Report) and outcome.phase == LEARNING:
-                        self._note(task.place, outcome)
-                    elif isinstance(outcome, LearnedStyle) and outcome.record.complete:
-                        return outcome
-            finally:
-                self.runner.release(ticket)
+            for outcome in self.runner.run(job, task.ticket, previews=True):
+                if isinstance(outcome, Report) and outcome.phase == LEARNING:
+                    self._note(task.place, outcome)
+                elif isinstance(outcome, LearnedStyle) and outcome.record.complete:
+                    return outcome
             time.sleep(PAUSE_BETWEEN_SLICES)
 
     def _touch_all(self) -> None:
@@ -258,22 +248,17 @@ class Learning:
                 task.place.touch()
 
     def _note(self, place: Unfinished, report: Report) -> None:
-        changed: dict[str, Any] = {
-            "phase": "learning",
-            "step": report.step,
-            "total": report.total,
-            "judged": report.judged,
-            "steps_per_second": report.steps_per_second,
-        }
+        changed: dict[str, Any] = {"phase": "learning", "report": replace(report, preview=None)}
         if report.preview:
             place.save_preview(report.step, report.preview)
             changed["previews"] = _previews(place)
         with self._lock:
             self._known[place.name] = replace(self._known[place.name], **changed)
 
-    def _end(self, name: str, **values: Any) -> None:
+    def _end(self, task: _Task, **values: Any) -> None:
         """Stores the final status, drops old ones, and frees a place in the queue. The caller holds the lock."""
-        self._known[name] = replace(self._known[name], **values)
+        self.runner.forget(task.ticket)
+        self._known[task.place.name] = replace(self._known[task.place.name], **values)
         for old in [name for name, known in self._known.items() if known.ended][:-MOST_KNOWN]:
             del self._known[old]
         self._room.release()
@@ -281,7 +266,7 @@ class Learning:
 
 def _settings(place: Unfinished) -> InSTLearningSettings:
     """The saved training settings; StyleEngineError if they are damaged."""
-    stated = place.run().get("settings")
+    stated = place.manifest().get("settings")
     if not isinstance(stated, Mapping):
         raise place.damaged()
     try:
@@ -291,7 +276,7 @@ def _settings(place: Unfinished) -> InSTLearningSettings:
 
 
 def _job(place: Unfinished) -> Job:
-    model = place.run().get("model")
+    model = place.manifest().get("model")
     if not isinstance(model, str):
         raise place.damaged()
     options = {
@@ -300,7 +285,7 @@ def _job(place: Unfinished) -> Job:
         "seconds": SLICE_SECONDS,
         "preview_on": place.content(),
     }
-    return Job("inst_learn", {"painting": place.painting()}, _settings(place), options, model)
+    return Job(LEARN, {"painting": place.painting()}, _settings(place), options, model)
 
 
 def _previews(place: Unfinished) -> tuple[tuple[Path, str], ...]:

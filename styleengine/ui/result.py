@@ -1,11 +1,10 @@
-"""The output side of a tab: Run and Cancel, progress bar, before/after slider, download."""
+"""The panel of a tab with images as results: before/after slider, and a strip of several results."""
 
 import contextlib
 import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,14 +12,12 @@ import gradio as gr
 from PIL import Image
 
 from styleengine.images import fit
-from styleengine.phases import Stage
 from styleengine.stylization import Stylization, VideoStylization
+from styleengine.ui.panel import Panel, Updates, strip
 from styleengine.ui.runs import Report
 
-Updates = dict[Any, Any]
 Drawn: TypeAlias = Stylization | list[Stylization]
 
-WAITING_WORDS = "Waiting in the queue …"
 RESULTS = "styleengine-results"  # a folder in Gradio's cache
 RESULT_AGE = 24 * 3600  # seconds after which results are deleted
 HINT = "Choose a content and a style image, or click an example below."
@@ -33,14 +30,13 @@ DETAIL_WORDS = {
 }
 
 
-class ResultPanel:
-    """Creates its components at the place of the call. Its methods return the states of a run as Gradio updates."""
+class ResultPanel(Panel):
+    """A panel with a before/after slider."""
 
-    def __init__(self, action: str, hint: str = HINT) -> None:
-        with gr.Row():
-            self.run = gr.Button(action, variant="primary", scale=3, elem_classes="run")
-            self.cancel = gr.Button("Cancel", variant="secondary", scale=1, min_width=96, interactive=False)
-        self.status = gr.HTML(line(hint), elem_classes="status")
+    def __init__(self, hint: str = HINT) -> None:
+        super().__init__(hint, "Download PNG")
+
+    def show(self) -> list[Any]:
         self.slider = gr.ImageSlider(
             label="Before and after",
             interactive=False,
@@ -49,17 +45,10 @@ class ResultPanel:
             buttons=["fullscreen"],
             elem_classes="result",
         )
-        self.download = gr.DownloadButton("Download PNG", interactive=False)
-
-    @property
-    def outputs(self) -> list[Any]:
-        return [self.run, self.cancel, self.status, self.slider, self.download]
-
-    def waiting(self) -> Updates:
-        return {**self._busy(True), self.status: line(WAITING_WORDS), self.download: gr.skip()}
+        return [self.slider]
 
     def working(self, report: Report, content: Image.Image | None) -> Updates:
-        updates: Updates = {self.status: progress_bar(report)}
+        updates = super().working(report, content)
         if report.preview:
             updates[self.slider] = (_before(content, report.preview), report.preview)
         return updates
@@ -67,44 +56,25 @@ class ResultPanel:
     def finished(self, result: Drawn, content: Image.Image | None) -> Updates:
         """Compares the last result with the content, or with itself if there is no content."""
         results = result if isinstance(result, list) else [result]
-        path = save(results[-1], self.slider.GRADIO_CACHE)
+        path = str(save(results[-1], self.slider.GRADIO_CACHE))
         return {
-            **self._busy(False),
-            self.status: "".join(map(line, [summary(results), *notes(results)])),
-            self.slider: (_before(content, results[-1].image), str(path)),
-            self.download: gr.DownloadButton(value=str(path), interactive=True),
+            **self.stopped(summary(results), *notes(results), file=path),
+            self.slider: (_before(content, results[-1].image), path),
         }
-
-    def stopped(self, sentence: str) -> Updates:
-        return {**self._busy(False), self.status: line(sentence)}
-
-    def connect_comparison(self, run: Any) -> None:
-        """Nothing to do: the slider shows the comparison."""
-
-    def _busy(self, busy: bool) -> Updates:
-        return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
 
 
 class StripPanel(ResultPanel):
     """A panel that also shows several results side by side, labelled by one setting."""
 
-    def __init__(self, action: str, setting: str, symbol: str) -> None:
-        super().__init__(action)
+    def __init__(self, setting: str, symbol: str) -> None:
         self.setting, self.symbol = setting, symbol
-        self.strip = gr.Gallery(
-            label=f"{symbol} from low to high",
-            columns=3,
-            height="auto",
-            object_fit="contain",
-            interactive=False,
-            visible=False,
-            buttons=["download", "download_all", "fullscreen"],
-            elem_classes="strip",
-        )
+        super().__init__()
 
-    @property
-    def outputs(self) -> list[Any]:
-        return [*super().outputs, self.strip]
+    def show(self) -> list[Any]:
+        shown = super().show()
+        buttons = ["download", "download_all", "fullscreen"]
+        self.strip = strip(f"{self.symbol} from low to high", 3, buttons, "strip")
+        return [*shown, self.strip]
 
     def waiting(self) -> Updates:
         return {**super().waiting(), self.strip: gr.Gallery(visible=False)}
@@ -155,19 +125,3 @@ def summary(results: Sequence[Stylization]) -> str:
     count = f"{len(results)} images, " if len(results) > 1 else ""
     details = [words.format(known[name]) for name, words in DETAIL_WORDS.items() if name in known]
     return "; ".join([f"{count}{width}×{height} pixels in {seconds:.1f} s", *details]) + "."
-
-
-def progress_words(report: Report) -> str:
-    if report.phase.stage is Stage.WAITING:
-        return WAITING_WORDS
-    return f"{report.phase.title}: step {report.step} of {report.total}"
-
-
-def progress_bar(report: Report) -> str:
-    percent = 100 * report.step / max(1, report.total)
-    return f'{line(progress_words(report))}<div class="bar"><div style="width: {percent:.1f}%"></div></div>'
-
-
-def line(text: str) -> str:
-    """A line of the status, as HTML."""
-    return f"<p>{escape(text)}</p>"

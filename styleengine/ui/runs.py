@@ -35,7 +35,7 @@ PREVIEW_PAUSE = 1.0  # minimum seconds between two previews
 PREVIEW_SHARE = 0.1  # maximum share of a run's time for previews
 CLIENT_PAUSE = 0.3  # seconds between two checks that the client is connected
 UNREAD_SECONDS = 30.0  # a client that has read nothing for so long counts as disconnected
-MOST_TICKETS = 5000  # of queued runs
+MOST_TICKETS = 5000  # of queued and running jobs
 NUMBER = re.compile("[0-9a-f]{16}")
 
 Result: TypeAlias = Stylization | list[Stylization] | LearnedStyle
@@ -87,15 +87,14 @@ class Runner:
     """Runs jobs on one engine for many browser sessions.
 
     Each run has a ticket, a cancellation token that is created before the run is queued. A run whose ticket is
-    withdrawn stops at its next step or does not start. The ticket of a running job is a file, which a run in
-    another process can check, too. The tickets of queued runs are names; beyond a limit the oldest are dropped.
+    withdrawn stops at its next step or does not start. While a job runs, its ticket is also a file, which a run in
+    another process can check, too. Tickets are kept until they are forgotten; beyond a limit the oldest are dropped.
     """
 
     def __init__(self, engine: StyleEngine) -> None:
         self.engine = engine
         self._running = tempfile.TemporaryDirectory(prefix="styleengine-runs-")
-        self._waiting: OrderedDict[str, None] = OrderedDict()
-        self._withdrawn: OrderedDict[str, None] = OrderedDict()  # before they started
+        self._tickets: OrderedDict[str, bool] = OrderedDict()  # whether each is still valid
         self._lock = threading.Lock()
 
         @on_gpu
@@ -119,12 +118,13 @@ class Runner:
         return ticket if known else self._new_ticket(prefix)
 
     def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Report | Result]:
-        """Yields reports, then the result. Raises StyleEngineError, or Cancelled once the ticket is withdrawn."""
+        """Yields reports, then the result. Raises StyleEngineError, or Cancelled once the ticket is withdrawn.
+
+        Several runs, one after the other, may have the same ticket.
+        """
         path = self._path(ticket)
         with self._lock:
-            self._waiting.pop(ticket, None)
-            if ticket in self._withdrawn:
-                del self._withdrawn[ticket]
+            if not self._remember(ticket):
                 raise Cancelled
             path.touch()
         try:
@@ -176,16 +176,14 @@ class Runner:
     def release(self, ticket: str) -> None:
         """Cancels the run of a ticket: it stops at its next step or does not start."""
         with self._lock:
-            if ticket in self._waiting:
-                del self._waiting[ticket]
-                _remember(self._withdrawn, ticket)
+            if ticket in self._tickets:
+                self._tickets[ticket] = False
             self._path(ticket).unlink(missing_ok=True)
 
     def forget(self, ticket: str) -> None:
         """Removes the ticket of a run that has ended or will not start."""
         with self._lock:
-            self._waiting.pop(ticket, None)
-            self._withdrawn.pop(ticket, None)
+            self._tickets.pop(ticket, None)
             self._path(ticket).unlink(missing_ok=True)
 
     def withdraw(self, request: gr.Request, name: str) -> None:
@@ -200,8 +198,15 @@ class Runner:
     def _new_ticket(self, prefix: str) -> str:
         ticket = prefix + secrets.token_hex(8)
         with self._lock:
-            _remember(self._waiting, ticket)
+            self._remember(ticket)
         return ticket
+
+    def _remember(self, ticket: str) -> bool:
+        """Keeps the ticket as the latest one; returns whether it is valid, which a new one is."""
+        valid = self._tickets[ticket] = self._tickets.pop(ticket, True)
+        while len(self._tickets) > MOST_TICKETS:
+            self._tickets.popitem(last=False)
+        return valid
 
     def _path(self, ticket: str) -> Path:
         return Path(self._running.name) / (ticket or "none")
@@ -209,8 +214,7 @@ class Runner:
     def _tickets_of(self, request: gr.Request, name: str) -> list[str]:
         prefix = f"{_session(request)}-{name}-"
         with self._lock:
-            waiting = [ticket for ticket in self._waiting if ticket.startswith(prefix)]
-        return waiting + [path.name for path in Path(self._running.name).glob(f"{prefix}*")]
+            return [ticket for ticket, valid in self._tickets.items() if valid and ticket.startswith(prefix)]
 
 
 class Client:
@@ -245,12 +249,6 @@ def _shareable(outcome: Report | Result) -> Report | Result:
     if isinstance(outcome, Stylization) and not isinstance(outcome, VideoStylization):
         return replace(outcome, backbone=model_name(outcome.backbone))
     return outcome
-
-
-def _remember(tickets: OrderedDict[str, None], ticket: str) -> None:
-    tickets[ticket] = None
-    while len(tickets) > MOST_TICKETS:
-        tickets.popitem(last=False)
 
 
 def _session(request: gr.Request) -> str:

@@ -13,8 +13,8 @@ from styleengine.errors import StyleEngineError
 from styleengine.images import write_whole
 from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.style_library import StyleLibrary
+from styleengine.ui.panel import Updates
 from styleengine.ui.pictures import path_of
-from styleengine.ui.result import Updates
 from styleengine.ui.runs import Runner
 
 LIBRARY_WORDS = "All users of this app share the library."

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from styleengine.method import Method
 from styleengine.ui.runs import Runner
 
 
 @dataclass(frozen=True)
 class Tab:
-    """A tab of the app. `build` is called inside the tab's Gradio context; `method` is the tab's method."""
+    """The tab of a method, labelled with its titles. `build` is called inside the tab's Gradio context."""
 
-    title: str
+    method: Method
     order: int
     build: Callable[[Runner], None]
-    method: str = ""

@@ -38,7 +38,7 @@ def build(runner: Runner) -> None:
             form.controls.show_seed()
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = StripPanel("Run", "gamma", "γ")
+            panel = StripPanel("gamma", "γ")
             shown = [*pair, model, form.controls.components["size"]]
             examples = h_space_examples(shown, model_name(runner.engine.backbone.name), form.controls.start.size)
 
@@ -49,4 +49,4 @@ def build(runner: Runner) -> None:
     form.connect(panel, examples, prepare_page, strip=strip)
 
 
-TAB = Tab("h-space", order=4, build=build, method="h_space")
+TAB = Tab(H_SPACE, order=4, build=build)

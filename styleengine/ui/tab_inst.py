@@ -11,7 +11,8 @@ from styleengine.ui.endpoints import shown
 from styleengine.ui.form import Form
 from styleengine.ui.learn_panel import LearnPanel, connect_learning
 from styleengine.ui.learning import Learning
-from styleengine.ui.result import ResultPanel, Updates, line
+from styleengine.ui.panel import Updates, line
+from styleengine.ui.result import ResultPanel
 from styleengine.ui.runs import Runner
 from styleengine.ui.style_choice import StyleChoice
 from styleengine.ui.tab import Tab
@@ -43,7 +44,7 @@ def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> 
             controls.show_seed()
             controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = ResultPanel("Run", APPLY_HINT)
+            panel = ResultPanel(APPLY_HINT)
 
     form.inputs = {"style": choice.style, "content": content, "style_2": choice.style_2}
     form.connect(panel)
@@ -85,4 +86,4 @@ def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> 
     gr.on([], inst_upload, file, name, preprocess=False, queue=False, **hidden)
 
 
-TAB = Tab("InST", order=5, build=build, method="inst")
+TAB = Tab(INST, order=5, build=build)

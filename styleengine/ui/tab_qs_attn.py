@@ -37,7 +37,7 @@ def build(runner: Runner) -> None:
             form.controls.show_seed()
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = ResultPanel("Run", HINT)
+            panel = ResultPanel(HINT)
             with gr.Accordion("Anchor positions", open=False):
                 gr.Markdown(ANCHOR_WORDS)
                 show = gr.Button("Show the anchors", elem_classes="look")
@@ -76,4 +76,4 @@ def _connect_anchors(form: Form, show: gr.Button, overlay: gr.Image) -> None:
     )
 
 
-TAB = Tab("QS-Attn", order=3, build=build, method="qs_attn")
+TAB = Tab(QS_ATTN, order=3, build=build)

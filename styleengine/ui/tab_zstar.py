@@ -31,9 +31,9 @@ def build(runner: Runner) -> None:
             form.controls.show_seed()
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = ResultPanel("Run")
+            panel = ResultPanel()
             examples = content_style_examples(pair)
     form.connect(panel, examples)
 
 
-TAB = Tab("Z-STAR+", order=1, build=build, method="zstar")
+TAB = Tab(ZSTAR, order=1, build=build)

@@ -33,4 +33,4 @@ def build(runner: Runner) -> None:
     form.connect(panel, examples)
 
 
-TAB = Tab("Video", order=2, build=build, method="zstar_video")
+TAB = Tab(ZSTAR_VIDEO, order=2, build=build)

@@ -1,4 +1,4 @@
-"""The output side of the video tab: the last frame during a run, then the clip beside the original."""
+"""The panel of the video tab: the last frame during a run, then the clip beside the original."""
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -12,7 +12,8 @@ from PIL import Image
 from styleengine.errors import StyleEngineError
 from styleengine.images import fit
 from styleengine.stylization import VideoStylization
-from styleengine.ui.result import WAITING_WORDS, Updates, line, notes, place, progress_bar
+from styleengine.ui.panel import Panel, Updates, curve, duration, line, progress_bar
+from styleengine.ui.result import notes, place
 from styleengine.ui.runs import Report
 from styleengine.video import Selection, VideoClip, beside, open_clip, write_clip
 
@@ -33,45 +34,27 @@ class Compared:
     rate: Fraction
 
 
-class VideoPanel:
-    """Creates its components at the place of the call. Its methods return the states of a run as Gradio updates."""
+class VideoPanel(Panel):
+    """A panel with the last frame during a run, then the clip beside the original and a plot of the differences."""
 
     def __init__(self) -> None:
-        with gr.Row():
-            self.run = gr.Button("Run", variant="primary", scale=3, elem_classes="run")
-            self.cancel = gr.Button("Cancel", variant="secondary", scale=1, min_width=96, interactive=False)
-        self.status = gr.HTML(line(HINT), elem_classes="status")
+        super().__init__(HINT, "Download MP4")
+
+    def show(self) -> list[Any]:
         self.frame = gr.Image(label="Last finished frame", interactive=False, height=320, visible=False, buttons=[])
         self.video = gr.Video(
             label="Before and after", interactive=False, height=420, loop=True, buttons=[], elem_classes="clip"
         )
-        self.plot = gr.LinePlot(
-            x="frame",
-            y="difference",
-            color="of",
-            title="Difference to the previous frame",
-            x_title="Frame",
-            y_title="Difference",
-            height=220,
-            visible=False,
-        )
-        self.download = gr.DownloadButton("Download MP4", interactive=False)
+        self.plot = curve("frame", "difference", "Difference to the previous frame", color="of")
         self.compared = gr.State(None, time_to_live=STATE_SECONDS)
-
-    @property
-    def outputs(self) -> list[Any]:
-        return [self.run, self.cancel, self.status, self.frame, self.video, self.plot, self.download, self.compared]
+        return [self.frame, self.video, self.plot, self.compared]
 
     def waiting(self) -> Updates:
-        return {
-            **self._busy(True),
-            self.status: line(WAITING_WORDS),
-            self.download: gr.skip(),
-            self.compared: None,
-        }
+        return {**super().waiting(), self.compared: None}
 
     def working(self, report: Report, content: VideoClip) -> Updates:
-        updates: Updates = {self.status: progress_bar(report) + line(time_left(report.seconds_left))}
+        left = "" if report.seconds_left is None else f"About {duration(report.seconds_left)} left."
+        updates: Updates = {self.status: progress_bar(report) + line(left)}
         if report.preview:
             updates[self.frame] = gr.Image(report.preview, visible=True)
         return updates
@@ -81,17 +64,12 @@ class VideoPanel:
         settings, clip = result.settings, replace(content, poster=NO_POSTER)
         original = clip.select(settings["rate"], settings["begin"], result.frames)
         return {
-            **self._busy(False),
-            self.status: "".join(map(line, [summary(result), *notes([result])])),
+            **self.stopped(summary(result), *notes([result]), file=str(result.path)),
             self.frame: gr.Image(None, visible=False),
             self.video: None,
             self.plot: gr.LinePlot(differences(result), visible=result.frames > 1),
-            self.download: gr.DownloadButton(value=str(result.path), interactive=True),
             self.compared: Compared(original, result.path, result.image.size, result.rate),
         }
-
-    def stopped(self, sentence: str) -> Updates:
-        return {**self._busy(False), self.status: line(sentence)}
 
     def connect_comparison(self, run: Any) -> None:
         """Encodes both clips side by side after `run`, when the engine is free for other runs."""
@@ -111,9 +89,6 @@ class VideoPanel:
             trigger_mode="multiple",
             **COMPARING_QUEUE,
         )
-
-    def _busy(self, busy: bool) -> Updates:
-        return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
 
 
 def comparison(compared: Compared, folder: str) -> str:
@@ -139,9 +114,3 @@ def summary(result: VideoStylization) -> str:
     width, height = result.image.size
     shown = f"{result.frames} frames of {width}×{height} pixels in {result.seconds:.1f} s."
     return shown if result.complete else f"Cancelled; {shown}"
-
-
-def time_left(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"About {seconds / 60:.0f} min left." if seconds >= 90 else f"About {seconds:.0f} s left."

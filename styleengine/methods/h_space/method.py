@@ -240,6 +240,7 @@ H_SPACE = Method(
         ),
     ),
     _run,
+    plain_title="Blend content",
     models=True,
     tool="draw_content_like_style_image",
 )

@@ -30,11 +30,13 @@ from styleengine.methods.inst.settings import InSTLearningSettings
 from styleengine.methods.inst.views import TrainingViews, prepare
 from styleengine.perceptual import Clip
 from styleengine.version import __version__
+from styleengine.workfolder import check_same_run
 
 BEST_WORD = "best_word"  # in a style's state: the embedding with the lowest regular validation loss
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 JUDGED = 8  # (t, ε) pairs in the fixed validation set
 KEEP_PAUSE = 10.0  # seconds between two saves of unfinished learning
+CHANGEABLE = {"steps", "patience", "save_memory"}  # settings of a resumed run that may differ
 LEAST_FALL = 1e-3  # relative decrease of the validation loss that counts as an improvement
 
 
@@ -78,7 +80,11 @@ def learn(
     learner = Learner(backbone, prepare(backbone, painting, clip, settings, cache), settings)
     name = fitting_name(name or (known.record.name if known else ""))
     if known:
-        _check_same_run(known, backbone, painting, settings)
+        check_same_run(
+            f"The saved progress of the style “{known.record.name}”",
+            _manifest(known.record.painting, known.record.revision, known.record.settings),
+            _manifest(content_hash(painting), backbone.revision, settings.model_dump()),
+        )
         learner.restore(known)
     elif not learner.judged:
         learner.judge()
@@ -342,16 +348,7 @@ def checkpointing(unet: Any, wanted: bool) -> Iterator[None]:
         unet.disable_gradient_checkpointing()
 
 
-def _check_same_run(
-    known: LearnedStyle, backbone: LatentBackbone, painting: Image.Image, settings: InSTLearningSettings
-) -> None:
-    record, ours = known.record, settings.model_dump()
-    theirs: dict[str, Any] = {name: record.settings.get(name) for name in ours}
-    differing = {"painting": record.painting != content_hash(painting), "model": record.revision != backbone.revision}
-    differing |= {name: theirs[name] != ours[name] for name in ours if name not in ("steps", "patience", "save_memory")}
-    others = [name.replace("_", " ") for name, differs in differing.items() if differs]
-    if others:
-        raise StyleEngineError(
-            f"The saved progress of the style “{record.name}” belongs to another run (what differs: "
-            f"{', '.join(others)}). Delete it to start again, or repeat that run."
-        )
+def _manifest(painting: str, revision: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a run: hash of the painting, the model's revision, and settings. The others may change."""
+    names = [name for name in InSTLearningSettings.model_fields if name not in CHANGEABLE]
+    return {"painting": painting, "model": revision, **{name: settings.get(name) for name in names}}

@@ -155,6 +155,7 @@ INST = Method(
         Role("style", Kind.LEARNED_STYLES, "A learned style from the library.", most=2),
     ),
     _run,
+    plain_title="Learn a painting",
     note="Style files are added to the library with `/inst_upload`, which returns the style's name.",
     endpoint="inst_apply",
     command=("inst", "apply"),

@@ -139,6 +139,7 @@ QS_ATTN = Method(
     QSAttnSettings,
     (Role("content", Kind.IMAGE, "The image to redraw."),),
     _run,
+    plain_title="Describe a style",
     typed=("prompt",),
     models=True,
     tool="stylize_image_by_words",

@@ -70,9 +70,10 @@ def stylize_clip(
         "model": backbone.identity,
         **settings.model_dump(),
     }
-    folder = WorkFolder(work, manifest, {"batch": batch})
+    folder = WorkFolder(work)
+    batch = folder.resume(manifest, {"batch": batch})["batch"]
     visible = [style for style in styles if style.weight > 0]
-    clip_run = _ClipRun(backbone, part, visible, settings, folder, resumable, on_step, cache)
+    clip_run = _ClipRun(backbone, part, visible, settings, folder, batch, resumable, on_step, cache)
     try:
         clip_run.finish()
     except Cancelled:
@@ -107,11 +108,13 @@ class _ClipRun:
         styles: Sequence[Style],
         settings: ZStarVideoSettings,
         folder: WorkFolder,
+        batch: int,
         resumable: bool,
         on_step: OnStep | None,
         cache: ByteCache | None,
     ) -> None:
-        self.resumable, self.part, self.styles, self.settings, self.folder = resumable, part, styles, settings, folder
+        self.part, self.styles, self.settings, self.folder = part, styles, settings, folder
+        self.batch, self.resumable = batch, resumable
 
         def with_last_frame(event: StepEvent) -> None:
             if on_step:
@@ -165,7 +168,7 @@ class _ClipRun:
 
     def _batches(self) -> list[range]:
         """Frame 0 alone, inverted as in the image method, then equal batches."""
-        batch, count = self.folder.fixed["batch"], self.part.count
+        batch, count = self.batch, self.part.count
         return [range(1), *(range(i, min(i + batch, count)) for i in range(1, count, batch))]
 
     def _phases(self, batches: Sequence[range]) -> Iterator[list[Phase]]:
@@ -237,7 +240,7 @@ def _run(call: Call) -> VideoStylization:
 
 ZSTAR_VIDEO = Method(
     "zstar_video",
-    "Z-STAR+ for video",
+    "Z-STAR+",
     "Redraws a clip in the style of one or more images, without flicker.",
     ZStarVideoSettings,
     (
@@ -245,6 +248,7 @@ ZSTAR_VIDEO = Method(
         *styles_and_mask(most=2),
     ),
     _run,
+    plain_title="Video",
     inherits="zstar",
     suffix=".mp4",
     tool="stylize_video_like_images",

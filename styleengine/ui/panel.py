@@ -1,0 +1,101 @@
+"""The output side of a tab: Run and Cancel, status, download, and what a subclass shows."""
+
+from abc import ABC, abstractmethod
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from styleengine.phases import Stage
+from styleengine.ui.runs import Report
+
+Updates = dict[Any, Any]
+
+WAITING_WORDS = "Waiting in the queue …"
+
+
+class Panel(ABC):
+    """Creates its components at the place of the call. Its methods return the states of a run as Gradio updates.
+
+    `show` creates what a subclass shows between status and download, and returns these components.
+    """
+
+    def __init__(self, hint: str, download: str, run: str = "Run", cancel: str = "Cancel") -> None:
+        with gr.Row():
+            self.run = gr.Button(run, variant="primary", scale=3, elem_classes="run")
+            self.cancel = gr.Button(cancel, variant="secondary", scale=1, min_width=96, interactive=False)
+        self.status = gr.HTML(line(hint), elem_classes="status")
+        shown = self.show()
+        self.download = gr.DownloadButton(download, interactive=False)
+        self.outputs: list[Any] = [self.run, self.cancel, self.status, *shown, self.download]
+
+    @abstractmethod
+    def show(self) -> list[Any]: ...
+
+    def waiting(self) -> Updates:
+        return {**self.busy(True), self.status: line(WAITING_WORDS)}
+
+    def working(self, report: Any, content: Any, /) -> Updates:
+        return {self.status: progress_bar(report)}
+
+    @abstractmethod
+    def finished(self, result: Any, content: Any, /) -> Updates: ...
+
+    def stopped(self, *sentences: str, file: str | None = None) -> Updates:
+        """The end of a run: sentences for the status, and the file to download if there is one."""
+        updates: Updates = {**self.busy(False), self.status: "".join(map(line, sentences))}
+        return {**updates, self.download: gr.DownloadButton(value=file, interactive=True)} if file else updates
+
+    def busy(self, busy: bool) -> Updates:
+        return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
+
+    def connect_comparison(self, run: Any) -> None:  # noqa: B027 - most panels compute nothing more
+        """Adds what is computed after `run`: by default nothing."""
+
+
+def curve(x: str, y: str, title: str, color: str | None = None) -> gr.LinePlot:
+    """A plot, not yet visible, of the columns `x` and `y` of its data; one line per value of `color`."""
+    return gr.LinePlot(
+        x=x,
+        y=y,
+        color=color,
+        title=title,
+        x_title=x.capitalize(),
+        y_title=y.capitalize(),
+        height=220,
+        visible=False,
+    )
+
+
+def strip(label: str, columns: int, buttons: list[Any], elem_classes: str) -> gr.Gallery:
+    """Images side by side, not yet visible."""
+    return gr.Gallery(
+        label=label,
+        columns=columns,
+        height="auto",
+        object_fit="contain",
+        interactive=False,
+        visible=False,
+        buttons=buttons,
+        elem_classes=elem_classes,
+    )
+
+
+def progress_words(report: Report) -> str:
+    if report.phase.stage is Stage.WAITING:
+        return WAITING_WORDS
+    return f"{report.phase.title}: step {report.step} of {report.total}"
+
+
+def progress_bar(report: Report) -> str:
+    percent = 100 * report.step / max(1, report.total)
+    return f'{line(progress_words(report))}<div class="bar"><div style="width: {percent:.1f}%"></div></div>'
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def line(text: str) -> str:
+    """A line of the status, as HTML."""
+    return f"<p>{escape(text)}</p>"
