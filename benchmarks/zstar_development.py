@@ -39,7 +39,8 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
 
 def square(image: Image.Image) -> Image.Image:
     """The largest centre square."""
-    return fit(image, (min(image.size),) * 2)
+    side = min(image.size)
+    return fit(image, (side, side))
 
 
 def main() -> None:
