@@ -32,6 +32,9 @@ def add_method(command: argparse.ArgumentParser, method: Method, model: str) -> 
         command.add_argument(name, metavar=name.upper(), help=method.settings.model_fields[name].description)
     kind = method.suffix[1:].upper()
     add_output(command, f"where to write the {kind}", kind=kind)
+    if method.presets:
+        text = "settings of another published method; the flags below change them"
+        command.add_argument("--preset", choices=list(method.presets), help=text)
     if method.suffix == ".mp4":
         command.add_argument("--work", metavar="FOLDER", help=WORK_HELP)
     add_settings(command, method.settings, method.recommended(recommended_for(model)), method.typed)
@@ -98,10 +101,13 @@ def add_settings(
         group.add_argument(flag, **options)
 
 
-def settings_of(chosen: argparse.Namespace, settings: type[Settings]) -> Settings:
-    """The settings given on the command line. The model and the defaults provide the others."""
+def settings_of(
+    chosen: argparse.Namespace, settings: type[Settings], presets: Mapping[str, Mapping[str, Any]] | None = None
+) -> Settings:
+    """The settings given on the command line, also by a preset. The model and the defaults provide the others."""
     values = {name: getattr(chosen, name) for name in settings.model_fields}
-    return settings(**{name: value for name, value in values.items() if value is not None})
+    preset = presets[chosen.preset] if presets and chosen.preset else {}
+    return settings(**{**preset, **{name: value for name, value in values.items() if value is not None}})
 
 
 def inputs_of(chosen: argparse.Namespace, method: Method) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bo
 
 def _run(method: Method, chosen: argparse.Namespace) -> None:
     """Runs a method. The inputs are opened and the output path is checked before a model is loaded."""
-    settings = settings_of(chosen, method.settings)
+    settings = settings_of(chosen, method.settings, method.presets)
     inputs = Inputs.open(method.roles, inputs_of(chosen, method))
     output = _output(chosen, files_of(chosen, method), method.suffix)
     clip = method.suffix == ".mp4"

@@ -188,7 +188,8 @@ class Method:
     `title` is the paper's name, `plain_title` what the method does in a few words, `summary` a one-sentence
     description, `note` an addition to it for the API.
     `inherits` names a method whose recommended settings also apply. `suffix` is the file suffix of results.
-    `typed` are required settings. `models`: the app offers a choice of models. `endpoint`, `command` and
+    `typed` are required settings. `presets` are settings with which it is another published method, by that
+    method's name. `models`: the app offers a choice of models. `endpoint`, `command` and
     `tool` are its names in the API, on the command line and for MCP, by default `name`. `requires` raises
     StyleEngineError for an unsuitable model.
     """
@@ -204,6 +205,7 @@ class Method:
     inherits: str = ""
     suffix: str = ".png"
     typed: Sequence[str] = ()
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     models: bool = False
     endpoint: str = ""
     command: Sequence[str] = ()

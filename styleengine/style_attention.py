@@ -64,12 +64,18 @@ class StyleAttentionSettings(Settings):
         rare=True,
     )
     color_factor: float = knob(
-        1.0, "Factor on the colour alignment; 0 keeps the content's colours.", title="Colour factor", ge=0, le=1
+        1.0,
+        "Factor on the colour alignment; 0 keeps the content's colours.",
+        title="Colour factor",
+        rare=True,
+        ge=0,
+        le=1,
     )
     content_pull: float = knob(
         0.0,
         "Share of the content's inverted latents, colour-aligned, blended in before each step; 0.01 in the "
         "authors' code. Higher keeps more content.",
+        rare=True,
         ge=0,
         le=0.5,
     )

@@ -190,6 +190,18 @@ def test_an_unfinished_painting_is_found_again(library: StyleLibrary, cat: Image
     assert library.names() == []
 
 
+def test_an_unfinished_painting_of_an_earlier_version_is_found(library: StyleLibrary, cat: Image.Image) -> None:
+    folder = library.folder / "unfinished" / "cat"
+    folder.mkdir(parents=True)
+    for name in ("painting", "content", "preview-00003"):
+        cat.save(folder / f"{name}.png")
+    (folder / "run.json").write_bytes('{"settings": {"steps": 3}, "model": "mini é"}'.encode())
+    place = library.unfinished()["cat"]
+    assert place.manifest() == {"settings": {"steps": 3}, "model": "mini é"}
+    assert place.content() == place.painting() == cat.convert("RGB")
+    assert place.previews() == [(3, folder / "preview-00003.png")]
+
+
 def aged(place: Unfinished, hours: float) -> Unfinished:
     then = time.time() - hours * 3600
     for path in (place.manifest_file, place.path):

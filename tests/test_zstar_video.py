@@ -488,6 +488,20 @@ def test_an_interrupted_run_is_resumed_with_the_same_frames(
     assert ("stylizing frame 3 of 5" in painted) == (number <= 3)
 
 
+def test_the_layout_of_a_work_folder_stays_as_earlier_versions_wrote_it(
+    run: Callable[..., VideoStylization], tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    run(QUICK.replace(frames=2, compare=True), work=work)
+    files = {file.relative_to(work).as_posix() for file in work.rglob("*") if file.is_file()}
+    frames = {f"{kind}/{number:05}.png" for kind in ("frames", "alone") for number in range(2)}
+    assert files == {*frames, "run.json", "first.safetensors", "previous.safetensors"}
+    manifest = json.loads((work / "run.json").read_text())
+    assert set(manifest) == {"run", "fixed"}
+    assert {"clip", "styles and masks", "model", "strength", "frames"} <= set(manifest["run"])
+    assert set(manifest["fixed"]) == {"batch"}
+
+
 def test_a_finished_run_that_is_repeated_only_writes_its_clip(
     engine: StyleEngine, run: Callable[..., VideoStylization], tmp_path: Path
 ) -> None:

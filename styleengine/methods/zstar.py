@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "content_pull": 0.0,
     },
 }
-"""Other published methods that are corners of these settings: StyleID (Chung et al., CVPR 2024)."""
+"""Settings with which Z-STAR+ is another published method: StyleID (Chung et al., CVPR 2024)."""
 
 
 def stylize(
@@ -147,5 +147,6 @@ ZSTAR = Method(
     ),
     _run,
     plain_title="Paint like this picture",
+    presets=PRESETS,
     tool="stylize_image_like_images",
 )

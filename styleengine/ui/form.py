@@ -30,6 +30,8 @@ from styleengine.video import open_clip
 MOST_WEIGHT = 3
 NUMBERS = ("first", "second", "third", "fourth")
 MODEL_HELP = "The model to use, in latent or in pixel space."
+OWN_PRESET = "Recommended"
+PRESET_WORDS = "Sets the controls to another published method's values."
 MASK_WORDS = "Leave empty for no mask. An uploaded mask (white = painted) overrides the painted one."
 
 
@@ -45,6 +47,7 @@ class Form:
         self.controls: Controls[Any] = Controls(runner.engine.settings_for(method.settings, method.name, None))
         self.inputs: dict[str, Component] = {}
         self.model: gr.Dropdown | None = None
+        self.presets: gr.Dropdown | None = None
         self.painting: gr.ImageMask | None = None
 
     def show(self, name: str, height: int = 240, label: str = "") -> Any:
@@ -80,6 +83,11 @@ class Form:
         self.inputs["model"] = self.model = model_choice(self.runner.engine)
         return self.model
 
+    def show_presets(self) -> None:
+        """A choice of presets, which sets the controls."""
+        choices = [(OWN_PRESET, ""), *((name, name) for name in self.method.presets)]
+        self.presets = gr.Dropdown(choices, value="", label="Preset", info=PRESET_WORDS, interactive=True)
+
     def job(self, values: Mapping[str, Any]) -> Job:
         """The job for these values, with opened and checked inputs; StyleEngineError for invalid ones."""
         inputs = {role.name: self._given(role, values) for role in self.method.roles}
@@ -113,6 +121,8 @@ class Form:
         )
         if self.model:
             self._follow_model(self.model)
+        if self.presets:
+            self._follow_presets(self.presets)
 
     def _follow_model(self, model: gr.Dropdown) -> None:
         """Sets the controls to the chosen model's recommended values; typed inputs such as the prompt stay."""
@@ -129,6 +139,27 @@ class Form:
             outputs=list(shown.values()),
             preprocess=False,
             api_name=f"{self.method.name}_model",
+            api_visibility="undocumented",
+            queue=False,
+            show_progress="hidden",
+        )
+
+    def _follow_presets(self, presets: gr.Dropdown) -> None:
+        """Sets the controls to the chosen preset's values, and to the recommended ones without a preset."""
+        controls, known = self.controls, self.method.presets
+        changed = {name for preset in known.values() for name in preset}
+        shown = {name: component for name, component in controls.components.items() if name in changed}
+
+        def show_preset(choice: Any) -> dict[Any, Any]:
+            chosen = controls.start.replace(**known.get(choice, {}) if isinstance(choice, str) else {})
+            return {component: getattr(chosen, name) for name, component in shown.items()}
+
+        presets.change(
+            show_preset,
+            inputs=presets,
+            outputs=list(shown.values()),
+            preprocess=False,
+            api_name=f"{self.method.name}_preset",
             api_visibility="undocumented",
             queue=False,
             show_progress="hidden",

@@ -24,11 +24,12 @@ def build(runner: Runner) -> None:
                 form.show_more_styles()
             with gr.Accordion("Mask", open=False):
                 form.show_mask(MASK_WORDS)
-            form.controls.show("strength")
+            form.controls.show("strength", "query_preservation")
             with gr.Row():
                 form.controls.show("size", "steps")
             form.controls.show("variation")
             form.controls.show_seed()
+            form.show_presets()
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
             panel = ResultPanel()

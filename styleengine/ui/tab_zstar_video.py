@@ -19,7 +19,7 @@ def build(runner: Runner) -> None:
             with gr.Accordion("Second style and mask", open=False), gr.Row():
                 form.show("style_2", 180, "Second style")
                 form.show("mask", 180)
-            form.controls.show("strength", "energy")
+            form.controls.show("strength", "query_preservation", "energy")
             with gr.Row():
                 form.controls.show("frames", "rate", "begin")
             with gr.Row():
