@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -45,6 +44,7 @@ CACHE_BYTES = 2 << 30
 BACKBONE_BYTES = 6 << 30  # of loaded weights
 CACHE_SHARE, BACKBONE_SHARE = 1 / 8, 1 / 2  # of a GPU's memory, if that is less
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+VARIATIONS = 4
 PREVIEW_STEPS, PREVIEW_SIZE = 10, 256  # of the previews while a style is learned
 
 
@@ -181,29 +181,10 @@ class StyleEngine:
             raise StyleEngineError("No content image was given. Choose at least one.")
         settings = self.settings_for(ZStarSettings, "zstar", settings)
         opened = [open_image(source, "content image") for source in contents]
-        ready = opened_styles(styles, mask)
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, image in enumerate(opened):
-            groups[working_size(image, settings.size, self.backbone.multiple)].append(index)
-
-        results: dict[int, Stylization] = {}
+        names, ready = [file_name(source) for source in contents], opened_styles(styles, mask)
         with self._turn(on_step, settings, opened[0]):
-            batches = []
-            for (width, height), members in groups.items():
-                room = self._batch_size(width * height, len(ready))
-                batches += [members[start : start + room] for start in range(0, len(members), room)]
-            for number, batch in enumerate(batches):
-                done = zstar.stylize_all(
-                    self.backbone,
-                    [opened[i] for i in batch],
-                    ready,
-                    settings,
-                    on_step=part_of(on_step, number, len(batches)),
-                    cache=self.cache,
-                    names=[file_name(contents[i]) for i in batch],
-                )
-                results.update(zip(batch, done, strict=True))
-        return [results[i] for i in range(len(contents))]
+            room, options = self._batch_size, {"on_step": on_step, "cache": self.cache, "names": names}
+            return zstar.stylize_in_batches(self.backbone, opened, ready, settings, room, **options)
 
     def h_space(
         self,
@@ -300,6 +281,25 @@ class StyleEngine:
         if prompt is not None:
             settings = settings.replace(prompt=prompt) if settings else QSAttnSettings(prompt=prompt)
         return self.run("qs_attn", {"content": content}, settings, on_step=on_step)
+
+    def qs_attn_variations(
+        self,
+        content: ImageSource,
+        prompt: str | None = None,
+        settings: QSAttnSettings | None = None,
+        *,
+        count: int = VARIATIONS,
+        on_step: OnStep | None = None,
+    ) -> list[Stylization]:
+        """As `qs_attn`, with `count` seeds from that of the settings on. Inversion and anchors are computed once."""
+        if count < 1:
+            raise StyleEngineError(f"{count} variations were asked for. Ask for at least one.")
+        chosen = (settings or QSAttnSettings()).replace(**{} if prompt is None else {"prompt": prompt})
+        opened, results = Inputs.open(METHODS["qs_attn"].roles, {"content": content}), []
+        for number in range(count):
+            seeded = chosen.replace(seed=(chosen.seed + number) % 2**32)
+            results.append(self.run("qs_attn", opened, seeded, on_step=part_of(on_step, number, count)))
+        return results
 
     def qs_attn_anchors(
         self, content: ImageSource, settings: QSAttnSettings | None = None, *, on_step: OnStep | None = None

@@ -167,8 +167,14 @@ class StyleLibrary:
                 place = Unfinished(self.folder / UNFINISHED / self._free(name))
                 with suppress(FileExistsError):
                     place.path.mkdir()
-                    return place
+                    if not self._contested(place):
+                        return place
+                    place.path.rmdir()
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), name)  # a file is in the way
+
+    def _contested(self, place: "Unfinished") -> bool:
+        """Whether another process has created a folder whose name counts as equal in the meantime."""
+        return any(other.name != place.name and _folded(other.name) == _folded(place.name) for other in self._places())
 
     def _free(self, name: str) -> str:
         """The name, made valid, else the first free one of “name 2”, “name 3”, ….

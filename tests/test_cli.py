@@ -16,9 +16,10 @@ from clips import panned, write_raw
 from PIL import Image
 
 import styleengine
-from styleengine import LearnedStyle, StyleEngine
+from styleengine import LearnedStyle, StyleEngine, ZStarSettings
 from styleengine.__main__ import main as entry_point
 from styleengine.cli import main
+from styleengine.methods.zstar import PRESETS
 from styleengine.style_library import StyleLibrary
 from styleengine.stylization import METADATA_KEY, read_record
 from styleengine.version import __version__
@@ -82,6 +83,16 @@ def test_rerun_repeats_masks_weights_and_two_styles(
     assert run("zstar", pictures["content"], *styles, "-o", out, "--model", model_folder, *options, *FAST) == 0
     assert rerun(out, "-o", tmp_path / "again.png", among=[pictures["content"].parent, model_folder]) == 0
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(Image.open(tmp_path / "again.png")))
+
+
+def test_a_preset_gives_its_settings_and_flags_change_them(
+    pictures: dict[str, Path], model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "preset.png"
+    options = ["--preset", "StyleID", "--temperature", "1.25", "--model", model_folder, *FAST]
+    assert run("zstar", pictures["content"], pictures["style"], "-o", out, *options) == 0
+    expected = ZStarSettings(**{**PRESETS["StyleID"], "temperature": 1.25, "size": 64, "steps": 4})
+    assert read_record(out)["settings"] == expected.model_dump()
 
 
 def test_rerun_with_a_shared_mask_repeats_both_halves(

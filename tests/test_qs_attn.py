@@ -556,6 +556,30 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_many_of_them_are_noted(
 # Whole runs
 
 
+def test_variations_are_the_runs_of_their_seeds_with_one_inversion(
+    latent_engine: StyleEngine, cat: Image.Image, fast: QSAttnSettings
+) -> None:
+    settings, events = fast.replace(seed=2**32 - 1, steps=3), []
+    with counted_evaluations(latent_engine.backbone) as together:
+        results = latent_engine.qs_attn_variations(cat, settings=settings, count=2, on_step=events.append)
+    assert [one.settings["seed"] for one in results] == [2**32 - 1, 0]
+    assert [event.step for event in events] == sorted(event.step for event in events)
+    assert events[-1].step == events[-1].total
+    for one in results:
+        alone = latent_engine.qs_attn(cat, settings=settings.replace(seed=one.settings["seed"]))
+        assert alone.image.tobytes() == one.image.tobytes()
+    assert results[0].image.tobytes() != results[1].image.tobytes()
+    latent_engine.cache.clear()
+    with counted_evaluations(latent_engine.backbone) as first:
+        latent_engine.qs_attn(cat, settings=settings)
+    assert len(together) < 2 * len(first)
+
+
+def test_less_than_one_variation_is_refused(latent_engine: StyleEngine, cat: Image.Image) -> None:
+    with pytest.raises(StyleEngineError, match="0 variations were asked for"):
+        latent_engine.qs_attn_variations(cat, "ink", count=0)
+
+
 def test_the_result_approaches_the_prompt_and_with_content_losses_alone_stays_near_the_source(
     either: StyleEngine, astronaut: Image.Image, fast: QSAttnSettings
 ) -> None:

@@ -6,7 +6,8 @@ weights determine the mixture (`styleengine/style_attention.py`).
 After "Z-STAR+: A Zero-shot Style Transfer Method via Adjusting Style Distribution".
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from PIL import Image
 from styleengine import ddim
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
-from styleengine.images import content_hash, fit, to_images, to_tensor
+from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
 from styleengine.method import Call, Kind, Method, Role, styles_and_mask
 from styleengine.metrics import psnr
 from styleengine.phases import RECONSTRUCTION, STYLIZING, inverting
-from styleengine.run import Run
+from styleengine.run import Run, part_of
 from styleengine.settings import knob
 from styleengine.style_attention import (
     StyleAttention,
@@ -128,6 +129,40 @@ def stylize_all(
         )
         for i, (image, content) in enumerate(zip(images, contents, strict=True))
     ]
+
+
+def stylize_in_batches(
+    backbone: Backbone,
+    contents: Sequence[Image.Image],
+    styles: Sequence[Style],
+    settings: ZStarSettings,
+    room: Callable[[int, int], int],
+    *,
+    on_step: OnStep | None = None,
+    cache: ByteCache | None = None,
+    names: Sequence[str],
+) -> list[Stylization]:
+    """Contents of any shapes, those of one shape in batches. `room(pixels, styles)` is the largest size of a batch."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, image in enumerate(contents):
+        groups[working_size(image, settings.size, backbone.multiple)].append(index)
+    batches: list[list[int]] = []
+    for (width, height), members in groups.items():
+        most = room(width * height, len(styles))
+        batches += [members[start : start + most] for start in range(0, len(members), most)]
+    results: dict[int, Stylization] = {}
+    for number, batch in enumerate(batches):
+        done = stylize_all(
+            backbone,
+            [contents[i] for i in batch],
+            styles,
+            settings,
+            on_step=part_of(on_step, number, len(batches)),
+            cache=cache,
+            names=[names[i] for i in batch],
+        )
+        results.update(zip(batch, done, strict=True))
+    return [results[i] for i in range(len(contents))]
 
 
 def _run(call: Call) -> Stylization:

@@ -31,14 +31,14 @@ def content_style_examples(inputs: Sequence[Component], elem_id: str = "examples
 
 
 def h_space_examples(inputs: Sequence[Component], model: str, size: int) -> Examples | None:
-    """Pairs for the app's own model, then pairs of figures for the model "figures".
+    """Pairs of figures for the model "figures", then pairs for the app's own model.
 
     Each row also has a model and a size column, which the style sheet hides.
     """
     own = [[*pair, model, size] for pair in zip(pictures("content"), pictures("style"), strict=False)]
     drawn, suits = pictures("figures"), recommended_settings(FIGURES)["h_space"]
     figures = [[*pair, FIGURES, suits["size"]] for pair in zip(drawn, drawn[1:] + drawn[:1], strict=True)]
-    rows = own[: MOST // 2] + figures[: MOST // 2]
+    rows = figures[: MOST // 2] + own[: MOST // 2]
     if not rows:
         return None
     return gr.Examples(rows, list(inputs), label=LABEL, elem_id="h-space-examples", preload=False)

@@ -39,12 +39,17 @@ class Form:
     """The inputs and settings of one method.
 
     The `show` methods create components at the place of the call. `inputs` maps API names to components, in
-    the order of creation.
+    the order of creation. The page starts with `model`, or with the app's own; the API always uses the app's own unless
+    a call names another.
     """
 
-    def __init__(self, runner: Runner, method: Method, library: StyleLibrary | None = None) -> None:
-        self.runner, self.method, self.library = runner, method, library
-        self.controls: Controls[Any] = Controls(runner.engine.settings_for(method.settings, method.name, None))
+    def __init__(
+        self, runner: Runner, method: Method, library: StyleLibrary | None = None, model: str | None = None
+    ) -> None:
+        self.runner, self.method, self.library, self.start_model = runner, method, library, model
+        own = runner.engine.settings_for(method.settings, method.name, None)
+        start = method.settings(**method.recommended(recommended_settings(model))) if model else own
+        self.controls: Controls[Any] = Controls(start)
         self.inputs: dict[str, Component] = {}
         self.model: gr.Dropdown | None = None
         self.presets: gr.Dropdown | None = None
@@ -80,7 +85,7 @@ class Form:
         self.show(self._of(Kind.MASK, Kind.STYLE_MASK)[0].name, 160, "Or upload a mask")
 
     def show_model(self) -> gr.Dropdown:
-        self.inputs["model"] = self.model = model_choice(self.runner.engine)
+        self.inputs["model"] = self.model = model_choice(self.runner.engine, self.start_model)
         return self.model
 
     def show_presets(self) -> None:

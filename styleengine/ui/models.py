@@ -13,12 +13,12 @@ from styleengine.ui.page import model_title
 MOST_SHOWN = 100  # characters of a name in an error
 
 
-def model_choice(engine: StyleEngine) -> gr.Dropdown:
-    """All named models and the app's own, which is selected initially."""
+def model_choice(engine: StyleEngine, start: str | None = None) -> gr.Dropdown:
+    """All named models and the app's own. `start` is selected initially, or the app's own."""
     names = list(dict.fromkeys([engine.backbone.name, *named_backbones()]))
     return gr.Dropdown(
         [(model_title(name), model_name(name)) for name in names],
-        value=model_name(engine.backbone.name),
+        value=start or model_name(engine.backbone.name),
         label="Model",
         info="Downloaded on first use.",
         interactive=True,

@@ -66,9 +66,9 @@ class ResultPanel(Panel):
 class StripPanel(ResultPanel):
     """A panel that also shows several results side by side, labelled by one setting."""
 
-    def __init__(self, setting: str, symbol: str) -> None:
+    def __init__(self, setting: str, symbol: str, hint: str = HINT) -> None:
         self.setting, self.symbol = setting, symbol
-        super().__init__()
+        super().__init__(hint)
 
     def show(self) -> list[Any]:
         shown = super().show()

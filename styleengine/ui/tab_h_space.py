@@ -7,18 +7,21 @@ from typing import Any
 import gradio as gr
 
 from styleengine.methods import H_SPACE
+from styleengine.methods.h_space import HSpaceSettings
 from styleengine.stylization import model_name
-from styleengine.ui.examples import h_space_examples
+from styleengine.ui.examples import FIGURES, h_space_examples
 from styleengine.ui.form import Form
 from styleengine.ui.result import StripPanel
 from styleengine.ui.runs import Job, Runner
 from styleengine.ui.tab import Tab
 
+START_MODELS = {"mini": FIGURES}  # γ changes almost nothing on mini
 MASK_WORDS = "Paint where the content is injected. The style image is unchanged elsewhere."
 
 
 def build(runner: Runner) -> None:
-    form = Form(runner, H_SPACE)
+    own = model_name(runner.engine.backbone.name)
+    form = Form(runner, H_SPACE, model=START_MODELS.get(own))
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             with gr.Row():
@@ -34,13 +37,14 @@ def build(runner: Runner) -> None:
             form.controls.show("t_boost")
             model = form.show_model()
             with gr.Row():
-                form.controls.show("size", "steps")
+                form.controls.show("size", "steps", "injections")
             form.controls.show_seed()
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
             panel = StripPanel("gamma", "γ")
             shown = [*pair, model, form.controls.components["size"]]
-            examples = h_space_examples(shown, model_name(runner.engine.backbone.name), form.controls.start.size)
+            size = runner.engine.settings_for(HSpaceSettings, H_SPACE.name, None).size
+            examples = h_space_examples(shown, own, size)
 
     def prepare_page(values: Mapping[str, Any]) -> Job:
         job = form.job(values)

@@ -1,5 +1,7 @@
 """The layout of the QS-Attn tab, and the image of the anchors."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -13,11 +15,13 @@ from styleengine.ui.endpoints import shown as error_shown
 from styleengine.ui.examples import content_words_examples
 from styleengine.ui.form import Form
 from styleengine.ui.gpu import on_gpu
-from styleengine.ui.result import ResultPanel
+from styleengine.ui.result import StripPanel
 from styleengine.ui.runs import Job, Runner
 from styleengine.ui.tab import Tab
 
 HINT = "Choose a content image and type a style, or click an example below."
+MOST_VARIATIONS = 6
+VARIATION_WORDS = "Results with different seeds, from the seed above on."
 ANCHOR_WORDS = (
     "The anchors, framed in each layer that is used, from fine to coarse. The contrast loss preserves the content's "
     "features there. Blue = low attention entropy. Anchors are the positions of lowest entropy."
@@ -35,16 +39,24 @@ def build(runner: Runner) -> None:
                 form.controls.show("size", "steps")
             form.controls.show("depth")
             form.controls.show_seed()
+            count = gr.Slider(1, MOST_VARIATIONS, value=1, step=1, label="Variations", info=VARIATION_WORDS)
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = ResultPanel(HINT)
+            panel = StripPanel("seed", "seed", HINT)
             with gr.Accordion("Anchor positions", open=False):
                 gr.Markdown(ANCHOR_WORDS)
                 show = gr.Button("Show the anchors", elem_classes="look")
                 overlay = gr.Image(label="Anchors", interactive=False, buttons=["fullscreen"], elem_classes="anchors")
             shown = [content, form.controls.components["prompt"]]
             examples = content_words_examples(shown, SUGGESTIONS, "qs-attn-examples")
-    form.connect(panel, examples)
+
+    def prepare_page(values: Mapping[str, Any]) -> Job:
+        job, wanted = form.job(values), values["count"]
+        if not isinstance(wanted, int) or not 1 < wanted <= MOST_VARIATIONS:
+            return job
+        return replace(job, method="qs_attn_variations", options={"count": wanted})
+
+    form.connect(panel, examples, prepare_page, count=count)
     _connect_anchors(form, show, overlay)
 
 
