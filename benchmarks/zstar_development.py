@@ -25,7 +25,13 @@ from styleengine.images import fit, to_tensor
 from styleengine.methods.zstar import PRESETS
 from styleengine.metrics import content_loss, encoder_features, ssim, style_loss
 
-BEFORE = {"query_preservation": 0.0, "content_pull": 0.0, "temperature": 1.0, "color": "sain", "mode": "reweight"}
+BEFORE: dict[str, Any] = {
+    "strength": 1.3,
+    "query_preservation": 0.0,
+    "content_pull": 0.0,
+    "temperature": 1.0,
+    "color": "sain",
+}
 OURS, STYLEID = "recommended", "StyleID"
 JUDGES = ("VGG", "encoder")
 
