@@ -51,13 +51,15 @@ class Trajectory:
         return sum(x.nbytes for group in (latents, *pairs, *queries) for x in group)
 
     def split(self) -> "list[Trajectory]":
-        """One trajectory for each image of a batch, without what was recorded."""
-        latents = zip(*(x.split(1) for x in self.latents), strict=True)
-        evaluated = zip(*(x.split(1) for x in self.evaluated.values()), strict=True)
-        return [
-            Trajectory(list(one), dict(zip(self.evaluated, other, strict=True)))
-            for one, other in zip(latents, evaluated, strict=True)
-        ]
+        """One trajectory for each image of a batch, with its latents and queries."""
+
+        def part(i: int) -> Trajectory:
+            row = slice(i, i + 1)
+            queries = {level: {layer: q[row] for layer, q in layers.items()} for level, layers in self.queries.items()}
+            evaluated = {level: x[row] for level, x in self.evaluated.items()}
+            return Trajectory([x[row] for x in self.latents], evaluated, queries=queries)
+
+        return [part(i) for i in range(len(self.latents[0]))]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,11 @@ TINY = 1e-30
 
 
 class StyleAttentionSettings(Settings):
-    """Settings shared by images and clips; the defaults are the paper's for Stable Diffusion 1.5."""
+    """Settings shared by images and clips.
+
+    The defaults of λ, steps, layers, start, end, mode and colour alignment are the paper's for Stable Diffusion 1.5, of
+    which `size` is the training size. The others are ours; those that the paper does not have are off by default.
+    """
 
     strength: float = knob(
         1.2,
@@ -103,9 +107,9 @@ class StyleAttentionSettings(Settings):
     first_layer: int = knob(10, "First self-attention layer with style attention.", rare=True, ge=0, le=15)
     last_layer: int = knob(15, "Last self-attention layer with style attention.", rare=True, ge=0, le=15)
     start: float = knob(
-        1 / 6, "Fraction of the run after which style attention starts (step 5 of 30).", rare=True, ge=0, le=1
+        1 / 6, "Share of the steps after which style attention starts; 1/6 is step 5 of 30.", rare=True, ge=0, le=1
     )
-    end: float = knob(1.0, "Fraction of the run after which style attention ends.", rare=True, ge=0, le=1)
+    end: float = knob(1.0, "Share of the steps after which style attention ends.", rare=True, ge=0, le=1)
     feather: float = knob(
         0.03, "Width of the soft border of masks, as a share of the shorter side.", rare=True, ge=0, le=0.25
     )

@@ -378,6 +378,23 @@ def test_frames_are_inverted_in_batches_and_denoised_once_per_step(
     assert batches == style_and_first + [3] * 2 + [1] * 6 + [1] * 2 + [1] * 2
 
 
+def test_preserved_queries_of_a_batch_cost_no_evaluation_and_are_each_frames_own(
+    engine: StyleEngine, run: Callable[..., VideoStylization], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = QUICK.replace(start=0, query_preservation=0.6, content_pull=0.1)
+    images: list[list[np.ndarray]] = []
+    for room, inversions in ((3, 3), (1, 5)):
+        monkeypatch.setattr(engine, "_batch_size", lambda pixels, room=room: room)
+        work = tmp_path / str(room)
+        with counted_evaluations(engine.backbone) as batches:
+            run(settings, work=work)
+        assert len(batches) == 2 * (1 + inversions) + 2 * 5  # the style, the frames' batches, and sampling
+        images.append([np.asarray(Image.open(file), int) for file in sorted((work / "frames").iterdir())])
+        engine.cache.clear()
+    for one, other in zip(*images, strict=True):
+        assert np.abs(one - other).max() <= 1
+
+
 def test_progress_counts_up_to_its_total_and_shows_the_last_finished_frame(
     run: Callable[..., VideoStylization], tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from styleengine.run import Run, Trajectory
 from styleengine.style_attention import (
     check,
     invert_styles,
+    queries_of_contents,
     style_phases,
 )
 from styleengine.styles import Style, mask_notes, style_records
@@ -154,7 +155,6 @@ class _ClipRun:
                     independent = painter.alone(inverted, self.run.after(self._painting(number, " alone")))
                     self.folder.save_frame(ALONE, number, to_images(self.run.backbone.decode(independent))[0])
                 self.folder.save_frame(RESULT, number, self.shown)
-                inverted.queries.clear()
             if self.resumable:
                 self._keep(first, previous, numbers)
 
@@ -184,7 +184,8 @@ class _ClipRun:
         run = self.run
         run.begin(phase)
         x_0 = run.backbone.encode(torch.cat([to_tensor(fit(frame, self.size)) for frame in frames]))
-        return run.inverted(x_0, self.settings.inversion_iterations, phase).split()
+        queries = queries_of_contents(self.settings)
+        return run.inverted(x_0, self.settings.inversion_iterations, phase, queries).split()
 
     def _painting(self, number: int, how: str = "") -> Phase:
         return stylizing(f"frame {number + 1} of {self.part.count}{how}")
