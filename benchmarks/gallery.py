@@ -1,62 +1,95 @@
-"""Regenerates the README's images: a grid of contents and styles, masks, and strengths.
+"""Regenerates the pictures in examples/results/ with the models' recommended settings.
 
-python -m benchmarks.gallery
+python -m benchmarks.gallery                    # all of them
+python -m benchmarks.gallery --only grid masks
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
 from benchmarks.pairs import EXAMPLES, content_image, style_image
-from styleengine import Style, StyleEngine, ZStarSettings
-from styleengine.images import fit, open_mask
+from benchmarks.qs_attn import PROMPTS
+from benchmarks.sheets import Rows, sheet
+from styleengine import Style, StyleEngine
+from styleengine.images import open_image, open_mask
+from styleengine.learned_style import LearnedStyle
+from styleengine.style_library import SHIPPED
 
-GAP = 6
 GRID_CONTENTS = ("temple", "cat", "flower", "astronaut")
 GRID_STYLES = ("auvers", "great-wave", "composition-viii", "poppies")
+FIGURE_PAIRS = (("boar", "death-knight"), ("orc", "mermaid"), ("goblin", "death-knight"), ("dwarf", "goblin"))
+LEARNED = ("temple", "cat")
 
 
-def sheet(rows: list[list[Image.Image | None]], cell: tuple[int, int]) -> Image.Image:
-    """The images in a white grid, each cropped to the cell."""
-    width, height = cell
-    columns = max(len(row) for row in rows)
-    page = Image.new("RGB", (columns * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            if image:
-                page.paste(fit(image, cell), (x * (width + GAP), y * (height + GAP)))
-    return page
+def grid() -> Image.Image:
+    """Contents on the left, styles on top, results of Z-STAR+ between."""
+    engine, styles = StyleEngine("mini"), [style_image(name) for name in GRID_STYLES]
+    rows: Rows = [[None, *styles]]
+    for content in map(content_image, GRID_CONTENTS):
+        rows.append([content, *(engine.zstar(content, style).image for style in styles)])
+    return sheet(rows, (300, 210))
+
+
+def masks() -> Image.Image:
+    """A content; one style on its right half; two styles, one on each half; both styles mixed."""
+    engine, temple = StyleEngine("mini"), content_image("temple")
+    half = open_mask(EXAMPLES / "mask" / "right-half.png")
+    wave, auvers = style_image("great-wave"), style_image("auvers")
+    masked = engine.zstar(temple, wave, mask=half).image
+    two = engine.zstar(temple, [wave, auvers], mask=half).image
+    mixed = engine.zstar(temple, [Style(wave), Style(auvers)]).image
+    return sheet([[temple, masked, two, mixed]], (300, 210))
+
+
+def prompts() -> Image.Image:
+    """Two contents on the left, each redrawn by QS-Attn with eight prompts."""
+    engine = StyleEngine("mini")
+    rows: Rows = []
+    for content in map(content_image, ("temple", "cat")):
+        rows.append([content, *(engine.qs_attn(content, prompt).image for prompt in PROMPTS)])
+    return sheet(rows, (160, 120))
+
+
+def learned() -> Image.Image:
+    """Contents on the left, and each redrawn by InST in the bundled learned styles, whose paintings are on top."""
+    engine, styles = StyleEngine("mini"), [LearnedStyle.open(file) for file in sorted(SHIPPED.glob("*.safetensors"))]
+    rows: Rows = [[None, *(style.thumbnail for style in styles)]]
+    for content in map(content_image, LEARNED):
+        rows.append([content, *(engine.inst_apply(content, style).image for style in styles)])
+    return sheet(rows, (300, 210))
+
+
+def h_space() -> Image.Image:
+    """Pairs of figures: left the style image, right the content, between them γ = 0, 0.2, … 1."""
+    engine, rows = StyleEngine("figures"), list[list[Image.Image | None]]()
+    for content, style in FIGURE_PAIRS:
+        pair = [open_image(EXAMPLES / "figures" / f"{name}.png") for name in (style, content)]
+        results = [result.image for result in engine.h_space_strip(pair[1], pair[0])]
+        rows.append([pair[0], *results, pair[1]])
+    return sheet(rows, (128, 128))
+
+
+PICTURES: dict[str, Callable[[], Image.Image]] = {
+    "grid": grid,
+    "masks": masks,
+    "qs_attn": prompts,
+    "inst": learned,
+    "h-space": h_space,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--size", type=int, default=0, help="shorter side; 0 = recommended size of the model")
-    parser.add_argument("--model", default="mini")
+    parser.add_argument("--only", nargs="+", choices=PICTURES, default=list(PICTURES))
     parser.add_argument("--to", type=Path, default=EXAMPLES / "results")
     arguments = parser.parse_args()
     arguments.to.mkdir(exist_ok=True)
-    engine = StyleEngine(arguments.model)
-    chosen = ZStarSettings(size=arguments.size) if arguments.size else ZStarSettings()
-
-    rows: list[list[Image.Image | None]] = [[None, *(style_image(name) for name in GRID_STYLES)]]
-    for content_name in GRID_CONTENTS:
-        content = content_image(content_name)
-        results = [engine.zstar(content, [style_image(name)], chosen).image for name in GRID_STYLES]
-        rows.append([content, *results])
-        print(content_name, flush=True)
-    sheet(rows, (300, 210)).save(arguments.to / "grid.jpg", quality=90)
-
-    temple = content_image("temple")
-    half = open_mask(EXAMPLES / "mask" / "right-half.png")
-    wave, auvers = style_image("great-wave"), style_image("auvers")
-    masked = engine.zstar(temple, [wave], chosen, mask=half).image
-    two = engine.zstar(temple, [wave, auvers], chosen, mask=half).image
-    mixed = engine.zstar(temple, [Style(wave), Style(auvers)], chosen).image
-    sheet([[temple, masked, two, mixed]], (300, 210)).save(arguments.to / "masks.jpg", quality=90)
-
-    strengths = [engine.zstar(temple, [auvers], chosen.replace(strength=value)).image for value in (0.8, 1.2, 1.6, 2.0)]
-    sheet([list(strengths)], (300, 210)).save(arguments.to / "strengths.jpg", quality=90)
+    for name in arguments.only:
+        PICTURES[name]().save(arguments.to / f"{name}.jpg", quality=90)
+        print(name, flush=True)
 
 
 if __name__ == "__main__":

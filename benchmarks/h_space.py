@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.gallery import sheet
 from benchmarks.judge import OutsideJudge, mean_of, measure, table
 from benchmarks.machine import machine
 from benchmarks.pairs import content_image, pairs, style_image
+from benchmarks.sheets import sheet
 from styleengine import HSpaceSettings, StyleEngine
 from styleengine.backbones import Backbone, LatentBackbone, load_backbone
 from styleengine.engine import STRIP

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.gallery import sheet
 from benchmarks.judge import mean_of, table
 from benchmarks.machine import machine
 from benchmarks.pairs import CONTENTS, content_image
+from benchmarks.sheets import sheet
 from styleengine import QSAttnSettings, StyleEngine
 from styleengine.images import fit, to_tensor, working_size
 from styleengine.methods.qs_attn.clip_losses import cut

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.development import PARTS, contents
-from benchmarks.gallery import sheet
 from benchmarks.judge import table
 from benchmarks.machine import machine
 from benchmarks.qs_attn import PROMPTS, kept
+from benchmarks.sheets import sheet
 from benchmarks.zstar_development import parsed, square
 from styleengine import QSAttnSettings, StyleEngine
 from styleengine.images import fit, to_tensor
