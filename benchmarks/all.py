@@ -88,10 +88,10 @@ SECTIONS = (
     ),
     Section(
         "QS-Attn on the development set",
-        "Recommended settings on images that no setting was chosen on.",
+        "Recommended settings and the earlier ones, on images that no setting was chosen on.",
         "qs_attn_development",
-        "",
-        "--contents 2 --prompts 2",
+        "--before",
+        "--before --contents 2 --prompts 2 --size 192",
     ),
     Section(
         "InST",

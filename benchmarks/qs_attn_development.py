@@ -25,6 +25,7 @@ from styleengine.metrics import blockiness
 from styleengine.perceptual import Clip
 
 OURS = "recommended"
+BEFORE = {"depth": 0.5, "unguided_steps": 1, "features": "raw"}
 
 
 def main() -> None:
@@ -34,12 +35,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--size", type=int, default=0, help="shorter side; 0 = recommended size of the model")
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--before", action="store_true", help="a second row with the settings recommended earlier")
     parser.add_argument("--variant", action="append", type=parsed, default=[], help="NAME: SETTING=VALUE, …")
     parser.add_argument("--sheet", type=Path, help="where to write the results of the recommended settings as a PNG")
     arguments = parser.parse_args()
     engine = StyleEngine(arguments.model)
     clip, side = Clip(engine.backbone), {"size": arguments.size} if arguments.size else {}
-    variants = {OURS: {}, **dict(arguments.variant)}
+    variants = {OURS: {}, **({"before": BEFORE} if arguments.before else {}), **dict(arguments.variant)}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     subjects = [square(picture.image()) for picture in contents(arguments.part)[: arguments.contents]]
     shown: list[list[Image.Image | None]] = [list(subjects)]
