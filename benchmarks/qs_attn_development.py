@@ -25,7 +25,7 @@ from styleengine.metrics import blockiness
 from styleengine.perceptual import Clip
 
 OURS = "recommended"
-BEFORE = {"depth": 0.5, "unguided_steps": 1, "features": "raw"}
+BEFORE = {"depth": 0.5, "unguided": 0.0, "features": "raw"}
 
 
 def main() -> None:

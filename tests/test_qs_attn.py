@@ -499,13 +499,18 @@ def test_each_guided_step_goes_against_the_gradient(backbone: Backbone, eta: flo
     torch.testing.assert_close(got, x_t, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("unguided", [1, 4])
+@pytest.mark.parametrize(("share", "unguided"), [(0.0, 1), (0.2, 1), (0.5, 3)])
 def test_the_last_steps_are_not_guided(
-    engine: StyleEngine, cat: Image.Image, fast: QSAttnSettings, monkeypatch: pytest.MonkeyPatch, unguided: int
+    engine: StyleEngine,
+    cat: Image.Image,
+    fast: QSAttnSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    unguided: int,
 ) -> None:
     shifted: list[torch.Tensor] = []
     monkeypatch.setattr(method, "shift", lambda gradient, *given: shifted.append(gradient) or shift(gradient, *given))
-    engine.qs_attn(cat, settings=fast.replace(steps=6, unguided_steps=unguided))
+    engine.qs_attn(cat, settings=fast.replace(steps=6, unguided=share))
     assert len(shifted) == 6 - unguided
 
 

@@ -13,7 +13,7 @@ class QSAttnSettings(Settings):
     """Settings of QS-Attn style transfer.
 
     The defaults of `size`, `steps`, `depth`, `anchors`, `window`, `eta`, `patches` and the weights are those of the
-    paper and of its base, ZeCon, whose code they follow. `balance`, `step_limit`, `unguided_steps` and `features` are
+    paper and of its base, ZeCon, whose code they follow. `balance`, `step_limit`, `unguided` and `features` are
     ours; with their defaults the last step is not guided, as it has no effect in ZeCon either.
     """
 
@@ -59,8 +59,13 @@ class QSAttnSettings(Settings):
         le=1,
     )
     step_limit: float = knob(1.0, "Maximum guidance step, relative to the step's noise σ.", rare=True, ge=0, le=10)
-    unguided_steps: int = knob(
-        1, "Last steps without guidance, in which the model removes its artefacts.", rare=True, ge=0, le=100
+    unguided: float = knob(
+        0.0,
+        "Share of the steps, at the end, without guidance, in which the model removes artefacts. The last step never "
+        "has any.",
+        rare=True,
+        ge=0,
+        le=0.5,
     )
     patches: int = knob(32, "Patches that CLIP embeds in each step.", rare=True, ge=1, le=256)
     global_whole: float = knob(0.0, "Weight of CLIP's global loss on the whole image.", rare=True, ge=0, le=100_000)
@@ -78,6 +83,11 @@ class QSAttnSettings(Settings):
     perceptual: float = knob(100.0, "Weight of the difference of CLIP's patch tokens.", rare=True, ge=0, le=100_000)
     range_loss: float = knob(50.0, "Weight of the penalty for out-of-range colours.", rare=True, ge=0, le=100_000)
     save_memory: bool = knob(False, "Gradient checkpointing: less memory, slower.", rare=True)
+
+    @property
+    def unguided_steps(self) -> int:
+        """The number of last steps without guidance."""
+        return max(1, round(self.unguided * self.steps))
 
     @property
     def style_share(self) -> float:
