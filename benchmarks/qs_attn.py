@@ -132,7 +132,7 @@ def cost(engine: StyleEngine, clip: Clip, settings: QSAttnSettings, repeats: int
 
         return run
 
-    guided = settings.steps - 1  # the last step is not guided
+    guided = settings.steps - settings.unguided_steps
     passes = {
         "U-Net, no gradient": (settings.steps + 1, lambda: backbone.predict_noise(x, 1, null)),
         "U-Net": (guided, forward_and_back(lambda v: backbone.predict_noise_with_gradient(v, 1, null), x)),
