@@ -10,8 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.pairs import EXAMPLES, content_image, style_image
-from benchmarks.qs_attn import PROMPTS
+from benchmarks.pairs import EXAMPLES, PROMPTS, content_image, style_image
 from benchmarks.sheets import Rows, sheet
 from styleengine import Style, StyleEngine
 from styleengine.images import open_image, open_mask

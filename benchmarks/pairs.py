@@ -1,4 +1,4 @@
-"""The images of the benchmarks, all from examples/ (its SOURCES.md lists which were trained on)."""
+"""The images and prompts of the benchmarks; the images are all from examples/ (its SOURCES.md lists which were trained on)."""
 
 from pathlib import Path
 
@@ -11,6 +11,10 @@ CONTENTS = ("astronaut", "cat", "coffee", "flower", "rocket", "temple")
 STYLES = (
     "auvers", "composition-viii", "great-wave", "harvesters",
     "poppies", "ryogoku-bridge", "shrine-in-snow", "summertime",
+)  # fmt: skip
+PROMPTS = (
+    "a sketch with crayon", "golden", "a watercolor painting", "wooden", "red bricks",
+    "a mosaic", "a stained glass window", "a pencil sketch",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks.judge import mean_of, table
 from benchmarks.machine import machine
-from benchmarks.pairs import CONTENTS, content_image
+from benchmarks.pairs import CONTENTS, PROMPTS, content_image
 from benchmarks.sheets import sheet
 from styleengine import QSAttnSettings, StyleEngine
 from styleengine.images import fit, to_tensor, working_size
@@ -31,10 +31,6 @@ from styleengine.metrics import ssim
 from styleengine.perceptual import Clip
 from styleengine.run import Run
 
-PROMPTS = (
-    "a sketch with crayon", "golden", "a watercolor painting", "wooden", "red bricks",
-    "a mosaic", "a stained glass window", "a pencil sketch",
-)  # fmt: skip
 VARIANTS = {
     "global": {"selection": "global"},
     "local": {"selection": "local"},

@@ -16,7 +16,8 @@ from PIL import Image
 from benchmarks.development import PARTS, contents
 from benchmarks.judge import table
 from benchmarks.machine import machine
-from benchmarks.qs_attn import PROMPTS, kept
+from benchmarks.pairs import PROMPTS
+from benchmarks.qs_attn import kept
 from benchmarks.sheets import sheet
 from benchmarks.zstar_development import parsed, square
 from styleengine import QSAttnSettings, StyleEngine
