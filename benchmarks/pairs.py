@@ -1,4 +1,4 @@
-"""The images and prompts of the benchmarks. The images are from examples/ (its SOURCES.md lists which were trained on)."""
+"""The images and prompts of the benchmarks. The images are from examples/; its SOURCES.md lists the training images."""
 
 from pathlib import Path
 
