@@ -545,13 +545,31 @@ def test_adain_gives_the_latents_the_paintings_statistics(
     painting = backbone.encode(to_tensor(fit(cat, (32, 32))))[0].flatten(1)
     torch.testing.assert_close(style.latent_mean, painting.mean(1))
     torch.testing.assert_close(style.latent_std, painting.std(1))
-    z = adain(backbone.encode(to_tensor(rocket)), style)[0].flatten(1)
+    unbounded = DRAW.replace(adain_gain=10, adain_shift=10)
+    z = adain(backbone.encode(to_tensor(rocket)), style, unbounded)[0].flatten(1)
     torch.testing.assert_close(z.mean(1), style.latent_mean, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(z.std(1), style.latent_std, atol=1e-4, rtol=1e-4)
     with_it, without = (
         inst.stylize(backbone, rocket, [style], DRAW.replace(adain=wanted, strength=0.0)) for wanted in (True, False)
     )
     assert with_it.image.tobytes() != without.image.tobytes()
+
+
+def test_adain_amplifies_and_shifts_no_channel_beyond_its_bounds(
+    backbone: LatentBackbone, style: LearnedStyle, rocket: Image.Image
+) -> None:
+    z_0 = backbone.encode(to_tensor(rocket))
+    before = z_0[0].flatten(1)
+    offset, scale = torch.tensor([0.2, -0.3, 4.0, -5.0]), torch.tensor([0.5, 0.9, 2.0, 40.0])
+    painting = replace(style, latent_mean=before.mean(1) + offset, latent_std=before.std(1) * scale)
+    for gain, shift in ((1.0, 0.25), (3.0, 10.0), (10.0, 0.0)):
+        z = adain(z_0, painting, DRAW.replace(adain_gain=gain, adain_shift=shift))[0].flatten(1)
+        expected_mean = before.mean(1) + torch.tensor([max(-shift, min(shift, float(x))) for x in offset])
+        expected_std = before.std(1) * torch.tensor([min(gain, float(x)) for x in scale])
+        torch.testing.assert_close(z.mean(1), expected_mean, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(z.std(1), expected_std, atol=1e-4, rtol=1e-4)
+    amplified = adain(z_0, painting, DRAW)[0].flatten(1).std(1) / before.std(1)
+    assert float(amplified.max()) < 1.001  # by default
 
 
 def test_two_styles_are_mixed_and_the_ends_are_each_alone(

@@ -11,8 +11,8 @@ MOST_STEPS = 10_000
 class InSTSettings(Settings):
     """Settings of stylization with a learned style.
 
-    The defaults of prompt, strength, guidance and steps are those of the authors' notebook, in which AdaIN is on.
-    The others are this project's.
+    The defaults of prompt, strength, guidance and steps are those of the authors' notebook, in which AdaIN is on
+    and without bounds. The others are this project's.
     """
 
     prompt: str = knob(
@@ -29,6 +29,17 @@ class InSTSettings(Settings):
         "Before noise is added, set the channel means and standard deviations of the content's latents to the "
         "painting's. This changes colour and contrast.",
         title="AdaIN",
+    )
+    adain_gain: float = knob(
+        1.0,
+        "AdaIN raises a channel's standard deviation by at most this factor; 1 does not amplify the content's detail.",
+        title="AdaIN gain",
+        rare=True,
+        ge=1,
+        le=10,
+    )
+    adain_shift: float = knob(
+        1.5, "AdaIN shifts a channel's mean by at most this much.", title="AdaIN shift", rare=True, ge=0, le=10
     )
     size: int = size_knob(512, most=2048)
     steps: int = knob(50, "Denoising steps of the whole schedule; strength is the share that is run.", ge=2, le=500)
