@@ -20,6 +20,7 @@ from styleengine.images import content_hash, fit, to_images, to_tensor
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods import inst
 from styleengine.methods.inst import InSTLearningSettings, InSTSettings
+from styleengine.methods.inst.draws import generator_of
 from styleengine.methods.inst.inversion import AttentionInversion, CrossAttention
 from styleengine.methods.inst.learner import Learner, LearningState, checkpointing, learn
 from styleengine.methods.inst.method import GuidedNoise, adain, start, steps_of
@@ -350,6 +351,13 @@ def test_an_interrupted_and_resumed_run_gives_the_same_module(
     assert [s for s, _ in again.record.history] == [s for s, _ in whole.record.history]
     moved = max(float((whole.state[n] - known.state[n]).abs().max()) for n in whole.state if n.startswith("module."))
     assert moved > 1e-4  # otherwise the test would prove nothing
+
+
+def test_the_numbers_of_each_draw_depend_on_the_whole_seed() -> None:
+    draws = [(seed, draw) for seed in (0, 1, 2, 1000, 2**31 - 1) for draw in (1, 2, 3, 1 << 20, (1 << 20) + 10_000)]
+    numbers = {tuple(torch.rand(4, generator=generator_of(*draw)).tolist()) for draw in draws}
+    assert len(numbers) == len(draws)
+    assert torch.equal(torch.rand(4, generator=generator_of(0, 5)), torch.rand(4, generator=generator_of(0, 5)))
 
 
 def test_learning_does_not_touch_the_global_random_numbers(backbone: LatentBackbone, learner: Learner) -> None:
