@@ -150,8 +150,7 @@ class Learner:
     def __init__(self, backbone: LatentBackbone, lesson: TrainingViews, settings: InSTLearningSettings) -> None:
         self.backbone, self.lesson, self.settings = backbone, lesson, settings
         self.module = self._fresh_module().to(backbone.device)
-        rate = settings.learning_rate * settings.batch  # as in the authors' code
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=rate)
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=self.rate(1))
         self.step = 0
         self.judged: list[tuple[int, float]] = []
         self.best_word = torch.zeros(1, backbone.word_width, dtype=torch.float32, device=backbone.device)
@@ -167,6 +166,15 @@ class Learner:
         if not patience or len(losses) <= patience:
             return False
         return min(losses[-patience:]) > min(losses[:-patience]) * (1 - LEAST_FALL)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: `learning_rate`·`batch` as in the authors' code, later falling as 1/step.
+
+        Two runs that differ by rounding then end at nearer embeddings. It depends on the step alone and not on the
+        number of steps, so that a longer run begins as a shorter one.
+        """
+        settings, whole = self.settings, self.settings.full_rate_steps or step
+        return settings.learning_rate * settings.batch * min(1, whole / step)
 
     def _is_judged(self, step: int) -> bool:
         return step % self.settings.check_every == 0 or step >= self.settings.steps
@@ -188,6 +196,8 @@ class Learner:
             loss = self.loss(condition, lesson.latents[views], places, noise)
             self.optimizer.zero_grad()
             self._backward(loss, noise[0].numel())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
         self.optimizer.step()
         self.step = step
         if self._is_judged(step):
@@ -350,5 +360,6 @@ def checkpointing(unet: Any, wanted: bool) -> Iterator[None]:
 
 def _manifest(painting: str, revision: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What identifies a run: hash of the painting, the model's revision, and settings. The others may change."""
-    names = [name for name in InSTLearningSettings.model_fields if name not in CHANGEABLE]
-    return {"painting": painting, "model": revision, **{name: settings.get(name) for name in names}}
+    fields = {name: field for name, field in InSTLearningSettings.model_fields.items() if name not in CHANGEABLE}
+    known = {name: settings.get(name, field.default) for name, field in fields.items()}  # of any earlier version
+    return {"painting": painting, "model": revision, **known}
