@@ -189,7 +189,8 @@ def true_shape(folder: Path, size: int, batch: int, dtype: str, repeats: int, sa
     patches, width, pooled = CLIP_L
     generator = torch.Generator().manual_seed(0)
     shapes = (settings.views, 4, size // 8, size // 8), (settings.views, pooled), (settings.views, patches, width)
-    lesson = TrainingViews(*(torch.randn(shape, generator=generator).to(backbone.device) for shape in shapes))
+    latents, whole, tokens = (torch.randn(shape, generator=generator).to(backbone.device) for shape in shapes)
+    lesson = TrainingViews(latents, whole, tokens)
     step, bound = cost(backbone, lesson, settings, repeats)
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**30

@@ -1,10 +1,11 @@
 """InST with the model's recommended settings on the development set: how near to the style, how much content is kept.
 
     python -m benchmarks.inst_development --part report --sheet sheet.png
-    python -m benchmarks.inst_development --setting guidance=8 --setting strength=0.7
+    python -m benchmarks.inst_development --setting guidance=8 strength=0.7 --setting adain_gain=1
 
-Each painting is learned from nothing. The style loss is given as a share of the untouched content's own. Settings
-are chosen on the part `choose`; figures that are published come from `report`.
+Each painting is learned from nothing; each `--setting` adds a row with other settings. The style loss is given as a
+share of the untouched content's own. Settings are chosen on the part `choose`; figures that are published come from
+`report`.
 """
 
 import argparse
@@ -37,15 +38,16 @@ def main() -> None:
     parser.add_argument("--paintings", type=int, default=8)
     parser.add_argument("--contents", type=int, default=4)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--setting", action="append", type=parsed, default=[], help="NAME=NUMBER, a second row")
+    parser.add_argument(
+        "--setting", action="append", nargs="+", type=parsed, default=[], help="NAME=NUMBER …, another row"
+    )
     parser.add_argument("--sheet", type=Path, help="where to write all results of the recommended settings as a PNG")
     arguments = parser.parse_args()
     engine, trunk = StyleEngine(arguments.model), load_vgg16()
     subjects = [picture.image() for picture in contents(arguments.part)][: arguments.contents]
     paintings = [picture.image() for picture in styles(arguments.part)][: arguments.paintings]
     variants = {"recommended": InSTSettings()}
-    if arguments.setting:
-        changed = dict(arguments.setting)
+    for changed in map(dict, arguments.setting):
         variants[", ".join(f"{name} {value:g}" for name, value in changed.items())] = InSTSettings(**changed)
     rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in variants}
     shown: list[list[Image.Image | None]] = [[None, *subjects]]

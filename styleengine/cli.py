@@ -4,7 +4,7 @@ python -m styleengine zstar photo.jpg painting.jpg -o out.png --strength 1.4
 python -m styleengine h-space photo.jpg painting.jpg -o out.png --gamma 0.5
 python -m styleengine zstar-video clip.mp4 painting.jpg -o out.mp4
 python -m styleengine qs-attn photo.jpg "a watercolor painting" -o out.png
-python -m styleengine inst learn painting.jpg -o style.safetensors
+python -m styleengine inst learn painting.jpg another.jpg -o style.safetensors
 python -m styleengine inst apply photo.jpg style.safetensors -o out.png
 python -m styleengine rerun out.png --inputs photos
 """
@@ -42,10 +42,11 @@ from styleengine.arguments import (
 from styleengine.backbones import default_model
 from styleengine.console import lenient_console, silence_libraries
 from styleengine.found_inputs import FLAGS
-from styleengine.images import check_output, open_image
-from styleengine.learned_style import SUFFIX
+from styleengine.images import check_output
+from styleengine.learned_style import MOST_PAINTINGS, SUFFIX
 from styleengine.method import Inputs, Method
 from styleengine.methods import METHODS
+from styleengine.methods.inst import opened_paintings
 from styleengine.rerun import Rerun
 from styleengine.settings import shortened
 from styleengine.stylization import OnStep, Record, StepEvent, Stylization, VideoStylization
@@ -138,8 +139,9 @@ def _below(commands: Any, groups: dict[str, Any], name: str = "") -> Any:
 
 def _add_inst_learn(commands: Any, model: str) -> None:
     learn = _command(commands, "learn", _inst_learn, "Learns a painting's style as a token embedding (InST)")
-    learn.add_argument("painting", metavar="PAINTING", help="the painting whose style is learned")
-    learn.add_argument("--name", default="", help="name of the style (default: the painting's file name)")
+    text = f"the painting whose style is learned, or up to {MOST_PAINTINGS} of one artist"
+    learn.add_argument("painting", metavar="PAINTING", nargs="+", help=text)
+    learn.add_argument("--name", default="", help="name of the style (default: the first painting's file name)")
     add_output(learn, "where to write the style", kind=f"STYLE{SUFFIX}")
     add_settings(learn, InSTLearningSettings, recommended_for(model).get("inst_learn", {}))
 
@@ -195,8 +197,8 @@ def _run(method: Method, chosen: argparse.Namespace) -> None:
 
 def _inst_learn(chosen: argparse.Namespace) -> None:
     settings: Any = settings_of(chosen, InSTLearningSettings)
-    open_image(chosen.painting, "painting")
-    output = _output(chosen, [chosen.painting], SUFFIX)
+    opened_paintings(chosen.painting)
+    output = _output(chosen, chosen.painting, SUFFIX)
     partial = output.with_name(f"{output.stem}.partial{SUFFIX}")
     engine = StyleEngine(chosen.model, chosen.device)
     try:

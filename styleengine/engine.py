@@ -315,7 +315,7 @@ class StyleEngine:
 
     def inst_learn(
         self,
-        painting: ImageSource,
+        painting: ImageSource | Iterable[ImageSource],
         settings: InSTLearningSettings | None = None,
         *,
         name: str = "",
@@ -326,9 +326,10 @@ class StyleEngine:
     ) -> LearnedStyle:
         """InST: learns the painting's style as a token embedding. Save it with `.save("style.safetensors")`.
 
+        `painting` may be up to 16 paintings of one artist, which are learned as one style.
         `partial` is a style file for unfinished learning, written periodically and when `on_step` raises;
         the same call resumes from it. After about `seconds`, if given, the current style is returned, with
-        a record that is not `complete`. `name` defaults to the painting's file name. `on_step` gets
+        a record that is not `complete`. `name` defaults to the (first) painting's file name. `on_step` gets
         `LearningEvent`s, which preview on `preview_on`, or without it from pure noise. Between two calls
         with `seconds`, waiting runs get their turn. On CUDA identical runs differ slightly (see
         `StyleEngine`), and so do resumed runs.
@@ -337,13 +338,14 @@ class StyleEngine:
         another run; Cancelled if `on_step` raised it.
         """
         settings = self.settings_for(InSTLearningSettings, "inst_learn", settings)
-        backbone, image = with_text_encoder(self.backbone), open_image(painting, "painting")
+        backbone, sources = with_text_encoder(self.backbone), several(painting)
+        paintings = inst.opened_paintings(sources)
         content = open_image(preview_on, "preview's content image") if preview_on is not None else None
         path = check_output(partial, SUFFIX) if partial else None
         known = LearnedStyle.open(path, with_state=True) if path and path.exists() else None
-        name = name or (known.record.name if known else Path(file_name(painting)).stem)
-        with self._turn(on_step, settings, image):
-            states = inst.learn(backbone, image, self._clip, settings, name=name, known=known, cache=self.cache)
+        name = name or (known.record.name if known else Path(file_name(sources[0])).stem)
+        with self._turn(on_step, settings, paintings[0]):
+            states = inst.learn(backbone, paintings, self._clip, settings, name=name, known=known, cache=self.cache)
             report = on_step and (lambda state: on_step(self._learning_event(backbone, state, content)))
             return inst.learned(states, path, seconds, report)
 

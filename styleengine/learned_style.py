@@ -34,6 +34,7 @@ MOST_BYTES = 1 << 20  # of a style
 MOST_BYTES_WITH_STATE = 1 << 29
 MOST_HEADER_BYTES = 1 << 19
 MOST_NAME = 48  # characters: a file name has at most 255 bytes
+MOST_PAINTINGS = 16  # of one artist, from which a style is learned
 LARGEST_NUMBER = 1e4  # in an embedding or a latent: those of trained models are below 100
 TENSORS = ("word", "latent_mean", "latent_std")
 STATE = "state."  # name prefix of the tensors needed to resume learning
@@ -62,6 +63,7 @@ Judged = tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0, allow_i
 class StyleRecord(Settings):
     """Everything about a learned style except its tensors, as written to its file and validated on reading.
 
+    `painting` is the painting's `content_hash`, or a hash over several; `paintings` says how many.
     `words` is `LatentBackbone.words` of the model it was learned on; `history` are pairs of step and
     validation loss on the fixed (t, ε) set; `best_step` is the step whose embedding was kept, `step` the last one.
     """
@@ -69,6 +71,7 @@ class StyleRecord(Settings):
     format: Literal[1] = FORMAT
     name: Annotated[str, Field(min_length=1, max_length=MOST_NAME)]
     painting: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    paintings: Annotated[int, Field(ge=1, le=MOST_PAINTINGS)] = 1
     backbone: ModelName
     revision: Text
     words: Text
@@ -85,7 +88,8 @@ class LearnedStyle:
     """A token embedding of a painting's style, on the CPU in float32.
 
     `word` (width,) is the token embedding; `latent_mean` and `latent_std` (channels,) are those of the
-    painting's latents. `state` is needed to resume learning, and empty in a shared style.
+    painting's latents, or the means of several paintings'. `state` is needed to resume learning, and empty in a
+    shared style.
     """
 
     record: StyleRecord
@@ -150,7 +154,9 @@ class LearnedStyle:
         tensors: dict[str, torch.Tensor] = {name: getattr(self, name) for name in TENSORS}
         tensors |= {STATE + name: x for name, x in self.state.items()}
         thumbnail = base64.b64encode(png(self.thumbnail, optimize=True)).decode()
-        record = json.dumps(self.record.model_dump(), ensure_ascii=False)
+        # The number 1 is left out, so that earlier versions read the style of one painting, too.
+        stated = self.record.model_dump(exclude={"paintings"} if self.record.paintings == 1 else None)
+        record = json.dumps(stated, ensure_ascii=False)
         content = save(
             {name: x.detach().float().cpu().contiguous() for name, x in tensors.items()},
             {METADATA_KEY: record, THUMBNAIL_KEY: thumbnail},

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from PIL import Image
 from styleengine.backbones import LatentBackbone
 from styleengine.errors import StyleEngineError
 from styleengine.images import write_whole
-from styleengine.learned_style import SUFFIX, LearnedStyle, fitting_name, quoted, shape_for
+from styleengine.learned_style import MOST_PAINTINGS, SUFFIX, LearnedStyle, fitting_name, quoted, shape_for
 from styleengine.workfolder import WorkFolder
 
 FOLDER_VARIABLE = "STYLEENGINE_STYLES"
@@ -32,6 +32,7 @@ LATELY = 3600.0  # seconds after its last use during which an unfinished run is 
 MOST_NAMED = 20  # styles in a message
 UNFINISHED = "unfinished"
 PAINTING, CONTENT = "painting", "content"  # images of an unfinished run
+PAINTINGS = "paintings"  # in its manifest: how many; 1 if it does not say
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +105,11 @@ class StyleLibrary:
         run: Mapping[str, Any],
         content: Image.Image | None = None,
         in_use: Collection[str] = (),
+        more: Sequence[Image.Image] = (),
     ) -> "Unfinished":
         """Creates the folder of a new run. `run` is its manifest; `content` is the image for previews.
 
+        `more` are further paintings of the same artist.
         Runs named in `in_use` are not deleted, however old.
 
         Raises StyleEngineError if the library is full or cannot be written.
@@ -115,10 +118,11 @@ class StyleLibrary:
             self._make_room(in_use)
             place = self._claim(name)
         try:
-            place.save_image(PAINTING, painting)
+            for number, image in enumerate([painting, *more], 1):
+                place.save_image(_painting(number), image)
             if content:
                 place.save_image(CONTENT, content)
-            place.save_manifest(run)
+            place.save_manifest({**run, PAINTINGS: 1 + len(more)} if more else run)
         except BaseException:
             place.delete()
             raise
@@ -222,7 +226,7 @@ class StyleLibrary:
 
 
 class Unfinished(WorkFolder):
-    """The folder of an unfinished run: the painting, the run's data, and the progress.
+    """The folder of an unfinished run: the paintings, the run's data, and the progress.
 
     The manifest is written last: a folder without it is incomplete.
     """
@@ -248,8 +252,12 @@ class Unfinished(WorkFolder):
         except OSError:  # deleted by hand, or of another user
             log.warning("cannot be touched: %s", self.manifest_file)
 
-    def painting(self) -> Image.Image:
-        return self.image(PAINTING)
+    def paintings(self) -> list[Image.Image]:
+        """The painting, and further ones of the same artist; StyleEngineError if any of them is missing or damaged."""
+        count = self.manifest().get(PAINTINGS, 1)
+        if type(count) is not int or not 1 <= count <= MOST_PAINTINGS:
+            raise self.damaged()
+        return [self.image(_painting(number)) for number in range(1, count + 1)]
 
     def content(self) -> Image.Image | None:
         """The image for previews; None if there is none or it cannot be read."""
@@ -276,6 +284,11 @@ class Unfinished(WorkFolder):
 
     def delete(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _painting(number: int) -> str:
+    """The file name of a painting, without its ending; the first is number 1."""
+    return PAINTING if number == 1 else f"{PAINTING}-{number}"
 
 
 def _unwritable(error: Exception) -> StyleEngineError:

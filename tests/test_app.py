@@ -708,6 +708,45 @@ def test_an_upload_that_is_no_style_is_refused(client: Client, files: dict[str, 
         client.predict(handle_file(files["broken"]), api_name="/inst_upload")
 
 
+def test_several_paintings_are_learned_as_one_style_over_the_api(
+    files: dict[str, Path], inst_learn: Callable[..., Job]
+) -> None:
+    more = [handle_file(files["content"]), handle_file(files["style"])]
+    file, record = inst_learn(name="three", more=more).result()
+    assert (record["paintings"], record["complete"]) == (3, True)
+    assert LearnedStyle.open(file).record.paintings == 3
+    _, alone = inst_learn(name="one", more=[]).result()
+    _, omitted = inst_learn(name="one again").result()
+    assert alone["paintings"] == omitted["paintings"] == 1
+    assert alone["painting"] == omitted["painting"] != record["painting"]
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["style", "broken"], "The 3rd painting .* is not an image that can be read"),
+        (["style"] * 16, "17 paintings were given. Choose at most 16"),
+        (["style"] * 51, "More than 50 files were sent"),
+    ],
+)
+def test_bad_further_paintings_get_one_sentence(
+    files: dict[str, Path], inst_learn: Callable[..., Job], more: list[str], sentence: str
+) -> None:
+    with pytest.raises(AppError, match=sentence):
+        inst_learn(more=[handle_file(files[name]) for name in more]).result()
+
+
+def test_hostile_lists_of_further_paintings_are_refused(
+    address: str, client: Client, uploaded: Callable[[str], dict[str, Any]], foreign: dict[str, Any]
+) -> None:
+    painting, before = uploaded("style"), list(StyleLibrary().unfinished())
+    hostile = [[given] for given in foreign.values()] + [[painting, foreign["existing"]], [None], [[painting]], [{}]]
+    for more in hostile:
+        data = values(client, "inst_learn", painting=painting, more=more)
+        assert call(address, "inst_learn", data) == ("error", {**ERROR, "error": REFUSED})
+    assert list(StyleLibrary().unfinished()) == before
+
+
 def test_stopped_learning_returns_the_style_so_far(client: Client, inst_learn: Callable[..., Job]) -> None:
     job = inst_learn(name="stopped", steps=SO_LONG)
     while not any("learning" in (unit.desc or "") for unit in job.status().progress_data or []):
@@ -997,6 +1036,7 @@ IMAGE_INPUTS = (
     ("qs_attn", "content"),
     ("inst_apply", "content"),
     ("inst_learn", "painting"),
+    ("inst_learn", "more"),
 )
 
 
@@ -1441,6 +1481,20 @@ def test_mcp_opens_no_other_files_either(address: str, given: Any) -> None:
     assert isinstance(text, types.TextContent)
     assert "/" not in text.text.replace(str(given), "")
     assert "Traceback" not in text.text
+
+
+def test_an_mcp_client_can_have_several_paintings_learned_but_names_no_other_files(
+    address: str, files: dict[str, Path]
+) -> None:
+    given = {"painting": data_url(files["style"]), "name": "by a tool", **LEARN}
+    answer = tool_call(address, "learn_style_of_painting", {**given, "more": [data_url(files["content"])]})
+    assert not answer.isError, answer
+    records = [json.loads(part.text) for part in answer.content if getattr(part, "text", "").startswith("{")]
+    assert [record["paintings"] for record in records] == [2]
+    for more in (["/etc/passwd"], [[data_url(files["content"])]], "/etc/passwd", {"path": "/etc/passwd"}, [7]):
+        answer = tool_call(address, "learn_style_of_painting", {**given, "more": more})
+        assert answer.isError
+        assert "Traceback" not in str(answer.content)
 
 
 def test_an_mcp_client_that_disconnects_stops_its_run(address: str, files: dict[str, Path], slow: SlowRun) -> None:

@@ -242,6 +242,18 @@ def test_inst_learns_a_painting_and_keeps_nothing_but_the_style(learned: dict[st
     assert sorted(file.name for file in learned["style"].parent.iterdir()) == ["other.safetensors", "style.safetensors"]
 
 
+def test_inst_learns_several_paintings_as_one_style(
+    pictures: dict[str, Path], model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, options = tmp_path / "both.safetensors", ["--model", model_folder, *LEARN]
+    assert run("inst", "learn", pictures["style"], pictures["other"], "-o", out, *options) == 0
+    assert (LearnedStyle.open(out).record.name, LearnedStyle.open(out).record.paintings) == ("style", 2)
+    assert run("inst", "learn", pictures["style"], "missing.jpg", "-o", out, *options) == 2
+    assert "The 2nd painting missing.jpg does not exist" in capsys.readouterr().err
+    assert run("inst", "learn", *[pictures["style"]] * 17, "-o", out, *options) == 2
+    assert "17 paintings were given. Choose at most 16" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("inputs", [["CONTENT", "style"], ["CONTENT", "style", "other"], ["style"]])
 def test_inst_makes_an_image_that_rerun_repeats(
     inputs: list[str],

@@ -20,6 +20,7 @@ from styleengine.images import content_hash, fit, to_images, to_tensor
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods import inst
 from styleengine.methods.inst import InSTLearningSettings, InSTSettings
+from styleengine.methods.inst.draws import generator_of
 from styleengine.methods.inst.inversion import AttentionInversion, CrossAttention
 from styleengine.methods.inst.learner import Learner, LearningState, checkpointing, learn
 from styleengine.methods.inst.method import GuidedNoise, adain, start, steps_of
@@ -352,6 +353,64 @@ def test_an_interrupted_and_resumed_run_gives_the_same_module(
     assert moved > 1e-4  # otherwise the test would prove nothing
 
 
+def test_another_seed_gives_other_crops_noise_and_embeddings_but_the_same_initial_one(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image
+) -> None:
+    runs = [list(learn(backbone, cat, lambda: clip, FAST.replace(seed=seed))) for seed in (0, 1)]
+    losses = [[state.loss for state in run] for run in runs]
+    assert all(one != other for one, other in zip(*(each[1:] for each in losses), strict=True))
+    assert runs[0][0].judged != runs[1][0].judged
+    styles = [finished(iter(run)) for run in runs]
+    assert float((styles[0].word - styles[1].word).abs().max()) > 1e-4
+    lessons = [prepare(backbone, cat, lambda: clip, FAST.replace(seed=seed)) for seed in (0, 1)]
+    assert not torch.equal(lessons[0].latents[1], lessons[1].latents[1])
+    fresh = [Learner(backbone, lesson, FAST.replace(seed=seed)).word() for seed, lesson in enumerate(lessons)]
+    assert torch.equal(*fresh)
+
+
+def test_the_numbers_of_each_draw_depend_on_the_whole_seed() -> None:
+    draws = [(seed, draw) for seed in (0, 1, 2, 1000, 2**31 - 1) for draw in (1, 2, 3, 1 << 20, (1 << 20) + 10_000)]
+    numbers = {tuple(torch.rand(4, generator=generator_of(*draw)).tolist()) for draw in draws}
+    assert len(numbers) == len(draws)
+    assert torch.equal(torch.rand(4, generator=generator_of(0, 5)), torch.rand(4, generator=generator_of(0, 5)))
+
+
+def test_the_learning_rate_falls_as_one_over_the_step_and_not_at_all_by_default(
+    backbone: LatentBackbone, learner: Learner
+) -> None:
+    rate = FAST.learning_rate * FAST.batch
+    assert [learner.rate(step) for step in (1, 100, 10_000)] == [rate] * 3
+    falling = Learner(backbone, learner.lesson, FAST.replace(full_rate_steps=2))
+    for step in range(1, 6):
+        falling.advance()
+        expected = rate * min(1, 2 / step)
+        assert falling.optimizer.param_groups[0]["lr"] == pytest.approx(expected) == falling.rate(step)
+
+
+def test_learning_with_a_falling_rate_is_resumed_as_if_uninterrupted(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image
+) -> None:
+    settings = FAST.replace(full_rate_steps=2)
+    whole = finished(learn(backbone, cat, lambda: clip, settings))
+    part = at_step(learn(backbone, cat, lambda: clip, settings), 3)
+    again = finished(learn(backbone, cat, lambda: clip, settings, known=part))
+    for name, x in whole.state.items():
+        torch.testing.assert_close(again.state[name], x, atol=1e-6, rtol=0)
+    assert torch.equal(again.word, whole.word)
+
+
+def test_progress_saved_before_a_setting_existed_is_resumed_with_its_default_only(
+    backbone: LatentBackbone, clip: Clip, cat: Image.Image, uninterrupted: dict[str, LearnedStyle]
+) -> None:
+    part = at_step(learn(backbone, cat, lambda: clip, FAST), 3)
+    stated = {name: value for name, value in part.record.settings.items() if name != "full_rate_steps"}
+    old = replace(part, record=part.record.replace(settings=stated))
+    again = finished(learn(backbone, cat, lambda: clip, FAST, known=old))
+    torch.testing.assert_close(again.word, uninterrupted["attention"].word, atol=1e-6, rtol=0)
+    with pytest.raises(StyleEngineError, match="what differs: full rate steps"):
+        next(learn(backbone, cat, lambda: clip, FAST.replace(full_rate_steps=2), known=old))
+
+
 def test_learning_does_not_touch_the_global_random_numbers(backbone: LatentBackbone, learner: Learner) -> None:
     fresh, before = Learner(backbone, learner.lesson, FAST), torch.get_rng_state()
     fresh.advance()
@@ -545,13 +604,31 @@ def test_adain_gives_the_latents_the_paintings_statistics(
     painting = backbone.encode(to_tensor(fit(cat, (32, 32))))[0].flatten(1)
     torch.testing.assert_close(style.latent_mean, painting.mean(1))
     torch.testing.assert_close(style.latent_std, painting.std(1))
-    z = adain(backbone.encode(to_tensor(rocket)), style)[0].flatten(1)
+    unbounded = DRAW.replace(adain_gain=10, adain_shift=10)
+    z = adain(backbone.encode(to_tensor(rocket)), style, unbounded)[0].flatten(1)
     torch.testing.assert_close(z.mean(1), style.latent_mean, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(z.std(1), style.latent_std, atol=1e-4, rtol=1e-4)
     with_it, without = (
         inst.stylize(backbone, rocket, [style], DRAW.replace(adain=wanted, strength=0.0)) for wanted in (True, False)
     )
     assert with_it.image.tobytes() != without.image.tobytes()
+
+
+def test_adain_amplifies_and_shifts_no_channel_beyond_its_bounds(
+    backbone: LatentBackbone, style: LearnedStyle, rocket: Image.Image
+) -> None:
+    z_0 = backbone.encode(to_tensor(rocket))
+    before = z_0[0].flatten(1)
+    offset, scale = torch.tensor([0.2, -0.3, 4.0, -5.0]), torch.tensor([0.5, 0.9, 2.0, 40.0])
+    painting = replace(style, latent_mean=before.mean(1) + offset, latent_std=before.std(1) * scale)
+    for gain, shift in ((1.0, 0.25), (3.0, 10.0), (10.0, 0.0)):
+        z = adain(z_0, painting, DRAW.replace(adain_gain=gain, adain_shift=shift))[0].flatten(1)
+        expected_mean = before.mean(1) + torch.tensor([max(-shift, min(shift, float(x))) for x in offset])
+        expected_std = before.std(1) * torch.tensor([min(gain, float(x)) for x in scale])
+        torch.testing.assert_close(z.mean(1), expected_mean, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(z.std(1), expected_std, atol=1e-4, rtol=1e-4)
+    amplified = adain(z_0, painting, DRAW)[0].flatten(1).std(1) / before.std(1)
+    assert float(amplified.max()) < 1.001  # by default
 
 
 def test_two_styles_are_mixed_and_the_ends_are_each_alone(

@@ -322,6 +322,30 @@ def test_queued_and_running_paintings_are_offered_as_unfinished_after_a_crash(
     assert end(again, "c").phase == "finished"
 
 
+def test_all_paintings_of_a_run_are_learned_also_after_a_crash(
+    shared_engine: StyleEngine, cat: Image.Image, coffee: Image.Image, rocket: Image.Image, tmp_path: Path
+) -> None:
+    settings = InSTLearningSettings(**{**LEARN, "steps": SO_LONG})
+    first = Learning(Runner(shared_engine), StyleLibrary(tmp_path, shipped=tmp_path / "none"))
+    name = first.begin(cat, settings, "three", None, [coffee, rocket])
+    next(known for known in watched(first, name) if known.report.step >= 3)
+    first.stop(name)
+    stopped = end(first, name)
+    assert stopped.style is not None
+    assert stopped.style.record.paintings == 3
+    second = Learning(Runner(shared_engine), StyleLibrary(tmp_path, shipped=tmp_path / "none"))
+    second.resume(name)
+    next(known for known in watched(second, name) if known.report.step > stopped.report.step)
+    second.stop(name)
+    again = end(second, name)
+    assert again.style is not None
+    assert again.style.record.painting == stopped.style.record.painting
+    assert again.style.record.step > stopped.style.record.step
+    (second.library.unfinished()[name].path / "painting-3.png").unlink()
+    with pytest.raises(StyleEngineError, match="The saved progress of “three” is damaged: learn the painting again"):
+        second.resume(name)
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
@@ -331,6 +355,8 @@ def test_queued_and_running_paintings_are_offered_as_unfinished_after_a_crash(
         ("run.json", b"{}"),
         ("run.json", b'{"settings": {"steps": -1}, "model": "mini"}'),
         ("run.json", b'{"settings": {"steps": 1}, "model": 5}'),
+        ("run.json", b'{"settings": {"steps": 1}, "model": "mini", "paintings": 2}'),
+        ("run.json", b'{"settings": {"steps": 1}, "model": "mini", "paintings": "all"}'),
         ("run.json", b"[" * 100_000),
         ("painting.png", b"\x89PNG\r\n\x1a\ncut"),
         ("painting.png", b""),

@@ -179,7 +179,7 @@ def test_an_unfinished_painting_is_found_again(library: StyleLibrary, cat: Image
     place = library.begin(cat, "my <cat>", {"steps": 3})
     (again,) = library.unfinished().values()
     assert again.name == place.name == "my cat"
-    assert again.painting().tobytes() == cat.convert("RGB").tobytes()
+    assert [painting.tobytes() for painting in again.paintings()] == [cat.convert("RGB").tobytes()]
     assert again.manifest() == {"steps": 3}
     place.save_preview(20, cat)
     place.save_preview(3, cat)
@@ -198,8 +198,26 @@ def test_an_unfinished_painting_of_an_earlier_version_is_found(library: StyleLib
     (folder / "run.json").write_bytes('{"settings": {"steps": 3}, "model": "mini é"}'.encode())
     place = library.unfinished()["cat"]
     assert place.manifest() == {"settings": {"steps": 3}, "model": "mini é"}
-    assert place.content() == place.painting() == cat.convert("RGB")
+    assert [place.content()] == place.paintings() == [cat.convert("RGB")]
     assert place.previews() == [(3, folder / "preview-00003.png")]
+
+
+def test_all_paintings_of_an_unfinished_run_are_found_again_or_it_counts_as_damaged(
+    library: StyleLibrary, cat: Image.Image, coffee: Image.Image, rocket: Image.Image
+) -> None:
+    place = library.begin(cat, "three", {"steps": 3}, more=[coffee, rocket])
+    (again,) = library.unfinished().values()
+    assert [painting.tobytes() for painting in again.paintings()] == [
+        painting.convert("RGB").tobytes() for painting in (cat, coffee, rocket)
+    ]
+    for count in (0, -1, 17, 10**9, True, "2", 2.0, None, [2]):
+        place.save_manifest({"paintings": count})
+        with pytest.raises(StyleEngineError, match="saved progress of “three” is damaged"):
+            again.paintings()
+    place.save_manifest({"paintings": 3})
+    (place.path / "painting-2.png").unlink()
+    with pytest.raises(StyleEngineError, match="saved progress of “three” is damaged"):
+        again.paintings()
 
 
 def aged(place: Unfinished, hours: float) -> Unfinished:

@@ -1,4 +1,4 @@
-"""The Learn tab of InST: the painting, the training settings, and the progress."""
+"""The Learn tab of InST: the paintings, the training settings, and the progress."""
 
 import asyncio
 import time
@@ -13,7 +13,8 @@ from gradio.processing_utils import save_file_to_cache
 
 from styleengine.errors import StyleEngineError
 from styleengine.images import open_image
-from styleengine.methods.inst import InSTLearningSettings
+from styleengine.learned_style import MOST_PAINTINGS
+from styleengine.methods.inst import InSTLearningSettings, opened_paintings
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import shown, signature
 from styleengine.ui.learning import HEARTBEAT, LEARN, MOST_LEARNING, Learning, LearningStatus
@@ -32,6 +33,7 @@ LEARN_DESCRIPTIONS = {
     "painting": "The painting whose style is learned.",
     "name": "The style's name. A number is appended if the library already has that name.",
     "content": "An image on which to preview the style (optional).",
+    "more": f"Further paintings of the same artist (optional): with the first, at most {MOST_PAINTINGS}.",
 }
 LEARN_HINT = "Choose a painting. Training continues when this page is closed."
 POLL_EVERY = 2.0  # seconds between two status requests of a page
@@ -41,7 +43,7 @@ LEARNING_CALLS = MOST_LEARNING + 4
 
 
 class LearnPanel(Panel):
-    """The Learn tab: the painting, the training settings, and the progress."""
+    """The Learn tab: the paintings, the training settings, and the progress."""
 
     def __init__(self, runner: Runner, learning: Learning) -> None:
         self.controls = controls = Controls(runner.engine.settings_for(InSTLearningSettings, LEARN, None))
@@ -50,6 +52,10 @@ class LearnPanel(Panel):
                 with gr.Row():
                     painting = picture("Painting", height=240)
                     content = picture("Preview image", height=240)
+                with gr.Accordion("More paintings of the same artist (optional)", open=False):
+                    more = gr.File(
+                        label=f"Up to {MOST_PAINTINGS - 1}", file_count="multiple", file_types=["image"], height=160
+                    )
                 name = gr.Textbox(label="Name", info="The style's name in the library.", elem_classes="style-name")
                 controls.show("steps")
                 with gr.Row():
@@ -66,7 +72,7 @@ class LearnPanel(Panel):
                     )
                     self.resume = gr.Button("Resume", elem_classes="go-on")
         self.inputs: dict[str, Component] = {
-            "painting": painting, "name": name, "content": content, **controls.components
+            "painting": painting, "name": name, "content": content, **controls.components, "more": more
         }  # fmt: skip
         self.carried, self.seen = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
         self.clock = gr.Timer(POLL_EVERY, active=False)
@@ -117,10 +123,11 @@ class LearnPanel(Panel):
 def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice) -> None:
     def begin(values: Mapping[str, Any]) -> str:
         path, content = path_of(values["painting"]), path_of(values["content"])
-        painting = open_image(path, "painting")  # type: ignore[arg-type] - None raises, too
+        paths: Any = [path, *(path_of(file) for file in values["more"] or [])] if path else path
+        first, *more = opened_paintings(paths)
         name = str(values["name"] or Path(path or "").stem)
         on = open_image(content, "content image to try it on") if content else None
-        return learning.begin(painting, panel.controls.settings(values), name, on)
+        return learning.begin(first, panel.controls.settings(values), name, on, more)
 
     def waiting(name: str) -> Updates:
         return {**panel.waiting(), panel.carried: name}

@@ -86,17 +86,23 @@ class Learning:
         self._lock, self._room = threading.Lock(), threading.Semaphore(MOST_LEARNING)
 
     def begin(
-        self, painting: Image.Image, settings: InSTLearningSettings, name: str, content: Image.Image | None
+        self,
+        painting: Image.Image,
+        settings: InSTLearningSettings,
+        name: str,
+        content: Image.Image | None,
+        more: Sequence[Image.Image] = (),
     ) -> str:
         """Queues the training of a painting's style and returns the style's name. Previews restyle `content`.
 
+        `more` are further paintings of the same artist.
         Raises StyleEngineError if the model has no text encoder or the queue is full.
         """
         engine = self.runner.engine
         with_text_encoder(engine.backbone)
         settings = engine.settings_for(InSTLearningSettings, LEARN, settings)
         run = {"settings": settings.model_dump(), "model": engine.backbone.name}
-        return self._enter(lambda: self.library.begin(painting, name, run, content, self._in_use()))
+        return self._enter(lambda: self.library.begin(painting, name, run, content, self._in_use(), more))
 
     def resume(self, name: str) -> str:
         """Resumes an unfinished training, unless it is queued or running already.
@@ -108,7 +114,7 @@ class Learning:
 
         def sound() -> Unfinished:
             place = self.library.take_up(name)
-            place.painting()
+            place.paintings()
             return place
 
         return self._enter(sound)
@@ -285,7 +291,7 @@ def _job(place: Unfinished) -> Job:
         "seconds": SLICE_SECONDS,
         "preview_on": place.content(),
     }
-    return Job(LEARN, {"painting": place.painting()}, _settings(place), options, model)
+    return Job(LEARN, {"painting": place.paintings()}, _settings(place), options, model)
 
 
 def _previews(place: Unfinished) -> tuple[tuple[Path, str], ...]:

@@ -37,11 +37,21 @@ class ToolServer(GradioMCPServer):
 
     def get_input_schema(self, tool_name: str, parameters: dict[str, str] | None = None) -> Any:
         schema, positions = super().get_input_schema(tool_name, parameters)
+        for name, *within in positions:
+            if within == ["items"]:  # several files: Gradio leaves a reference to a definition that is not at the root
+                schema["properties"][name].pop("$defs", None)
+                schema["properties"][name]["items"].pop("$ref", None)
         return json.loads(json.dumps(schema).replace(json.dumps(GRADIO_FILE_WORDS), json.dumps(FILE_WORDS))), positions
 
     def convert_strings_to_filedata(self, value: Any, filedata_positions: list[list[str | int]]) -> Any:
         """Arguments with files in the form of Gradio's endpoints; StyleEngineError for what is no file."""
-        return {name: _file(given) if [name] in filedata_positions else given for name, given in value.items()}
+
+        def converted(name: str, given: Any) -> Any:
+            if [name, "items"] in filedata_positions:  # several files
+                return [_file(one) for one in given] if isinstance(given, list) else given
+            return _file(given) if [name] in filedata_positions else given
+
+        return {name: converted(name, given) for name, given in value.items()}
 
     def postprocess_output_data(self, data: Any, root_url: str) -> list[Any]:
         """As in Gradio, with records as JSON."""

@@ -19,6 +19,7 @@ FILE_ADDRESS = "/gradio_api/file="  # in the URLs of files on this server
 FILE_COMPONENTS = (gr.Image, gr.Video, gr.File, gr.UploadButton)
 PAINTED = ("background", "composite")
 MOST_LAYERS = 8
+MOST_FILES = 50  # of one input
 MOST_SAID = 500  # characters of an error
 FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/“”\"']+/)+(?=[^\s/])")  # of an absolute path in a message
 MOST_CHARACTERS = 100_000  # of a value that is not a file
@@ -56,7 +57,7 @@ def sentence(error: Exception) -> str:
 def admitted(components: Sequence[Any], values: Sequence[Any]) -> list[Any]:
     """The values of an event's inputs, with each file checked as in `path_of`.
 
-    Raises StyleEngineError for a rejected file, too few values, lists, and values that are too long.
+    Raises StyleEngineError for a rejected file, too many files, too few values, lists, and values that are too long.
     """
     if len(values) < len(components):
         raise StyleEngineError(f"{len(components)} values are needed; {len(values)} were sent.")
@@ -68,6 +69,8 @@ def _admitted(component: Any, value: Any) -> Any:
         return value
     if isinstance(component, gr.ImageEditor):
         return _painting(value)
+    if isinstance(component, gr.File) and component.file_count == "multiple":
+        return _files(value)
     if isinstance(component, FILE_COMPONENTS):
         return _file(value)
     if isinstance(value, (list, dict)) and not isinstance(component, gr.Dataset):
@@ -81,6 +84,16 @@ def _file(value: Any) -> dict[str, Any] | None:
     """A file in the form of Gradio's components, without any other fields that the client sent."""
     path = path_of(value)
     return path and {"path": path, "orig_name": Path(path).name, "meta": {"_type": "gradio.FileData"}}  # type: ignore[return-value]
+
+
+def _files(values: Any) -> list[dict[str, Any]]:
+    """The files of an input that takes several."""
+    files = [_file(value) for value in values[: MOST_FILES + 1]] if isinstance(values, list) else [None]
+    if len(files) > MOST_FILES:
+        raise StyleEngineError(f"More than {MOST_FILES} files were sent. Send fewer.")
+    if None in files:
+        raise StyleEngineError(REFUSED)
+    return files  # type: ignore[return-value]
 
 
 def _painting(value: Any) -> dict[str, Any]:

@@ -2,6 +2,17 @@
 
 from styleengine.methods.inst.learner import Learner, LearningState, learn, learned
 from styleengine.methods.inst.method import INST, stylize
+from styleengine.methods.inst.paintings import opened_paintings
 from styleengine.methods.inst.settings import InSTLearningSettings, InSTSettings
 
-__all__ = ["INST", "InSTLearningSettings", "InSTSettings", "Learner", "LearningState", "learn", "learned", "stylize"]
+__all__ = [
+    "INST",
+    "InSTLearningSettings",
+    "InSTSettings",
+    "Learner",
+    "LearningState",
+    "learn",
+    "learned",
+    "opened_paintings",
+    "stylize",
+]

@@ -34,7 +34,7 @@ class AttentionInversion(nn.Module):
             CrossAttention(pooled_width, token_width, settings.heads) for _ in range(settings.layers)
         )
         self.to_word = _linear(pooled_width, word_width)
-        _initialise(self, settings.seed)
+        _initialise(self)
 
     def forward(
         self, pooled: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator | None = None
@@ -81,9 +81,12 @@ class PlainWord(nn.Module):
         return self.word.expand(len(pooled), -1)
 
 
-def _initialise(module: nn.Module, seed: int) -> None:
-    """Draws initial weights from the seed, scaled so that outputs are about as large as inputs."""
-    generator = generator_of(seed, WEIGHTS_DRAW)
+def _initialise(module: nn.Module) -> None:
+    """Draws initial weights, scaled so that outputs are about as large as inputs.
+
+    They are the same for every seed, so that learning with neighbouring seeds starts and ends alike.
+    """
+    generator = generator_of(0, WEIGHTS_DRAW)
     with torch.no_grad():
         for weight in module.parameters():
             weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)

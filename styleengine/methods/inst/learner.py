@@ -1,6 +1,6 @@
-"""InST, learning: a token embedding of one painting, by attention over CLIP's embeddings of it.
+"""InST, learning: a token embedding of one or several paintings, by attention over CLIP's embeddings of them.
 
-A few cross-attention layers map CLIP's embeddings of the painting to a token embedding for “*”. They
+A few cross-attention layers map CLIP's embeddings of a painting to a token embedding for “*”. They
 are trained to minimise the denoising loss on the painting with the prompt “*”. U-Net, text encoder
 and CLIP are frozen. After Zhang et al., "Inversion-based Style Transfer with Diffusion Models"
 (CVPR 2023); a plain embedding in place of the attention is textual inversion (Gal et al., 2022).
@@ -22,10 +22,11 @@ from torch import nn
 from styleengine.backbones import PLACEHOLDER, LatentBackbone
 from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled, StyleEngineError
-from styleengine.images import content_hash
 from styleengine.learned_style import LearnedStyle, StyleRecord, fitting_name, thumbnail_of
+from styleengine.method import several
 from styleengine.methods.inst.draws import JUDGED_DRAW, STEP_DRAW, generator_of
 from styleengine.methods.inst.inversion import AttentionInversion, PlainWord
+from styleengine.methods.inst.paintings import Paintings, hash_of
 from styleengine.methods.inst.settings import InSTLearningSettings
 from styleengine.methods.inst.views import TrainingViews, prepare
 from styleengine.perceptual import Clip
@@ -34,7 +35,7 @@ from styleengine.workfolder import check_same_run
 
 BEST_WORD = "best_word"  # in a style's state: the embedding with the lowest regular validation loss
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
-JUDGED = 8  # (t, ε) pairs in the fixed validation set
+JUDGED = 8  # (t, ε) pairs in the fixed validation set, at least
 KEEP_PAUSE = 10.0  # seconds between two saves of unfinished learning
 CHANGEABLE = {"steps", "patience", "save_memory"}  # settings of a resumed run that may differ
 LEAST_FALL = 1e-3  # relative decrease of the validation loss that counts as an improvement
@@ -61,7 +62,7 @@ class LearningState:
 
 def learn(
     backbone: LatentBackbone,
-    painting: Image.Image,
+    paintings: Paintings,
     clip: Callable[[], Clip],
     settings: InSTLearningSettings,
     *,
@@ -69,21 +70,24 @@ def learn(
     known: LearnedStyle | None = None,
     cache: ByteCache | None = None,
 ) -> Iterator[LearningState]:
-    """Learns the painting. Yields the initial state, then one after each step; the last one is `finished`.
+    """Learns the style of one painting, or of several by one artist.
+
+    Yields the initial state, then one after each step; the last one is `finished`.
 
     `known` is a style with its state to resume from: the result is that of an uninterrupted run. On CUDA
     runs are not bit-identical, because attention's backward kernels sum in no fixed order. `clip` is called
-    only if `cache` does not have the painting's embeddings.
+    only if `cache` does not have the paintings' embeddings.
 
-    Raises StyleEngineError if `known` is of another painting, model or settings.
+    Raises StyleEngineError if `known` is of other paintings, another model or settings.
     """
-    learner = Learner(backbone, prepare(backbone, painting, clip, settings, cache), settings)
+    learner = Learner(backbone, prepare(backbone, paintings, clip, settings, cache), settings)
+    sha256, shown = hash_of(paintings), several(paintings)[0]
     name = fitting_name(name or (known.record.name if known else ""))
     if known:
         check_same_run(
             f"The saved progress of the style “{known.record.name}”",
             _manifest(known.record.painting, known.record.revision, known.record.settings),
-            _manifest(content_hash(painting), backbone.revision, settings.model_dump()),
+            _manifest(sha256, backbone.revision, settings.model_dump()),
         )
         learner.restore(known)
     elif not learner.judged:
@@ -98,7 +102,7 @@ def learn(
             judged=tuple(learner.judged),
             steps_per_second=(learner.step - first) / seconds if learner.step > first else 0.0,
             finished=learner.finished,
-            style=functools.partial(learner.style, painting, name),
+            style=functools.partial(learner.style, shown, sha256, name),
         )
 
     yield state(None)
@@ -150,8 +154,7 @@ class Learner:
     def __init__(self, backbone: LatentBackbone, lesson: TrainingViews, settings: InSTLearningSettings) -> None:
         self.backbone, self.lesson, self.settings = backbone, lesson, settings
         self.module = self._fresh_module().to(backbone.device)
-        rate = settings.learning_rate * settings.batch  # as in the authors' code
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=rate)
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=self.rate(1))
         self.step = 0
         self.judged: list[tuple[int, float]] = []
         self.best_word = torch.zeros(1, backbone.word_width, dtype=torch.float32, device=backbone.device)
@@ -167,6 +170,15 @@ class Learner:
         if not patience or len(losses) <= patience:
             return False
         return min(losses[-patience:]) > min(losses[:-patience]) * (1 - LEAST_FALL)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: `learning_rate`·`batch` as in the authors' code, later falling as 1/step.
+
+        Two runs that differ by rounding then end at nearer embeddings. It depends on the step alone and not on the
+        number of steps, so that a longer run begins as a shorter one.
+        """
+        settings, whole = self.settings, self.settings.full_rate_steps or step
+        return settings.learning_rate * settings.batch * min(1, whole / step)
 
     def _is_judged(self, step: int) -> bool:
         return step % self.settings.check_every == 0 or step >= self.settings.steps
@@ -188,6 +200,8 @@ class Learner:
             loss = self.loss(condition, lesson.latents[views], places, noise)
             self.optimizer.zero_grad()
             self._backward(loss, noise[0].numel())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
         self.optimizer.step()
         self.step = step
         if self._is_judged(step):
@@ -214,16 +228,17 @@ class Learner:
     def judged_loss(self, condition: torch.Tensor) -> float:
         """The validation loss, on the fixed (t, ε) set, under a condition (1, tokens, width).
 
-        The set depends only on the seed: evenly spaced timesteps, one noise for each, the painting's crops
-        in turn.
+        The set depends only on the seed: evenly spaced timesteps, one noise for each, the crops in turn, and
+        no fewer than there are paintings.
         """
         generator, latents = generator_of(self.settings.seed, JUDGED_DRAW), self.lesson.latents
-        x_0 = latents[torch.arange(JUDGED) % len(latents)]
+        count = max(JUDGED, self.lesson.paintings)
+        x_0 = latents[torch.arange(count) % len(latents)]
         noise = torch.randn(x_0.shape, generator=generator, dtype=torch.float32)
-        places = (torch.arange(JUDGED, dtype=torch.float32) + 0.5) / JUDGED
+        places = (torch.arange(count, dtype=torch.float32) + 0.5) / count
         room = min(JUDGED, self.settings.batch)
         batches = zip(x_0.split(room), places.split(room), noise.split(room), strict=True)
-        return sum(float(self.loss(condition, *batch)) * len(batch[0]) for batch in batches) / JUDGED
+        return sum(float(self.loss(condition, *batch)) * len(batch[0]) for batch in batches) / count
 
     def judge(self) -> float:
         """Validates the current embedding, records the loss, and keeps the best embedding."""
@@ -247,15 +262,19 @@ class Learner:
 
     @torch.no_grad()
     def word(self) -> torch.Tensor:
-        """The current embedding (1, width) of the whole painting, without dropout."""
-        return self.module(self.lesson.pooled[:1], self.lesson.tokens[:1]).clone()
+        """The current embedding (1, width), without dropout: the mean over the paintings' central crops."""
+        count = self.lesson.paintings
+        return self.module(self.lesson.pooled[:count], self.lesson.tokens[:count]).mean(0, keepdim=True)
 
-    def style(self, painting: Image.Image, name: str, with_state: bool = False, look: bool = False) -> LearnedStyle:
+    def style(
+        self, shown: Image.Image, sha256: str, name: str, with_state: bool = False, look: bool = False
+    ) -> LearnedStyle:
         """The style with the best embedding so far. With `look` the current embedding is validated too.
 
+        `shown` is the painting of the thumbnail, `sha256` the hash over all paintings.
         This extra validation does not affect runs resumed from the style's state.
         """
-        backbone, latents = self.backbone, self.lesson.latents[0].flatten(1)
+        backbone, latents = self.backbone, self.lesson.latents[: self.lesson.paintings].flatten(2)
         judged, best_word = list(self.judged), self.best_word
         if look and judged[-1][0] < self.step:
             word, loss = self._validated()
@@ -265,7 +284,8 @@ class Learner:
         return LearnedStyle(
             record=StyleRecord(
                 name=name,
-                painting=content_hash(painting),
+                painting=sha256,
+                paintings=self.lesson.paintings,
                 backbone=backbone.name,
                 revision=backbone.revision,
                 words=backbone.words,
@@ -277,9 +297,9 @@ class Learner:
                 version=__version__,
             ),
             word=best_word[0].cpu(),
-            latent_mean=latents.mean(1).cpu(),
-            latent_std=latents.std(1).cpu(),
-            thumbnail=thumbnail_of(painting),
+            latent_mean=latents.mean(2).mean(0).cpu(),
+            latent_std=latents.std(2).mean(0).cpu(),
+            thumbnail=thumbnail_of(shown),
             state=self._state() if with_state else {},
         )
 
@@ -331,7 +351,8 @@ class Learner:
         if self.settings.mode == "attention":
             return module
         with torch.no_grad():
-            return PlainWord(module(lesson.pooled[:1], lesson.tokens[:1]).clone())
+            words = module(lesson.pooled[: lesson.paintings], lesson.tokens[: lesson.paintings])
+            return PlainWord(words.mean(0, keepdim=True))
 
 
 @contextmanager
@@ -349,6 +370,7 @@ def checkpointing(unet: Any, wanted: bool) -> Iterator[None]:
 
 
 def _manifest(painting: str, revision: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies a run: hash of the painting, the model's revision, and settings. The others may change."""
-    names = [name for name in InSTLearningSettings.model_fields if name not in CHANGEABLE]
-    return {"painting": painting, "model": revision, **{name: settings.get(name) for name in names}}
+    """What identifies a run: hash of the paintings, the model's revision, and settings. The others may change."""
+    fields = {name: field for name, field in InSTLearningSettings.model_fields.items() if name not in CHANGEABLE}
+    known = {name: settings.get(name, field.default) for name, field in fields.items()}  # of any earlier version
+    return {"painting": painting, "model": revision, **known}

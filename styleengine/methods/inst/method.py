@@ -52,7 +52,7 @@ def stylize(
     generator = torch.Generator().manual_seed(settings.seed)
     if content:
         z_0 = backbone.encode(to_tensor(fit(content, run.working_size(content, settings.size))))
-        z_0 = adain(z_0, style) if settings.adain else z_0
+        z_0 = adain(z_0, style, settings) if settings.adain else z_0
         x_T = start(z_0, run.schedule, guided, settings, generator)  # noqa: N806
     else:
         side = max(1, settings.size // backbone.multiple)
@@ -123,11 +123,18 @@ def noised(z_0: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> torch
     return alpha.sqrt() * z_0 + (1 - alpha).sqrt() * noise
 
 
-def adain(z_0: torch.Tensor, style: LearnedStyle) -> torch.Tensor:
-    """z_0 (1, channels, height, width) with the mean and standard deviation of the painting's latents per channel."""
+def adain(z_0: torch.Tensor, style: LearnedStyle, settings: InSTSettings) -> torch.Tensor:
+    """z_0 (1, channels, height, width) moved to the mean and standard deviation of the painting's latents per channel.
+
+    The deviation is multiplied by σ_s/σ_c, but at most by `adain_gain`. The mean moves by μ_s − μ_c, but at most by
+    `adain_shift` either way: the deviation of latents is about 1, so that a larger shift moves most of a channel out of
+    the content's range. Both bounds are this project's. Huang and Belongie's AdaIN has none, nor have InST's authors.
+    """
     mean, std = z_0.mean((2, 3), keepdim=True), z_0.std((2, 3), keepdim=True)
     wanted_mean, wanted_std = (x.to(z_0).view(1, -1, 1, 1) for x in (style.latent_mean, style.latent_std))
-    return (z_0 - mean) / std.clamp(min=1e-6) * wanted_std + wanted_mean
+    gain = (wanted_std / std.clamp(min=1e-6)).clamp(max=settings.adain_gain)
+    shift = (wanted_mean - mean).clamp(-settings.adain_shift, settings.adain_shift)
+    return (z_0 - mean) * gain + mean + shift
 
 
 def _one_style(backbone: LatentBackbone, styles: Sequence[LearnedStyle], share: float) -> LearnedStyle:

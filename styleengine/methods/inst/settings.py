@@ -11,8 +11,8 @@ MOST_STEPS = 10_000
 class InSTSettings(Settings):
     """Settings of stylization with a learned style.
 
-    The defaults of prompt, strength, guidance and steps are those of the authors' notebook, in which AdaIN is on.
-    The others are this project's.
+    The defaults of prompt, strength, guidance and steps are those of the authors' notebook, in which AdaIN is on
+    and without bounds. The others are this project's.
     """
 
     prompt: str = knob(
@@ -30,6 +30,17 @@ class InSTSettings(Settings):
         "painting's. This changes colour and contrast.",
         title="AdaIN",
     )
+    adain_gain: float = knob(
+        1.0,
+        "AdaIN raises a channel's standard deviation by at most this factor; 1 does not amplify the content's detail.",
+        title="AdaIN gain",
+        rare=True,
+        ge=1,
+        le=10,
+    )
+    adain_shift: float = knob(
+        1.5, "AdaIN shifts a channel's mean by at most this much.", title="AdaIN shift", rare=True, ge=0, le=10
+    )
     size: int = size_knob(512, most=2048)
     steps: int = knob(50, "Denoising steps of the whole schedule; strength is the share that is run.", ge=2, le=500)
     seed: int = knob(0, "Random seed of the noise.", ge=0, le=2**32 - 1)
@@ -43,9 +54,10 @@ class InSTLearningSettings(Settings):
 
     From the authors' code: `size`, `learning_rate` and its factor `batch`, `dropout` (also in the paper), and the
     number of `heads`. This project's: `batch` (authors: 1), `steps` (authors: 6100), early stopping by
-    `check_every` and `patience` (authors: none), `views` (authors: the whole painting, mirrored half of the time),
-    `layers` (authors' code: 1; the paper states no number), and the width of a head, which is CLIP's width divided
-    by `heads` (authors: 64). `docs/inst.md` lists further differences.
+    `check_every` and `patience` (authors: none), `full_rate_steps` (authors: a constant rate, the default), `views`
+    (authors: the whole painting, mirrored half of the time), `layers` (authors' code: 1; the paper states no
+    number), and the width of a head, which is CLIP's width divided by `heads` (authors: 64). `docs/inst.md` lists
+    further differences.
     """
 
     steps: int = knob(
@@ -56,9 +68,18 @@ class InSTLearningSettings(Settings):
     )
     size: int = knob(512, "Side of the square crops of the painting, in pixels.", ge=32, le=1024)
     learning_rate: float = knob(1e-4, "AdamW's learning rate, multiplied by the batch size.", gt=0, le=0.1)
+    full_rate_steps: int = knob(
+        0,
+        "Steps at the full learning rate. After them the rate falls in inverse proportion to the step; 0: never.",
+        rare=True,
+        ge=0,
+        le=MOST_STEPS,
+    )
     batch: int = knob(4, "Batch size: noised crops of the painting per step.", ge=1, le=32)
     views: int = knob(8, "Crops of the painting, some mirrored; 1 is the centre only.", ge=1, le=64)
-    seed: int = knob(0, "Random seed of the crops, the noise and the initial weights.", ge=0, le=2**31 - 1)
+    seed: int = knob(
+        0, "Random seed of the crops and the noise. The initial weights are always the same.", ge=0, le=2**31 - 1
+    )
     mode: Literal["attention", "embedding"] = knob(
         "attention", "Train attention over the painting, or the embedding alone (textual inversion).", rare=True
     )
