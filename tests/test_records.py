@@ -96,7 +96,7 @@ def test_no_saved_file_contains_a_folder(private_engine: StyleEngine, private: P
     shutil.copy(learned, elsewhere)
     fast: dict[str, Any] = {"size": 64, "steps": 2}
     private_engine.zstar(content, [Style.open(style, mask=mask)], ZStarSettings(**fast)).save("zstar.png")
-    private_engine.h_space(content, style, HSpaceSettings(**fast), mask=mask).save("h.png")
+    private_engine.h_space(content, style, HSpaceSettings(t_edit=300, **fast), mask=mask).save("h.png")
     private_engine.qs_attn(content, "ink", QSAttnSettings(patches=2, **fast)).save("qs.png")
     private_engine.inst_apply(content, [str(learned)], InSTSettings(**fast)).save("inst.png")
     private_engine.zstar_video(clip, [style], ZStarVideoSettings(**fast, rate=0), output="clip.mp4")
@@ -243,7 +243,7 @@ def test_a_mask_shared_by_two_styles_is_requested_once_and_a_painted_one_never(
 def test_a_painted_mask_of_h_space_comes_from_the_record(engine: StyleEngine, private: Path, elsewhere: Path) -> None:
     mask = open_mask(private / "mask.png")
     (private / "mask.png").unlink()
-    settings = HSpaceSettings(size=64, steps=2)
+    settings = HSpaceSettings(size=64, steps=2, t_edit=300)
     result = engine.h_space(private / "content.png", private / "style.png", settings, mask=mask)
     again = Rerun.opened(result.save("out.png"), folders=[private]).run(engine, elsewhere / "again.png")
     assert np.array_equal(np.asarray(again.image), np.asarray(result.image))
