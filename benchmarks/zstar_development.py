@@ -8,6 +8,7 @@ that are published come from `report`. Further rows: `--variant "name: setting=v
 """
 
 import argparse
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ BEFORE: dict[str, Any] = {
     "temperature": 1.0,
     "color": "sain",
 }
-OURS, STYLEID = "recommended", "StyleID"
+MORE_CONTENT: dict[str, Any] = {"query_preservation": 0.75}
+OURS, CONTENT, STYLEID = "recommended", "γ 0.75", "StyleID"
 JUDGES = ("VGG", "encoder")
 
 
@@ -62,7 +64,7 @@ def main() -> None:
     engine, trunk = StyleEngine(arguments.model), load_vgg16()
     backbone = engine.backbone
     assert isinstance(backbone, LatentBackbone)
-    variants = {OURS: {}, STYLEID: PRESETS[STYLEID], "before": BEFORE, **dict(arguments.variant)}
+    variants = {OURS: {}, CONTENT: MORE_CONTENT, STYLEID: PRESETS[STYLEID], "before": BEFORE, **dict(arguments.variant)}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in ["content itself", *variants]}
     shown: list[list[Image.Image | None]] = []
     paintings = styles(arguments.part)
@@ -91,17 +93,15 @@ def main() -> None:
     count = len(shown)
     print(f"{count} pairs of the part “{arguments.part}”, {arguments.size} pixels, {backbone.name}, {machine()}\n")
     print(table({name: {key: float(np.mean([row[key] for row in of])) for key in of[0]} for name, of in rows.items()}))
-    print(f"\nPairs of {count} in which the recommended settings have the lower loss than StyleID:\n")
-    for judge in JUDGES:
+    print(f"\nPairs of {count} with a lower loss than StyleID:\n")
+    for name, judge in product((OURS, CONTENT), JUDGES):
+        pairs = list(zip(rows[name], rows[STYLEID], strict=True))
         lower = {
-            kind: [
-                ours[f"{judge} {kind}"] < other[f"{judge} {kind}"]
-                for ours, other in zip(rows[OURS], rows[STYLEID], strict=True)
-            ]
+            kind: [ours[f"{judge} {kind}"] < other[f"{judge} {kind}"] for ours, other in pairs]
             for kind in ("content", "style")
         }
         both = [content and style for content, style in zip(lower["content"], lower["style"], strict=True)]
-        print(f"- {judge}: content {sum(lower['content'])}, style {sum(lower['style'])}, both {sum(both)}")
+        print(f"- {name}, {judge}: content {sum(lower['content'])}, style {sum(lower['style'])}, both {sum(both)}")
     if arguments.sheet:
         print(f"\nColumns of the sheet: content, style, {', '.join(variants)}")
         sheet(shown, (160, 160)).save(arguments.sheet)
