@@ -104,8 +104,8 @@ SECTIONS = (
         "InST on the development set",
         "Recommended settings and the earlier ones, on images that no setting was chosen on.",
         "inst_development",
-        "--setting guidance=8 --setting strength=0.7",
-        "--setting guidance=8 --setting strength=0.7 --paintings 2 --contents 2",
+        "--setting guidance=8 strength=0.7",
+        "--setting guidance=8 strength=0.7 --paintings 2 --contents 2",
     ),
     Section(
         "The app under load",

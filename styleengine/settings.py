@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from styleengine.errors import StyleEngineError
 
-MOST_NAMED = 8  # settings listed in the message about an unknown one
+MOST_NAMED = 5  # settings listed in the message about an unknown one
 LONGEST_SHOWN = 60  # characters of an invalid value in a message
 
 
