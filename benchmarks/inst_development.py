@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--setting", action="append", nargs="+", type=parsed, default=[], help="NAME=NUMBER …, another row"
     )
-    parser.add_argument("--sheet", type=Path, help="where to write all results of the recommended settings as a PNG")
+    parser.add_argument("--sheet", type=Path, help="where to write all results as a contact sheet")
     arguments = parser.parse_args()
     engine, trunk = StyleEngine(arguments.model), load_vgg16()
     subjects = [picture.image() for picture in contents(arguments.part)][: arguments.contents]
@@ -53,7 +53,7 @@ def main() -> None:
     shown: list[list[Image.Image | None]] = [[None, *subjects]]
     for painting in paintings:
         style = engine.inst_learn(painting, InSTLearningSettings())
-        results: list[Image.Image] = []
+        results: dict[str, list[Image.Image | None]] = {name: [] for name in variants}
         for subject in subjects:
             own = measure(trunk, subject, subject, painting)["VGG style loss"]
             for name, settings in variants.items():
@@ -61,9 +61,8 @@ def main() -> None:
                 losses = measure(trunk, image, subject, painting)
                 kept = ssim(to_tensor(image), to_tensor(fit(subject, image.size)))
                 rows[name].append((losses["VGG style loss"] / own, losses["VGG content loss"], kept))
-                if name == "recommended":
-                    results.append(image)
-        shown.append([painting, *results])
+                results[name].append(image)
+        shown += [[painting, *images] for images in results.values()]
     print(f"{len(paintings)} paintings × {len(subjects)} contents of the part “{arguments.part}”, {machine()}\n")
     columns = {
         name: {
@@ -77,6 +76,7 @@ def main() -> None:
     }
     print(table(columns))
     if arguments.sheet:
+        print(f"\nRows of the sheet: contents, then for each painting: {'; '.join(variants)}")
         sheet(shown, (210, 160)).save(arguments.sheet)
 
 

@@ -38,16 +38,16 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--before", action="store_true", help="a second row with the settings recommended earlier")
     parser.add_argument("--variant", action="append", type=parsed, default=[], help="NAME: SETTING=VALUE, …")
-    parser.add_argument("--sheet", type=Path, help="where to write the results of the recommended settings as a PNG")
+    parser.add_argument("--sheet", type=Path, help="where to write all results as a contact sheet")
     arguments = parser.parse_args()
     engine = StyleEngine(arguments.model)
     clip, side = Clip(engine.backbone), {"size": arguments.size} if arguments.size else {}
-    variants = {OURS: {}, **({"before": BEFORE} if arguments.before else {}), **dict(arguments.variant)}
+    variants = {OURS: {}, **({"earlier": BEFORE} if arguments.before else {}), **dict(arguments.variant)}
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
     subjects = [square(picture.image()) for picture in contents(arguments.part)[: arguments.contents]]
     shown: list[list[Image.Image | None]] = [list(subjects)]
     for prompt in PROMPTS[: arguments.prompts]:
-        results: list[Image.Image | None] = []
+        results: dict[str, list[Image.Image | None]] = {name: [] for name in variants}
         for content in subjects:
             for name, values in variants.items():
                 result = engine.qs_attn(content, prompt, QSAttnSettings(**{**side, **values}))
@@ -59,16 +59,15 @@ def main() -> None:
                         "its rise": after - before,
                         **kept(clip, result.image, content),
                         "blockiness": blockiness(to_tensor(result.image)) / own,
-                        "seconds": result.seconds,
                     }
                 )
-                if name == OURS:
-                    results.append(result.image)
-        shown.append(results)
+                results[name].append(result.image)
+        shown += results.values()
     print(f"{len(PROMPTS[: arguments.prompts])} prompts × {len(subjects)} contents of the part “{arguments.part}”")
     print(f"{engine.backbone.name}, {machine()}\n")
     print(table({name: {key: float(np.mean([row[key] for row in of])) for key in of[0]} for name, of in rows.items()}))
     if arguments.sheet:
+        print(f"\nRows of the sheet: contents, then for each prompt: {', '.join(variants)}")
         sheet(shown, (160, 160)).save(arguments.sheet)
 
 

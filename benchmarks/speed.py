@@ -1,36 +1,128 @@
-"""The time of Z-STAR+ on this machine: a first image, and a second content in the same style.
+"""Z-STAR+: the time of an image, its U-Net rows, and the time of those rows without anything else.
 
-python -m benchmarks.speed
+    python -m benchmarks.speed
+    python -m benchmarks.speed --earlier ../another-checkout   # in turns with another version, in one run
+
+Three cases: nothing known, the style known from an earlier image, and both images known. A row is one latent image
+through the U-Net. “× bare” is the time of the run as a multiple of the same U-Net calls alone.
 """
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import torch
+from PIL import Image
+
+from benchmarks.judge import table
 from benchmarks.machine import machine
 from benchmarks.pairs import content_image, style_image
 from styleengine import StyleEngine, ZStarSettings
 
+CASES = ("nothing known", "style known", "both known")
+
+
+@contextmanager
+def noted_calls(unet: torch.nn.Module) -> Iterator[list[tuple[int, ...]]]:
+    """Within the context, the shape of the latents of each U-Net call is appended to the list."""
+    shapes: list[tuple[int, ...]] = []
+    hook = unet.register_forward_pre_hook(lambda module, given: shapes.append(tuple(given[0].shape)))
+    try:
+        yield shapes
+    finally:
+        hook.remove()
+
+
+def finished(device: torch.device) -> float:
+    """The time in seconds after all work on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@torch.no_grad()
+def bare_seconds(backbone: Any, shapes: list[tuple[int, ...]]) -> float:
+    """The time of U-Net calls of these shapes alone."""
+    null = backbone.condition([""])
+    latents = {shape: torch.randn(shape).to(backbone.device, backbone.dtype) for shape in set(shapes)}
+    began = finished(backbone.device)
+    for shape in shapes:
+        backbone.unet(latents[shape], 500, encoder_hidden_states=null.expand(shape[0], -1, -1))
+    return finished(backbone.device) - began
+
+
+def measured(engine: StyleEngine, content: Image.Image, settings: ZStarSettings) -> dict[str, float]:
+    """Seconds, rows and the multiple of the bare rows of one image in the style “Great Wave”."""
+    with noted_calls(engine.backbone.unet) as shapes:
+        began = finished(engine.backbone.device)
+        engine.zstar(content, [style_image("great-wave")], settings)
+        seconds = finished(engine.backbone.device) - began
+    rows = sum(shape[0] for shape in shapes)
+    return {"seconds": seconds, "rows": rows, "× bare": seconds / bare_seconds(engine.backbone, shapes)}
+
+
+def all_cases(model: str, values: dict[str, Any]) -> dict[str, dict[str, float]]:
+    engine, settings = StyleEngine(model), ZStarSettings(**values)
+    engine.zstar(content_image("cat"), [style_image("auvers")], settings.replace(steps=2))  # warm up
+    engine.cache.clear()
+    first, second = content_image("astronaut"), content_image("rocket").crop((0, 0, 427, 427))
+    return dict(zip(CASES, [measured(engine, content, settings) for content in (first, second, second)], strict=True))
+
+
+def in_its_own_process(checkout: Path, arguments: list[str]) -> dict[str, dict[str, float]]:
+    """`all_cases` with the code of a checkout."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, *arguments, "--json"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def medians(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {case: {key: statistics.median(run[case][key] for run in runs) for key in runs[0][case]} for case in runs[0]}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--size", type=int, default=0, help="shorter side; 0 = recommended size of the model")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--iterations", type=int, default=0, help="of the inversion; 0 = recommended for the model")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="mini")
+    parser.add_argument("--earlier", type=Path, help="a checkout of another version, with the same weights")
+    parser.add_argument("--json", action="store_true", help="one measurement of this version, as JSON")
     arguments = parser.parse_args()
-    settings = ZStarSettings(size=arguments.size, steps=arguments.steps)
-    engine = StyleEngine(arguments.model)
-    engine.zstar(content_image("cat"), [style_image("auvers")], settings.replace(steps=2))  # warm up
-    first, second = [], []
+    chosen = {"size": arguments.size, "steps": arguments.steps, "inversion_iterations": arguments.iterations}
+    values = {name: value for name, value in chosen.items() if value}
+    if arguments.json:
+        print(json.dumps(all_cases(arguments.model, values)))
+        return
+    here = Path(__file__).parents[1]
+    checkouts = {"now": here, **({"earlier": arguments.earlier.resolve()} if arguments.earlier else {})}
+    runs: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in checkouts}
     for _ in range(arguments.repeats):
-        engine.cache.clear()
-        first.append(engine.zstar(content_image("astronaut"), [style_image("great-wave")], settings).seconds)
-        square = content_image("rocket").crop((0, 0, 427, 427))
-        second.append(engine.zstar(square, [style_image("great-wave")], settings).seconds)
-    ratios = [b / a for a, b in zip(first, second, strict=True)]
-    print(f"{machine()}; {engine.backbone.identity}; {arguments.size} px, {arguments.steps} steps")
-    print(f"first image: {statistics.median(first):.1f} s (median of {arguments.repeats}, worst {max(first):.1f})")
-    print(f"second content, same style: {statistics.median(second):.1f} s, ratio {statistics.median(ratios):.2f}")
+        for name, checkout in checkouts.items():
+            runs[name].append(in_its_own_process(checkout, sys.argv[1:]))
+    results = {name: medians(of) for name, of in runs.items()}
+    print(f"{machine()}; {arguments.model}; {values}; medians of {arguments.repeats}\n")
+    rows = {f"{name}, {case}": results[name][case] for case in CASES for name in checkouts}
+    print(table(rows))
+    if arguments.earlier:
+        print()
+        for case in CASES:
+            ratio = results["now"][case]["seconds"] / results["earlier"][case]["seconds"]
+            print(f"- {case}: now takes {ratio:.2f} times as long as earlier")
 
 
 if __name__ == "__main__":

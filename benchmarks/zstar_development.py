@@ -34,7 +34,9 @@ BEFORE: dict[str, Any] = {
     "color": "sain",
 }
 MORE_CONTENT: dict[str, Any] = {"query_preservation": 0.75}
-OURS, CONTENT, STYLEID = "recommended", "γ 0.75", "StyleID"
+MORE_STYLE: dict[str, Any] = {"mode": "style_only", "query_preservation": 0.3, "temperature": 1.25}
+OURS, CONTENT, STYLE, STYLEID, EARLIER = "recommended", "γ 0.75", "style_only, γ 0.3, τ 1.25", "StyleID", "earlier"
+COMPARED = ((OURS, STYLEID), (CONTENT, STYLEID), (OURS, EARLIER), (STYLE, EARLIER))
 JUDGES = ("VGG", "encoder")
 
 
@@ -59,12 +61,19 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--variant", action="append", type=parsed, default=[], help="NAME: SETTING=VALUE, …")
-    parser.add_argument("--sheet", type=Path, help="where to write all results as a PNG")
+    parser.add_argument("--sheet", type=Path, help="where to write all results as a contact sheet")
     arguments = parser.parse_args()
     engine, trunk = StyleEngine(arguments.model), load_vgg16()
     backbone = engine.backbone
     assert isinstance(backbone, LatentBackbone)
-    variants = {OURS: {}, CONTENT: MORE_CONTENT, STYLEID: PRESETS[STYLEID], "before": BEFORE, **dict(arguments.variant)}
+    variants = {
+        OURS: {},
+        CONTENT: MORE_CONTENT,
+        STYLE: MORE_STYLE,
+        STYLEID: PRESETS[STYLEID],
+        EARLIER: BEFORE,
+        **dict(arguments.variant),
+    }
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in ["content itself", *variants]}
     shown: list[list[Image.Image | None]] = []
     paintings = styles(arguments.part)
@@ -93,15 +102,16 @@ def main() -> None:
     count = len(shown)
     print(f"{count} pairs of the part “{arguments.part}”, {arguments.size} pixels, {backbone.name}, {machine()}\n")
     print(table({name: {key: float(np.mean([row[key] for row in of])) for key in of[0]} for name, of in rows.items()}))
-    print(f"\nPairs of {count} with a lower loss than StyleID:\n")
-    for name, judge in product((OURS, CONTENT), JUDGES):
-        pairs = list(zip(rows[name], rows[STYLEID], strict=True))
+    print(f"\nPairs of {count} with a lower loss:\n")
+    for (name, reference), judge in product(COMPARED, JUDGES):
+        pairs = list(zip(rows[name], rows[reference], strict=True))
         lower = {
             kind: [ours[f"{judge} {kind}"] < other[f"{judge} {kind}"] for ours, other in pairs]
             for kind in ("content", "style")
         }
         both = [content and style for content, style in zip(lower["content"], lower["style"], strict=True)]
-        print(f"- {name}, {judge}: content {sum(lower['content'])}, style {sum(lower['style'])}, both {sum(both)}")
+        counts = f"content {sum(lower['content'])}, style {sum(lower['style'])}, both {sum(both)}"
+        print(f"- {name} than {reference}, {judge}: {counts}")
     if arguments.sheet:
         print(f"\nColumns of the sheet: content, style, {', '.join(variants)}")
         sheet(shown, (160, 160)).save(arguments.sheet)

@@ -18,6 +18,8 @@ from styleengine.methods.qs_attn.settings import QSAttnSettings
 from styleengine.perceptual import Clip
 from styleengine.run import Run
 
+LEAST_SCALE, SCALE_STEP = 2.0**-24, 16  # of the loss in float16
+
 
 @dataclass(frozen=True)
 class SourceEmbeddings:
@@ -54,6 +56,7 @@ class Guide:
         backbone, cache = run.backbone, run.cache
         self.run, self.backbone, self.null, self.clip, self.settings = run, backbone, run.null, clip, settings
         self.asked = self.steered = 0
+        self.scale = 1.0  # of the loss, in float16
         texts = clip.text_embeddings([settings.source_text, *(prompt.text for prompt in prompts)])
         self.targets = texts[1:]
         self.changes = texts[1:] - texts[:1]
@@ -90,8 +93,21 @@ class Guide:
             x_t = x_t.detach().requires_grad_()
             noise = self._through(lambda x: self.run.noise_with_gradient(x, level), x_t)
             loss = sum(self.losses(x_t, noise, level).values())
-            gradient = torch.autograd.grad(loss, x_t)[0] if isinstance(loss, torch.Tensor) else None
+            gradient = self._gradient(loss, x_t) if isinstance(loss, torch.Tensor) else None
         return self.backbone.finite(noise.detach(), f"the noise at timestep {timestep}"), self._sound(gradient)
+
+    def _gradient(self, loss: torch.Tensor, x_t: torch.Tensor) -> torch.Tensor:
+        """∇L. In float16 it is that of the scaled loss, divided by the scale.
+
+        With ZeCon's weights the gradient overflows in float16. The scale is lowered until it is finite, and kept for
+        the next steps.
+        """
+        half = self.backbone.dtype == torch.float16
+        while True:
+            gradient = torch.autograd.grad(loss * self.scale, x_t, retain_graph=half)[0] / self.scale
+            if not half or self.scale <= LEAST_SCALE or bool(gradient.isfinite().all()):
+                return gradient
+            self.scale /= SCALE_STEP
 
     def _sound(self, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """The gradient, if all of it is finite."""

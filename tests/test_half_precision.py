@@ -1,0 +1,69 @@
+"""Every method, mode and mask in float16 and bfloat16: no value that is not finite, and near float32's result."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from method_runs import LATENT_RUNS, PIXEL_RUNS, mean_difference, pictures
+from models import write_random_clip, write_random_pixel_model, write_tiny_tokenizer
+
+from styleengine import QSAttnSettings, StyleEngine
+from styleengine.methods.qs_attn.guide import Guide
+
+RUNS = [("latent", name) for name in LATENT_RUNS] + [("pixel", name) for name in PIXEL_RUNS]
+HALF = ("float16", "bfloat16")
+# The largest mean difference to float32, of 255. Gradient methods and learning amplify rounding, and x264 decides anew
+# where a pixel differs.
+NEAR = {"zstar": (0.2, 1.5), "h_space": (0.2, 1.5), "qs_attn": (7, 7), "inst": (1, 6), "zstar_video": (4, 5)}
+NEAR_ON_PIXELS = {"h_space": (1, 6), "qs_attn": (0.5, 2)}  # random weights
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], StyleEngine]:
+    """Engines on mini and on a random pixel-space model, in each dtype."""
+    pixel = write_random_pixel_model(tmp_path_factory.mktemp("pixel model") / "random")
+    write_random_clip(pixel / "clip", write_tiny_tokenizer())
+    models = {"latent": "mini", "pixel": str(pixel)}
+    return {
+        (kind, dtype): StyleEngine(model, device="cpu", dtype=dtype)
+        for kind, model in models.items()
+        for dtype in ("float32", *HALF)
+    }
+
+
+@pytest.mark.parametrize(("kind", "name"), RUNS)
+def test_half_precision_is_near_float32(
+    engines: dict[tuple[str, str], StyleEngine], tmp_path: Path, kind: str, name: str
+) -> None:
+    run = {"latent": LATENT_RUNS, "pixel": PIXEL_RUNS}[kind][name]
+    results = {}
+    for dtype in ("float32", *HALF):
+        engine = engines[kind, dtype]
+        engine.cache.clear()
+        results[dtype] = run(engine, pictures(tmp_path / dtype))
+    near = {"latent": NEAR, "pixel": NEAR_ON_PIXELS}[kind][name.partition(",")[0]]
+    for dtype, limit in zip(HALF, near, strict=True):
+        assert 0 < mean_difference(results[dtype], results["float32"]) < limit
+
+
+def test_the_guidance_gradient_of_qs_attn_in_float16_is_that_in_float32(
+    engines: dict[tuple[str, str], StyleEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ZeCon's weights it overflows in float16, unless the loss is scaled."""
+    gradients: list[torch.Tensor] = []
+
+    def note(self: Guide, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        assert gradient is not None
+        gradients.append(gradient)
+        return sound(self, gradient)
+
+    sound = Guide._sound
+    monkeypatch.setattr(Guide, "_sound", note)
+    settings = QSAttnSettings(size=64, steps=2, patches=3, anchors=16)
+    for dtype in ("float32", "float16"):
+        engine = engines["latent", dtype]
+        engine.cache.clear()
+        assert not engine.qs_attn(pictures(tmp_path / dtype).content, "ink", settings).notes
+    first, first_in_half = gradients[0], gradients[len(gradients) // 2]
+    assert first.abs().max() > 1000
+    assert (first_in_half - first).norm() < 0.05 * first.norm()
