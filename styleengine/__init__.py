@@ -12,6 +12,7 @@ from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.version import __version__
 
 if TYPE_CHECKING:
+    from styleengine.comparison import compare
     from styleengine.engine import StyleEngine
     from styleengine.learned_style import LearnedStyle
     from styleengine.methods.h_space import HSpaceSettings
@@ -37,6 +38,7 @@ MODULES = {
     "VideoStylization": "stylization",
     "ZStarSettings": "methods.zstar",
     "ZStarVideoSettings": "methods.zstar_video",
+    "compare": "comparison",
 }
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "ZStarSettings",
     "ZStarVideoSettings",
     "__version__",
+    "compare",
 ]
 
 

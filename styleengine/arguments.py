@@ -61,6 +61,10 @@ def _add_role(command: argparse.ArgumentParser, role: Role) -> None:
 def add_output(command: argparse.ArgumentParser, text: str, required: bool = True, kind: str = "PNG") -> None:
     command.add_argument("-o", "--output", metavar=kind, required=required, help=text)
     command.add_argument("--overwrite", action="store_true", help="allow OUTPUT to replace an input file")
+    add_model(command)
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", help="mini, figures, sd15, ddpm-…, a diffusers folder or a hub id (default: automatic)"
     )

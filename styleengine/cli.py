@@ -6,6 +6,7 @@ python -m styleengine zstar-video clip.mp4 painting.jpg -o out.mp4
 python -m styleengine qs-attn photo.jpg "a watercolor painting" -o out.png
 python -m styleengine inst learn painting.jpg another.jpg -o style.safetensors
 python -m styleengine inst apply photo.jpg style.safetensors -o out.png
+python -m styleengine compare photo.jpg painting.jpg --prompt "a watercolor painting" -o folder
 python -m styleengine rerun out.png --inputs photos
 """
 
@@ -32,6 +33,7 @@ from styleengine import (
 )
 from styleengine.arguments import (
     add_method,
+    add_model,
     add_output,
     add_settings,
     files_of,
@@ -40,6 +42,7 @@ from styleengine.arguments import (
     settings_of,
 )
 from styleengine.backbones import default_model
+from styleengine.comparison import LEARNING_STEPS, caption, comparing, contenders
 from styleengine.console import lenient_console, silence_libraries
 from styleengine.found_inputs import FLAGS
 from styleengine.images import check_output
@@ -105,6 +108,7 @@ def _parser(model: str) -> argparse.ArgumentParser:
         text = f"{method.summary.removesuffix('.')} ({method.title})"
         add_method(_command(_below(commands, groups, *group), name, partial(_run, method), text), method, model)
     _add_inst_learn(_below(commands, groups, "inst"), model)
+    _add_compare(commands)
 
     rerun = _command(commands, "rerun", _rerun, "Reproduces a saved result from the record in the file")
     rerun.add_argument("result", metavar="RESULT", help="a PNG or MP4 saved by styleengine")
@@ -146,6 +150,23 @@ def _add_inst_learn(commands: Any, model: str) -> None:
     add_settings(learn, InSTLearningSettings, recommended_for(model).get("inst_learn", {}))
 
 
+def _add_compare(commands: Any) -> None:
+    text = "Redraws an image with several methods, with measures, a contact sheet and a table of all results"
+    compare = _command(commands, "compare", _compare, text)
+    compare.add_argument("content", metavar="CONTENT", help="the image to redraw")
+    compare.add_argument("style", metavar="STYLE", help="the image whose style is taken")
+    known = ", ".join(contenders())
+    text = f"methods and presets to compare: {known} (default: all whose inputs are given)"
+    compare.add_argument("--methods", metavar="NAME", nargs="+", help=text)
+    compare.add_argument("--prompt", default="", help="the style in words, for QS-Attn")
+    text = f"a learned style for InST, a file or a name in the library (default: learned in {LEARNING_STEPS} steps)"
+    compare.add_argument("--learned", metavar="STYLE", help=text)
+    text = "shorter side of all results in pixels (default: that recommended for each method)"
+    compare.add_argument("--size", type=int, default=0, metavar="INT", help=text)
+    compare.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where to write the results")
+    add_model(compare)
+
+
 def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     command.set_defaults(run=run)
@@ -169,6 +190,19 @@ def _output(chosen: argparse.Namespace, inputs: Sequence[str | os.PathLike[str]]
     except OSError as error:
         raise StyleEngineError(f"{output} could not be written ({error.strerror}): save elsewhere.") from error
     return output
+
+
+def _folder(path: str) -> Path:
+    """A folder for several results, created if it does not exist; StyleEngineError if that is impossible."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.NamedTemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise StyleEngineError(
+            f"{shortened(str(folder))} cannot be used as a folder ({error.strerror}): name another one with -o."
+        ) from error
+    return folder
 
 
 def _same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
@@ -213,6 +247,19 @@ def _inst_learn(chosen: argparse.Namespace) -> None:
     record, (_, begun) = style.record, style.record.history[0]
     best = min(loss for _, loss in record.history)
     print(f"{output}: “{record.name}”, {record.step} steps on {record.backbone} (loss {begun:.4f} to {best:.4f})")
+
+
+def _compare(chosen: argparse.Namespace) -> None:
+    """Compares methods. Each result is written when it is finished."""
+    folder = _folder(chosen.output)
+    engine = StyleEngine(chosen.model, chosen.device)
+    options = {"prompt": chosen.prompt, "learned": chosen.learned, "size": chosen.size}
+    paths: list[Path] = []
+    with _progress_bar() as on_step:
+        for result in comparing(engine, chosen.content, chosen.style, chosen.methods, **options, on_step=on_step):
+            paths = result.save(folder)
+            tqdm.write(caption(result.entries[-1]).replace("\n", "; "))
+    print(f"{paths[-2]}, {paths[-1]}")
 
 
 def _rerun(chosen: argparse.Namespace) -> None:

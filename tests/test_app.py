@@ -534,12 +534,13 @@ def paint(page: Page, box: Any) -> None:
 
 
 def test_each_tab_is_labelled_with_what_its_method_does_and_its_name() -> None:
-    assert [tab.method.label for tab in tabs()] == [
+    assert [tab.label for tab in tabs()] == [
         "Paint like this picture · Z-STAR+",
         "Video · Z-STAR+",
         "Describe a style · QS-Attn",
         "Blend content · h-space injection",
         "Learn a painting · InST",
+        "Compare",
     ]
 
 

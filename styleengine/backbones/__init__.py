@@ -8,7 +8,7 @@ from styleengine.backbones.base import Backbone, reconstruct
 from styleengine.backbones.clip import load_clip
 from styleengine.backbones.devices import devices, working_device, working_dtype
 from styleengine.backbones.latent import PLACEHOLDER, LatentBackbone, cut_note, with_text_encoder
-from styleengine.backbones.loading import load_backbone
+from styleengine.backbones.loading import embedded_autoencoder, load_backbone
 from styleengine.backbones.origins import (
     BACKBONES,
     MODELS,
@@ -28,6 +28,7 @@ __all__ = [
     "cut_note",
     "default_model",
     "devices",
+    "embedded_autoencoder",
     "load_backbone",
     "load_clip",
     "named_backbones",

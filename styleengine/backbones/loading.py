@@ -1,5 +1,6 @@
 """Loads a model's folder: each part by its own loader, safetensors only."""
 
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from styleengine.backbones.devices import working_device, working_dtype
 from styleengine.backbones.hub import download
 from styleengine.backbones.latent import LatentBackbone
 from styleengine.backbones.origins import (
+    MODELS,
     RECOMMENDED_FILE,
     default_model,
     origin_of,
@@ -80,6 +82,13 @@ def load_backbone(
         for network in backbone.networks:
             network.to(device).eval().requires_grad_(False)
     return backbone
+
+
+@functools.cache
+def embedded_autoencoder() -> AutoencoderTiny:
+    """The autoencoder of the embedded model “mini”, in float32 on the CPU."""
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    return AutoencoderTiny.from_pretrained(MODELS / "mini", subfolder="vae", **options).eval().requires_grad_(False)
 
 
 def too_large(model: str) -> str:

@@ -25,7 +25,7 @@ def tabs() -> list[Tab]:
     """The tabs of the `tab_*.py` files, in their order, then plain tabs for the remaining methods."""
     names = [module.name for module in pkgutil.iter_modules(__path__) if module.name.startswith("tab_")]
     own: list[Tab] = [importlib.import_module(f"{__name__}.{name}").TAB for name in names]
-    others = [method for method in METHODS.values() if method.name not in {tab.method.name for tab in own}]
+    others = [method for method in METHODS.values() if method not in [tab.method for tab in own]]
     plain = [Tab(method, LAST, plain_tab(method)) for method in others]
     return sorted([*own, *plain], key=lambda tab: tab.order)
 
@@ -36,7 +36,7 @@ def build(engine: StyleEngine) -> gr.Blocks:
     with AppBlocks(title=TITLE, fill_width=True, delete_cache=(CACHE_SWEEP, CACHE_AGE)) as demo:
         header(TITLE)
         for tab in tabs():
-            with gr.Tab(tab.method.label):
+            with gr.Tab(tab.label):
                 tab.build(runner)
         footer(engine.backbone)
     return demo.queue(max_size=MOST_QUEUED, api_open=False)

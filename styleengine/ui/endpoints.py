@@ -6,7 +6,7 @@ iterator, which stops the engine.
 """
 
 import inspect
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -20,7 +20,7 @@ from styleengine.stylization import Stylization
 from styleengine.ui.panel import Panel, Updates, progress_words
 from styleengine.ui.parameter import parameter
 from styleengine.ui.result import save
-from styleengine.ui.runs import Job, Report, Runner
+from styleengine.ui.runs import Program, Report, Runner
 from styleengine.ui.uploads import sentence
 
 ENGINE_QUEUE = {"concurrency_id": "engine", "concurrency_limit": 1}
@@ -29,7 +29,7 @@ STOPPING = "Stopping. Writing the finished frames …"
 UNEXPECTED = "The run failed with an unexpected error. See the server's log."
 RETURNS = "Returns the result and its record. Omitted settings take the values recommended for the model."
 
-Prepare = Callable[[Mapping[str, Any]], Job]
+Prepare = Callable[[Mapping[str, Any]], Program]
 
 
 def connect_page(
@@ -91,7 +91,7 @@ def connect_page(
 
 
 async def _states(
-    name: str, runner: Runner, panel: Panel, prepare: Callable[[], Job], request: gr.Request, ticket: Any
+    name: str, runner: Runner, panel: Panel, prepare: Callable[[], Program], request: gr.Request, ticket: Any
 ) -> AsyncGenerator[Updates, None]:
     """The panel's updates during a run and at its end."""
     ticket = runner.admitted(request, name, ticket)
@@ -114,6 +114,11 @@ async def _states(
         runner.forget(ticket)
 
 
+def saved_with_record(outcome: Stylization, folder: str) -> tuple[str, dict[str, Any]]:
+    """The path of the saved result, and its record."""
+    return str(save(outcome, folder)), outcome.record()
+
+
 def add_api(
     name: str,
     runner: Runner,
@@ -126,25 +131,30 @@ def add_api(
     note: str = "",
     descriptions: Mapping[str, str],
     result: type[gr.Image | gr.Video] = gr.Image,
+    returns: str = RETURNS,
+    more: Sequence[Component] = (),
+    finish: Callable[[Any, str], Sequence[Any]] = saved_with_record,
 ) -> None:
     """The endpoint `/name` and its MCP tool. Takes the inputs by name; returns the PNG or MP4 and its record.
 
-    Inputs that are not `required` may be omitted or null; the chosen model's recommended values then apply.
+    `finish(outcome, folder)` gives the outputs: a file, a record, and the values of `more`. Inputs that are not
+    `required` may be omitted or null; the chosen model's recommended values then apply.
     """
     fields = {field: parameter(component) for field, component in inputs.items()}
 
-    async def endpoint(request: gr.Request, *values: Any) -> tuple[str, dict[str, Any]]:
+    async def endpoint(request: gr.Request, *values: Any) -> tuple[Any, ...]:
         *given, progress = values
         ticket = runner.admit(request, name)
         try:
             job = await run_sync(prepare, dict(zip(inputs, given, strict=True)))
             async with aclosing(runner.follow(job, ticket, previews=False)) as outcomes:
+                last: Any = None
                 async for outcome in outcomes:
                     if isinstance(outcome, Report):
                         progress((outcome.step, outcome.total), desc=progress_words(outcome))
-                    elif isinstance(outcome, Stylization):
-                        return str(await run_sync(save, outcome, file.GRADIO_CACHE)), outcome.record()
-            raise RuntimeError("a run ends with one result or an error")
+                    else:
+                        last = outcome
+            return tuple(await run_sync(finish, last, file.GRADIO_CACHE))
         except StyleEngineError as error:
             raise shown(error) from None
         except Cancelled:
@@ -156,14 +166,14 @@ def add_api(
     endpoint.__signature__ = signature(inputs, required)  # type: ignore[attr-defined]
     endpoint.__annotations__ = {"request": gr.Request}
     lines = [f"    {field}: {descriptions[field]}" for field in inputs]
-    endpoint.__doc__ = "\n".join([f"{summary} {RETURNS}", *(["", note] if note else []), "", "Args:", *lines])
+    endpoint.__doc__ = "\n".join([f"{summary} {returns}", *(["", note] if note else []), "", "Args:", *lines])
     file = result(label="Result", visible=False)
     record = gr.JSON(label="Record", visible=False)
     gr.on(
         [],
         endpoint,
         inputs=list(fields.values()),
-        outputs=[file, record],
+        outputs=[file, record, *more],
         preprocess=False,
         api_name=name,
         **ENGINE_QUEUE,

@@ -33,8 +33,8 @@ DETAIL_WORDS = {
 class ResultPanel(Panel):
     """A panel with a before/after slider."""
 
-    def __init__(self, hint: str = HINT) -> None:
-        super().__init__(hint, "Download PNG")
+    def __init__(self, hint: str = HINT, download: str = "Download PNG") -> None:
+        super().__init__(hint, download)
 
     def show(self) -> list[Any]:
         self.slider = gr.ImageSlider(
@@ -50,7 +50,7 @@ class ResultPanel(Panel):
     def working(self, report: Report, content: Image.Image | None) -> Updates:
         updates = super().working(report, content)
         if report.preview:
-            updates[self.slider] = (_before(content, report.preview), report.preview)
+            updates[self.slider] = (before(content, report.preview), report.preview)
         return updates
 
     def finished(self, result: Drawn, content: Image.Image | None) -> Updates:
@@ -59,7 +59,7 @@ class ResultPanel(Panel):
         path = str(save(results[-1], self.slider.GRADIO_CACHE))
         return {
             **self.stopped(summary(results), *notes(results), file=path),
-            self.slider: (_before(content, results[-1].image), path),
+            self.slider: (before(content, results[-1].image), path),
         }
 
 
@@ -90,7 +90,7 @@ class StripPanel(ResultPanel):
         return updates
 
 
-def _before(content: Image.Image | None, image: Image.Image) -> Image.Image:
+def before(content: Image.Image | None, image: Image.Image) -> Image.Image:
     return fit(content, image.size) if content else image
 
 

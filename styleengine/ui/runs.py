@@ -11,11 +11,11 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import gradio as gr
 from gradio.context import LocalContext
@@ -60,11 +60,24 @@ class Job:
         """The first image or clip, with which the result is compared; None without one."""
         return next((given for given in self.inputs.values() if isinstance(given, (Image.Image, VideoClip))), None)
 
+    def outcomes(self, run: "RunJob") -> "Iterator[Any]":
+        """The reports and the result. Other kinds of jobs run several jobs, one after another."""
+        return run(self)
+
     def run(self, engine: StyleEngine, on_step: OnStep) -> "Result":
         engine = engine.with_model(self.model, on_step=on_step)
         if self.method in METHODS:
             return engine.run(self.method, self.inputs, self.settings, **self.options, on_step=on_step)
         return getattr(engine, self.method)(**self.inputs, settings=self.settings, **self.options, on_step=on_step)
+
+
+class Program(Protocol):
+    """What `Runner.follow` runs: a job, or several."""
+
+    @property
+    def content(self) -> Any: ...
+
+    def outcomes(self, run: "RunJob") -> "Iterator[Any]": ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,9 @@ class Report:
     seconds_left: float | None = None
     judged: Sequence[tuple[int, float]] = ()
     steps_per_second: float = 0.0
+
+
+RunJob: TypeAlias = Callable[[Job], Iterator[Report | Result]]
 
 
 class Runner:
@@ -135,23 +151,26 @@ class Runner:
         finally:
             path.unlink(missing_ok=True)
 
-    async def follow(self, job: Job, ticket: str, *, previews: bool) -> AsyncGenerator[Report | Result, None]:
-        """As `run`, without blocking the event loop.
+    async def follow(self, job: Program, ticket: str, *, previews: bool) -> AsyncGenerator[Any, None]:
+        """As `run`, without blocking the event loop, and also for several jobs.
 
         The run stops at its next step if the iterator is closed, its task is cancelled, or the client
         disconnects, which raises Cancelled. None of these waits for that step.
         """
         loop, client = asyncio.get_running_loop(), Client()
-        outcomes: asyncio.Queue[Report | Result | BaseException | None] = asyncio.Queue()
+        outcomes: asyncio.Queue[Any] = asyncio.Queue()
 
-        def put(outcome: Report | Result | BaseException | None) -> None:
+        def run(one: Job) -> Iterator[Report | Result]:
+            yield from map(_shareable, self.run(one, ticket, previews=previews))
+
+        def put(outcome: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(outcomes.put_nowait, outcome)
 
         def work() -> None:
             try:
-                for outcome in self.run(job, ticket, previews=previews):
-                    put(_shareable(outcome))
+                for outcome in job.outcomes(run):
+                    put(outcome)
                 put(None)
             except BaseException as error:  # noqa: BLE001 - raised again below, in the request's task
                 put(error)

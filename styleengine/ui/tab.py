@@ -9,8 +9,16 @@ from styleengine.ui.runs import Runner
 
 @dataclass(frozen=True)
 class Tab:
-    """The tab of a method, labelled with its titles. `build` is called inside the tab's Gradio context."""
+    """The tab of a method, labelled with its titles, or one with a `title` of its own for several methods.
 
-    method: Method
+    `build` is called inside the tab's Gradio context.
+    """
+
+    method: Method | None
     order: int
     build: Callable[[Runner], None]
+    title: str = ""
+
+    @property
+    def label(self) -> str:
+        return self.method.label if self.method else self.title

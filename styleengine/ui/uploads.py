@@ -20,6 +20,7 @@ FILE_COMPONENTS = (gr.Image, gr.Video, gr.File, gr.UploadButton)
 PAINTED = ("background", "composite")
 MOST_LAYERS = 8
 MOST_FILES = 50  # of one input
+MOST_CHOICES = 100  # of a group of checkboxes
 MOST_SAID = 500  # characters of an error
 FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/“”\"']+/)+(?=[^\s/])")  # of an absolute path in a message
 MOST_CHARACTERS = 100_000  # of a value that is not a file
@@ -65,6 +66,7 @@ def admitted(components: Sequence[Any], values: Sequence[Any]) -> list[Any]:
 
 
 def _admitted(component: Any, value: Any) -> Any:
+    component = getattr(component, "control", component)  # of an API parameter
     if value is None or isinstance(component, gr.State):
         return value
     if isinstance(component, gr.ImageEditor):
@@ -73,7 +75,9 @@ def _admitted(component: Any, value: Any) -> Any:
         return _files(value)
     if isinstance(component, FILE_COMPONENTS):
         return _file(value)
-    if isinstance(value, (list, dict)) and not isinstance(component, gr.Dataset):
+    if isinstance(component, gr.CheckboxGroup) and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        value = value[:MOST_CHOICES]
+    elif isinstance(value, (list, dict)) and not isinstance(component, gr.Dataset):
         raise StyleEngineError("A list or an object was sent where a single value is needed.")
     if len(str(value)) > MOST_CHARACTERS:
         raise StyleEngineError(f"A value has more than {MOST_CHARACTERS} characters. Send a shorter one.")

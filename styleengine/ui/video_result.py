@@ -74,14 +74,14 @@ class VideoPanel(Panel):
     def connect_comparison(self, run: Any) -> None:
         """Encodes both clips side by side after `run`, when the engine is free for other runs."""
 
-        def compare(compared: Compared | None) -> Any:
+        def side_by_side(compared: Compared | None) -> Any:
             try:
                 return comparison(compared, self.video.GRADIO_CACHE) if compared else gr.skip()
             except StyleEngineError:  # the original has been deleted in the meantime
                 return str(compared.result) if compared else gr.skip()
 
         run.then(
-            compare,
+            side_by_side,
             inputs=self.compared,
             outputs=self.video,
             api_visibility="private",
