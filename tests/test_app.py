@@ -1524,6 +1524,7 @@ def test_tools_are_named_for_what_they_do_and_helpers_are_hidden(address: str) -
     assert {tool["name"] for tool in tools} == {
         *(method.tool for method in METHODS.values()),
         "learn_style_of_painting",
+        "compare_style_transfer_methods",
     }
     for tool in tools:
         assert len(tool["description"]) > 60
