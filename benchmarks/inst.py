@@ -32,7 +32,7 @@ from styleengine.methods.inst.views import TrainingViews, prepare
 from styleengine.perceptual import Clip
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.9)
-MEASURES = ("content loss", "style loss", "outside style", "colours", "SSIM")
+MEASURES = ("content loss", "style loss", "external style", "colours", "SSIM")
 PLAIN_RATES = (1e-4, 1e-3, 1e-2)  # learning rates of textual inversion; the best counts
 LEAST_OF_BOUND = 0.8
 CLIP_L = (257 - 1, 1024, 768)  # patches, their width and the pooled width of CLIP ViT-L/14
@@ -50,13 +50,13 @@ def learned(
         *_, last = learn(backbone, painting, lambda: clip, settings, name=name, cache=cache)
         seconds = time.perf_counter() - began
         styles[name] = last.style(False)
-        null = Learner(backbone, prepare(backbone, painting, lambda: clip, settings, cache), settings).judged_loss(
+        null = Learner(backbone, prepare(backbone, painting, lambda: clip, settings, cache), settings).validation_loss(
             backbone.condition([""])
         )
         rows[name] = {
             "empty prompt": null,
-            "untrained": last.judged[0][1],
-            "trained": min(loss for _, loss in last.judged),
+            "untrained": last.validations[0][1],
+            "trained": min(loss for _, loss in last.validations),
             "steps": last.step,
             "steps/s": last.steps_per_second,
             "seconds": seconds,
@@ -112,7 +112,7 @@ def ablation(
         curves = []
         for name in names:
             *_, last = learn(backbone, style_image(name), lambda: clip, chosen, cache=cache)
-            curves.append([loss for _, loss in last.judged])
+            curves.append([loss for _, loss in last.validations])
         means = [statistics.mean(losses) for losses in zip(*curves, strict=True)]
         rows[variant] = {f"step {i * quarter}": loss for i, loss in enumerate(means)}
         print(variant, rows[variant], flush=True)
@@ -160,11 +160,11 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def cost(
-    backbone: LatentBackbone, lesson: TrainingViews, settings: InSTLearningSettings, repeats: int
+    backbone: LatentBackbone, views: TrainingViews, settings: InSTLearningSettings, repeats: int
 ) -> tuple[float, float]:
     """Median seconds of a training step and of a bare U-Net forward and backward pass, measured alternately."""
-    learner = Learner(backbone, lesson, settings.replace(check_every=1000))
-    x = lesson.latents[torch.arange(settings.batch) % len(lesson.latents)]
+    learner = Learner(backbone, views, settings.replace(check_every=1000))
+    x = views.latents[torch.arange(settings.batch) % len(views.latents)]
     timesteps = torch.full((settings.batch,), 500, device=x.device)
     null = backbone.condition([""]).expand(settings.batch, -1, -1)
 
@@ -190,8 +190,8 @@ def true_shape(folder: Path, size: int, batch: int, dtype: str, repeats: int, sa
     generator = torch.Generator().manual_seed(0)
     shapes = (settings.views, 4, size // 8, size // 8), (settings.views, pooled), (settings.views, patches, width)
     latents, whole, tokens = (torch.randn(shape, generator=generator).to(backbone.device) for shape in shapes)
-    lesson = TrainingViews(latents, whole, tokens)
-    step, bound = cost(backbone, lesson, settings, repeats)
+    views = TrainingViews(latents, whole, tokens)
+    step, bound = cost(backbone, views, settings, repeats)
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:

@@ -61,7 +61,7 @@ def measure(
     return {
         "content loss": content_loss(features["x"], features["c"]),
         "style loss": style_loss(features["x"], features["s"]),
-        "outside style": judge.distance(image, style),
+        "external style": judge.distance(image, style),
         "colours": color_distance(x, s),
         "SSIM": ssim(x, c),
         "PSNR": psnr(x, c),

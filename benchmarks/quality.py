@@ -59,7 +59,7 @@ def main() -> None:
         rows["the result"].append(measured)
         rows["the content itself"].append(alone)
         rows["the style itself"].append(measure(engine.backbone, judge, style, content, style))
-        nearer += measured["outside style"] < alone["outside style"]
+        nearer += measured["external style"] < alone["outside style"]
         print(f"{content_name:>10} + {style_name:<17} {measured}", flush=True)
     gaps, autoencoder = inversion_gaps(engine.backbone, arguments.size)
 

@@ -82,7 +82,7 @@ def main() -> None:
     print(table({name: mean_of(values) for name, values in rows.items()}))
     ours, others = list(makers)[:2], list(makers)[2:]
     for one, other in product(ours, others):
-        for measured, sign in (("style loss", 1), ("outside style", 1), ("content loss", 1), ("SSIM", -1)):
+        for measured, sign in (("style loss", 1), ("external style", 1), ("content loss", 1), ("SSIM", -1)):
             values = zip(rows[one], rows[other], strict=True)
             better = sum(sign * a[measured] < sign * b[measured] for a, b in values)
             print(f"{one} is better than {other} by {measured} on {better} of {len(rows[one])} pairs")

@@ -82,7 +82,7 @@ def compare_variants(arguments: argparse.Namespace, clips: list[Path], settings:
             rows[name] = {
                 "Diff mean ×1000": 1000 * result.details["result_diff_mean"],
                 "Diff variance ×10⁶": 1e6 * result.details["result_diff_variance"],
-                **{key: measured[key] for key in ("style loss", "outside style", "content loss")},
+                **{key: measured[key] for key in ("style loss", "external style", "content loss")},
                 "s per frame": result.seconds / result.frames,
             }
             strips = strips or [spread(contents)]

@@ -334,7 +334,9 @@ def _progress_bar() -> Iterator[OnStep]:
         def on_step(event: StepEvent) -> None:
             bar.total = event.total
             shown = (
-                f"{event.phase}, loss {event.judged[-1][1]:.4f}" if isinstance(event, LearningEvent) else event.phase
+                f"{event.phase}, loss {event.validations[-1][1]:.4f}"
+                if isinstance(event, LearningEvent)
+                else event.phase
             )
             bar.set_description_str(shown, refresh=False)
             bar.update(event.step - bar.n)

@@ -375,7 +375,7 @@ class StyleEngine:
             return inst.stylize(backbone, content, [state.style()], settings).image
 
         return LearningEvent(
-            LEARNING, state.step, state.total, preview, state.loss, state.judged, state.steps_per_second
+            LEARNING, state.step, state.total, preview, state.loss, state.validations, state.steps_per_second
         )
 
     @contextlib.contextmanager

@@ -46,13 +46,13 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class LearningEvent(StepEvent):
-    """Progress of learning: the step's `loss` (None before the first), and `judged`, pairs of step and validation loss.
+    """Progress of learning: the step's `loss` (None before the first), and `validations`: (step, validation loss) each.
 
     `preview()` generates an image with the current embedding, which takes a whole sampling run.
     """
 
     loss: float | None
-    judged: Sequence[tuple[int, float]]
+    validations: Sequence[tuple[int, float]]
     steps_per_second: float
 
 

@@ -167,10 +167,10 @@ def test_a_layer_is_the_attention_of_a_direct_computation() -> None:
 
 
 def test_the_embedding_depends_on_the_patch_tokens_and_on_the_pooled_one(learner: Learner) -> None:
-    lesson, module = learner.lesson, learner.module
-    word = module(lesson.pooled[:1], lesson.tokens[:1])
-    assert not torch.allclose(module(lesson.pooled[:1], lesson.tokens[1:2]), word, atol=1e-4)
-    assert not torch.allclose(module(lesson.pooled[1:2], lesson.tokens[:1]), word, atol=1e-5)
+    views, module = learner.views, learner.module
+    word = module(views.pooled[:1], views.tokens[:1])
+    assert not torch.allclose(module(views.pooled[:1], views.tokens[1:2]), word, atol=1e-4)
+    assert not torch.allclose(module(views.pooled[1:2], views.tokens[:1]), word, atol=1e-5)
 
 
 def test_the_initial_embedding_has_about_the_rms_of_the_token_embeddings(
@@ -208,7 +208,7 @@ def test_dropout_zeroes_its_share_after_each_layer_and_keeps_the_mean() -> None:
 def test_the_loss_is_that_of_a_direct_computation(tmp_path: Path, cat: Image.Image, prediction_type: str) -> None:
     backbone: Any = load_backbone(str(write_random_model(tmp_path / "model", prediction_type)), device="cpu")
     learner = Learner(backbone, prepare(backbone, cat, lambda: Clip(backbone), FAST), FAST)
-    x_0, places = learner.lesson.latents[:2], torch.tensor([0.1, 0.7])
+    x_0, places = learner.views.latents[:2], torch.tensor([0.1, 0.7])
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(1))
     condition = backbone.condition_with_word("*", learner.word().expand(2, -1))
     errors = []
@@ -223,12 +223,12 @@ def test_the_loss_is_that_of_a_direct_computation(tmp_path: Path, cat: Image.Ima
 
 
 def test_the_gradient_by_the_embedding_equals_finite_differences(learner: Learner) -> None:
-    backbone, lesson = learner.backbone, learner.lesson
-    noise = torch.randn(lesson.latents[:2].shape, generator=torch.Generator().manual_seed(1))
+    backbone, views = learner.backbone, learner.views
+    noise = torch.randn(views.latents[:2].shape, generator=torch.Generator().manual_seed(1))
 
     def loss(word: torch.Tensor) -> torch.Tensor:
         condition = backbone.condition_with_word("*", word.expand(2, -1))
-        return learner.loss(condition, lesson.latents[:2], torch.tensor([0.1, 0.7]), noise)
+        return learner.loss(condition, views.latents[:2], torch.tensor([0.1, 0.7]), noise)
 
     word = learner.word().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(word), word)
@@ -242,7 +242,7 @@ def test_the_gradient_in_half_precision_is_that_in_full(model_folder: Path, lear
     gradients = []
     for dtype in (torch.float32, torch.float16):
         backbone: Any = load_backbone(str(model_folder), "cpu", dtype)
-        one = Learner(backbone, learner.lesson, FAST.replace(check_every=1000))
+        one = Learner(backbone, learner.views, FAST.replace(check_every=1000))
         one.advance()
         gradients.append(torch.cat([weight.grad.flatten() for weight in one.module.parameters()]))  # type: ignore[union-attr]
     full, half = gradients
@@ -250,8 +250,8 @@ def test_the_gradient_in_half_precision_is_that_in_full(model_folder: Path, lear
 
 
 def test_a_gradient_that_overflows_counts_as_none(learner: Learner) -> None:
-    one = Learner(learner.backbone, learner.lesson, FAST)
-    words = one.module(learner.lesson.pooled[:1], learner.lesson.tokens[:1])
+    one = Learner(learner.backbone, learner.views, FAST)
+    words = one.module(learner.views.pooled[:1], learner.views.tokens[:1])
     one._backward(words.sum() * torch.inf, 1)
     assert all(not weight.grad.any() for weight in one.module.parameters() if weight.grad is not None)
 
@@ -259,18 +259,18 @@ def test_a_gradient_that_overflows_counts_as_none(learner: Learner) -> None:
 def test_a_loss_that_is_no_number_ends_learning_with_a_sentence(
     backbone: LatentBackbone, learner: Learner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = Learner(backbone, learner.lesson, FAST)
+    one = Learner(backbone, learner.views, FAST)
     with torch.no_grad():
         for weight in one.module.parameters():
             weight.fill_(torch.nan)
     with pytest.raises(StyleEngineError, match=r"The loss is not finite after 0 steps \(in float32\)"):
-        one.judge()
+        one.validate()
 
 
 def test_only_the_module_is_trained_with_one_forward_pass_per_step(
     backbone: LatentBackbone, learner: Learner, clip: Clip
 ) -> None:
-    fresh = Learner(backbone, learner.lesson, FAST.replace(check_every=1000))
+    fresh = Learner(backbone, learner.views, FAST.replace(check_every=1000))
     before = {name: weight.clone() for name, weight in fresh.module.named_parameters()}
     with counted_evaluations(backbone) as batches:
         fresh.advance()
@@ -284,7 +284,7 @@ def test_only_the_module_is_trained_with_one_forward_pass_per_step(
 def test_saving_memory_gives_the_same_gradient(backbone: LatentBackbone, learner: Learner) -> None:
     gradients = []
     for save_memory in (False, True):
-        one = Learner(backbone, learner.lesson, FAST.replace(save_memory=save_memory))
+        one = Learner(backbone, learner.views, FAST.replace(save_memory=save_memory))
         one.advance()
         gradients.append([weight.grad for weight in one.module.parameters()])
     for plain, again in zip(*gradients, strict=True):
@@ -310,9 +310,9 @@ def test_learning_brings_the_loss_below_that_of_the_untrained_embedding_and_of_t
 ) -> None:
     settings = FAST.replace(steps=24, learning_rate=0.01)
     style = finished(learn(backbone, cat, lambda: clip, settings))
-    untrained = learner.judged_loss(backbone.condition_with_word("*", learner.word()))
-    null = learner.judged_loss(backbone.condition([""]))
-    learned = learner.judged_loss(backbone.condition_with_word("*", style.word[None]))
+    untrained = learner.validation_loss(backbone.condition_with_word("*", learner.word()))
+    null = learner.validation_loss(backbone.condition([""]))
+    learned = learner.validation_loss(backbone.condition_with_word("*", style.word[None]))
     assert style.record.history[0] == (0, pytest.approx(untrained))
     assert learned == pytest.approx(min(loss for _, loss in style.record.history))
     assert learned < 0.99 * min(untrained, null)
@@ -359,12 +359,12 @@ def test_another_seed_gives_other_crops_noise_and_embeddings_but_the_same_initia
     runs = [list(learn(backbone, cat, lambda: clip, FAST.replace(seed=seed))) for seed in (0, 1)]
     losses = [[state.loss for state in run] for run in runs]
     assert all(one != other for one, other in zip(*(each[1:] for each in losses), strict=True))
-    assert runs[0][0].judged != runs[1][0].judged
+    assert runs[0][0].validations != runs[1][0].validations
     styles = [finished(iter(run)) for run in runs]
     assert float((styles[0].word - styles[1].word).abs().max()) > 1e-4
     lessons = [prepare(backbone, cat, lambda: clip, FAST.replace(seed=seed)) for seed in (0, 1)]
     assert not torch.equal(lessons[0].latents[1], lessons[1].latents[1])
-    fresh = [Learner(backbone, lesson, FAST.replace(seed=seed)).word() for seed, lesson in enumerate(lessons)]
+    fresh = [Learner(backbone, views, FAST.replace(seed=seed)).word() for seed, views in enumerate(lessons)]
     assert torch.equal(*fresh)
 
 
@@ -380,7 +380,7 @@ def test_the_learning_rate_falls_as_one_over_the_step_and_not_at_all_by_default(
 ) -> None:
     rate = FAST.learning_rate * FAST.batch
     assert [learner.rate(step) for step in (1, 100, 10_000)] == [rate] * 3
-    falling = Learner(backbone, learner.lesson, FAST.replace(full_rate_steps=2))
+    falling = Learner(backbone, learner.views, FAST.replace(full_rate_steps=2))
     for step in range(1, 6):
         falling.advance()
         expected = rate * min(1, 2 / step)
@@ -412,7 +412,7 @@ def test_progress_saved_before_a_setting_existed_is_resumed_with_its_default_onl
 
 
 def test_learning_does_not_touch_the_global_random_numbers(backbone: LatentBackbone, learner: Learner) -> None:
-    fresh, before = Learner(backbone, learner.lesson, FAST), torch.get_rng_state()
+    fresh, before = Learner(backbone, learner.views, FAST), torch.get_rng_state()
     fresh.advance()
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -463,7 +463,7 @@ def test_the_embedding_with_the_lowest_validation_loss_is_kept(
     style = finished(learn(backbone, cat, lambda: clip, settings))
     best = min(style.record.history, key=lambda entry: entry[1])
     assert style.record.best_step == best[0] != style.record.step
-    assert learner.judged_loss(backbone.condition_with_word("*", style.word[None])) == pytest.approx(best[1])
+    assert learner.validation_loss(backbone.condition_with_word("*", style.word[None])) == pytest.approx(best[1])
     part = at_step(learn(backbone, cat, lambda: clip, settings), best[0] + 1)
     again = finished(learn(backbone, cat, lambda: clip, settings, known=part))
     torch.testing.assert_close(again.word, style.word, atol=1e-6, rtol=0)
@@ -477,7 +477,7 @@ def test_learning_stopped_between_two_validations_is_validated_then_and_resumes_
     stopped = next(s for s in learn(backbone, cat, lambda: clip, settings) if s.step == 3).style(True, look=True)
     assert [step for step, _ in stopped.record.history] == [0, 3]
     assert stopped.record.best_step == 3
-    assert learner.judged_loss(backbone.condition_with_word("*", stopped.word[None])) == pytest.approx(
+    assert learner.validation_loss(backbone.condition_with_word("*", stopped.word[None])) == pytest.approx(
         stopped.record.history[-1][1]
     )
     again = finished(learn(backbone, cat, lambda: clip, settings, known=stopped))
@@ -493,7 +493,7 @@ def test_each_step_is_reported_with_its_loss_and_the_speed(
     assert [state.step for state in states] == list(range(7))
     assert states[0].loss is None
     assert all((state.loss or 0) > 0 and state.steps_per_second > 0 for state in states[1:])
-    assert [step for step, _ in states[-1].judged] == [0, 2, 4, 6]
+    assert [step for step, _ in states[-1].validations] == [0, 2, 4, 6]
     assert [state.finished for state in states] == [False] * 6 + [True]
 
 
@@ -507,12 +507,12 @@ def test_the_painting_is_encoded_once(backbone: LatentBackbone, clip: Clip, cat:
     for _ in range(2):
         finished(learn(backbone, cat, loaded, FAST.replace(steps=1), cache=cache))
     assert len(loads) == 1
-    lesson = prepare(backbone, cat, loaded, FAST, cache)
+    views = prepare(backbone, cat, loaded, FAST, cache)
     assert len(loads) == 1
     whole = to_tensor(fit(cat, (32, 32)))
-    torch.testing.assert_close(lesson.latents[:1], backbone.encode(whole))
-    torch.testing.assert_close(lesson.tokens[:1], clip.patch_tokens(whole))
-    assert lesson.latents.shape[0] == lesson.tokens.shape[0] == lesson.pooled.shape[0] == FAST.views
+    torch.testing.assert_close(views.latents[:1], backbone.encode(whole))
+    torch.testing.assert_close(views.tokens[:1], clip.patch_tokens(whole))
+    assert views.latents.shape[0] == views.tokens.shape[0] == views.pooled.shape[0] == FAST.views
 
 
 def test_crops_lie_within_the_painting_and_every_other_one_is_mirrored() -> None:

@@ -47,10 +47,10 @@ def test_one_painting_in_a_list_is_learned_exactly_as_alone(
 def test_the_embedding_and_the_statistics_are_the_means_over_the_centres_of_the_paintings(
     backbone: LatentBackbone, clip: Clip, three: list[Image.Image]
 ) -> None:
-    lesson = prepare(backbone, three, lambda: clip, FAST.replace(views=8))
-    learner = Learner(backbone, lesson, FAST)
+    views = prepare(backbone, three, lambda: clip, FAST.replace(views=8))
+    learner = Learner(backbone, views, FAST)
     with torch.no_grad():
-        words = [learner.module(lesson.pooled[i : i + 1], lesson.tokens[i : i + 1])[0] for i in range(3)]
+        words = [learner.module(views.pooled[i : i + 1], views.tokens[i : i + 1])[0] for i in range(3)]
     torch.testing.assert_close(learner.word()[0], torch.stack(words).mean(0))
     centres = [backbone.encode(to_tensor(fit(painting, (32, 32))))[0].flatten(1) for painting in three]
     style = finished(learn(backbone, three, lambda: clip, FAST))
@@ -58,10 +58,10 @@ def test_the_embedding_and_the_statistics_are_the_means_over_the_centres_of_the_
     torch.testing.assert_close(style.latent_std, torch.stack([z.std(1) for z in centres]).mean(0))
     assert style.thumbnail.tobytes() == thumbnail_of(three[0]).tobytes()
     assert style.record.paintings == 3
-    judged = Learner(backbone, prepare(backbone, three, lambda: clip, FAST), FAST).judged_loss(
+    found = Learner(backbone, prepare(backbone, three, lambda: clip, FAST), FAST).validation_loss(
         backbone.condition_with_word("*", style.word[None])
     )
-    assert judged == pytest.approx(min(loss for _, loss in style.record.history))
+    assert found == pytest.approx(min(loss for _, loss in style.record.history))
 
 
 @pytest.mark.parametrize(("views", "each"), [(8, [3, 3, 2]), (3, [1, 1, 1]), (1, [1, 1, 1]), (4, [2, 1, 1])])
@@ -77,13 +77,13 @@ def test_the_crops_are_spread_over_the_paintings_and_begin_with_their_centres(vi
 
 def test_each_of_many_paintings_is_validated(backbone: LatentBackbone, clip: Clip, cat: Image.Image) -> None:
     paintings = [cat.rotate(20 * number) for number in range(10)]
-    lesson = prepare(backbone, paintings, lambda: clip, FAST.replace(views=1))
-    assert len(lesson.latents) == lesson.paintings == 10
-    learner = Learner(backbone, lesson, FAST)
+    views = prepare(backbone, paintings, lambda: clip, FAST.replace(views=1))
+    assert len(views.latents) == views.paintings == 10
+    learner = Learner(backbone, views, FAST)
     condition = backbone.condition_with_word("*", learner.word())
-    before = learner.judged_loss(condition)
-    lesson.latents[9] += 1
-    assert learner.judged_loss(condition) != before
+    before = learner.validation_loss(condition)
+    views.latents[9] += 1
+    assert learner.validation_loss(condition) != before
 
 
 def test_learning_several_paintings_is_resumed_and_not_with_others(

@@ -34,8 +34,8 @@ from styleengine.images import fit, to_tensor
 from styleengine.methods.zstar_video import frames
 from styleengine.methods.zstar_video.frames import (
     FrameAttention,
-    FramePainter,
     FrameRecord,
+    FrameStylizer,
     energy_gradient,
     step_width,
     stillness,
@@ -116,9 +116,9 @@ def test_style_keys_are_concatenated_with_those_of_earlier_frames(backbone: Back
     settings = ZStarVideoSettings(size=64, balance=balance, strength=1.5)
     path = Trajectory([], keys_values={1: dict.fromkeys(settings.styled_layers(), (k_s, v_s))})
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, 2)
-    painter = FramePainter(Run(backbone, schedule), [Style(MASK)], [path], settings.replace(steps=2), (64, 64))
+    stylizer = FrameStylizer(Run(backbone, schedule), [Style(MASK)], [path], settings.replace(steps=2), (64, 64))
     record = [FrameRecord(torch.zeros(1, 4, 8, 8), {1: {12: pair}}) for pair in ((k_0, v_0), (k_1, v_1))]
-    tap = painter._tap(1, record, Trajectory([]))
+    tap = stylizer._tap(1, record, Trajectory([]))
     shift = math.log(balance)
     logits = torch.cat([1.5 * q @ k_s.mT / 8**0.5 + shift, q @ k_0.mT / 8**0.5, q @ k_1.mT / 8**0.5], -1)
     expected = logits.softmax(-1) @ torch.cat([v_s, v_0, v_1], 2)
@@ -164,19 +164,19 @@ def test_all_steps_together_take_the_share_that_was_asked_for(steps: int) -> Non
     assert ZStarVideoSettings(energy=0).pull() == 0
 
 
-def painter_of(
+def stylizer_of(
     backbone: Backbone, settings: ZStarVideoSettings
-) -> tuple[FramePainter, list[FrameRecord], torch.Tensor]:
-    """A painter with one random style path, the records of two frames, and some x_T."""
+) -> tuple[FrameStylizer, list[FrameRecord], torch.Tensor]:
+    """A stylizer with one random style path, the records of two frames, and some x_T."""
     generator = torch.Generator().manual_seed(1)
     schedule = ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps)
     latents = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(settings.steps + 1)]
     path = Trajectory(latents, dict(enumerate(latents)))
-    painter = FramePainter(Run(backbone, schedule), [Style(MASK)], [path], settings, (64, 64))
+    stylizer = FrameStylizer(Run(backbone, schedule), [Style(MASK)], [path], settings, (64, 64))
     x_T = torch.randn(1, 4, 16, 16, generator=generator)  # noqa: N806
     noises = [torch.randn(1, 4, 16, 16, generator=generator) for _ in range(2)]
-    records = [painter.first(frame_of(x, settings), None)[1] for x in noises]
-    return painter, records, x_T
+    records = [stylizer.first(frame_of(x, settings), None)[1] for x in noises]
+    return stylizer, records, x_T
 
 
 def frame_of(content: torch.Tensor, settings: ZStarVideoSettings, x_T: torch.Tensor | None = None) -> Trajectory:  # noqa: N803
@@ -186,21 +186,21 @@ def frame_of(content: torch.Tensor, settings: ZStarVideoSettings, x_T: torch.Ten
 
 def test_backpropagation_agrees_with_finite_differences(backbone: Backbone) -> None:
     settings = ZStarVideoSettings(size=64, steps=2, gradient="backprop")
-    painter, records, x_t = painter_of(backbone, settings)
+    stylizer, records, x_t = stylizer_of(backbone, settings)
     reference = records[1].clean[2]
-    noise, gradient = painter._backpropagated(x_t, 2, painter._tap(2, records, Trajectory([])), reference)
-    alpha = painter.run.schedule.levels[2].double()
+    noise, gradient = stylizer._backpropagated(x_t, 2, stylizer._tap(2, records, Trajectory([])), reference)
+    alpha = stylizer.run.schedule.levels[2].double()
 
     def energy(x: torch.Tensor) -> float:
-        predicted = painter._noise(x, 2, painter._tap(2, records, Trajectory([]))).double()
+        predicted = stylizer._noise(x, 2, stylizer._tap(2, records, Trajectory([]))).double()
         return float((ddim.predict_x0(x.double(), predicted, alpha) - reference.double()).square().sum())
 
-    assert torch.equal(noise, painter._noise(x_t, 2, painter._tap(2, records, Trajectory([]))))
+    assert torch.equal(noise, stylizer._noise(x_t, 2, stylizer._tap(2, records, Trajectory([]))))
     direction = gradient / gradient.norm()
     slope = (energy(x_t + 0.05 * direction) - energy(x_t - 0.05 * direction)) / 0.1
     assert slope == pytest.approx(float(gradient.norm()), rel=0.01)
     fixed = energy_gradient(
-        ddim.predict_x0(x_t, noise, painter.run.schedule.levels[2]), reference, painter.run.schedule.levels[2]
+        ddim.predict_x0(x_t, noise, stylizer.run.schedule.levels[2]), reference, stylizer.run.schedule.levels[2]
     )
     assert (gradient - fixed).norm() > 0.01 * fixed.norm()  # the U-Net's part is there
 
@@ -209,9 +209,9 @@ def test_backpropagation_agrees_with_finite_differences(backbone: Backbone) -> N
 def test_energy_moves_a_frame_towards_the_previous_one(backbone: Backbone, gradient: str) -> None:
     def distance(energy: float) -> float:
         settings = ZStarVideoSettings(size=64, steps=3, energy=energy, gradient=gradient)
-        painter, records, x_T = painter_of(backbone, settings)  # noqa: N806
+        stylizer, records, x_T = stylizer_of(backbone, settings)  # noqa: N806
         last = records[1].clean[1]
-        x_0, _ = painter.next(frame_of(records[1].content, settings, x_T), *records, None)
+        x_0, _ = stylizer.next(frame_of(records[1].content, settings, x_T), *records, None)
         return float((x_0 - last).norm())
 
     distances = [distance(energy) for energy in (0.0, 0.3, 0.8)]
@@ -222,16 +222,16 @@ def test_energy_moves_a_frame_towards_the_previous_one(backbone: Backbone, gradi
 @pytest.mark.parametrize("gradient", ["closed_form", "backprop"])
 def test_energy_is_weaker_where_the_clip_moves(backbone: Backbone, gradient: str) -> None:
     settings = ZStarVideoSettings(size=64, steps=2, energy=0.8, attention="none", gradient=gradient)
-    painter, records, x_T = painter_of(backbone, settings)  # noqa: N806
+    stylizer, records, x_T = stylizer_of(backbone, settings)  # noqa: N806
     content = records[1].content.clone()
     content[..., 8:] += 5 * content.std()  # the right half moves
 
     def after_one_step(**changes: Any) -> torch.Tensor:
         """x_t after the first step; in later ones the halves affect each other."""
-        painter.settings, seen = settings.replace(**changes), list[torch.Tensor]()
+        stylizer.settings, seen = settings.replace(**changes), list[torch.Tensor]()
         first, previous = records
         previous = FrameRecord(previous.content, dict(previous.keys_values), dict(previous.clean))  # is used up
-        painter.next(frame_of(content, settings, x_T), first, previous, lambda step, x_t, clean: seen.append(x_t))
+        stylizer.next(frame_of(content, settings, x_T), first, previous, lambda step, x_t, clean: seen.append(x_t))
         return seen[0]
 
     without, sparing, alike = after_one_step(energy=0.0), after_one_step(), after_one_step(spare_motion=False)
@@ -250,8 +250,8 @@ def test_stillness_falls_as_a_gaussian_of_the_change() -> None:
 
 def test_records_keep_nothing_of_the_gradients_graph(backbone: Backbone) -> None:
     settings = ZStarVideoSettings(size=64, steps=2, gradient="backprop")
-    painter, records, x_T = painter_of(backbone, settings)  # noqa: N806
-    x_0, record = painter.next(frame_of(x_T, settings), *records, None)
+    stylizer, records, x_T = stylizer_of(backbone, settings)  # noqa: N806
+    x_0, record = stylizer.next(frame_of(x_T, settings), *records, None)
     assert not any(x.requires_grad for x in (x_0, *record.tensors().values()))
 
 

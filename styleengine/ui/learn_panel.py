@@ -94,12 +94,12 @@ class LearnPanel(Panel):
 
     def working(self, known: LearningStatus, seen: str) -> Updates:
         """The progress, as far as it is newer than `seen`. The plot appears from two points on."""
-        judged = known.report.judged
-        new = f"{len(judged)} {[words for _, words in known.previews]}"
+        validations = known.report.validations
+        new = f"{len(validations)} {[words for _, words in known.previews]}"
         updates: Updates = {self.status: progress_bar(known.report) + line(pace(known.report))}
         if new != seen:
-            losses = pd.DataFrame(list(judged), columns=["step", "loss"])
-            updates |= {self.seen: new, self.plot: gr.LinePlot(losses, visible=len(judged) > 1)}
+            losses = pd.DataFrame(list(validations), columns=["step", "loss"])
+            updates |= {self.seen: new, self.plot: gr.LinePlot(losses, visible=len(validations) > 1)}
             drawn = [(file, words) for preview, words in known.previews if (file := self._shown(preview))]
             if drawn:
                 updates[self.strip] = gr.Gallery(value=drawn, visible=True)

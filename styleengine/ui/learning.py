@@ -230,7 +230,7 @@ class Learning:
                 return {"phase": "stopped", "sentence": NOT_BEGUN}
             phase, style = "stopped", LearnedStyle.open(partial, with_state=True)
         kept = self.library.put(task.place, style)
-        report = replace(self.status(task.place.name).report, step=kept.record.step, judged=kept.record.history)
+        report = replace(self.status(task.place.name).report, step=kept.record.step, validations=kept.record.history)
         return {"phase": phase, "report": report, "style": kept}
 
     def _slices(self, task: _Task) -> LearnedStyle:

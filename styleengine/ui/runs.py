@@ -84,7 +84,7 @@ class Program(Protocol):
 class Report:
     """The progress of a run. `preview` is set occasionally, `seconds_left` once it can be estimated.
 
-    During training, `judged` and `steps_per_second` are those of the `LearningEvent`.
+    During training, `validations` and `steps_per_second` are those of the `LearningEvent`.
     """
 
     phase: Phase
@@ -92,7 +92,7 @@ class Report:
     total: int
     preview: Image.Image | None = None
     seconds_left: float | None = None
-    judged: Sequence[tuple[int, float]] = ()
+    validations: Sequence[tuple[int, float]] = ()
     steps_per_second: float = 0.0
 
 
@@ -314,7 +314,7 @@ class _Reporter:
         preview = self._preview(event) if self.previews else None
         report = Report(event.phase, event.step, event.total, preview, self._seconds_left(event))
         if isinstance(event, LearningEvent):
-            report = replace(report, judged=event.judged, steps_per_second=event.steps_per_second)
+            report = replace(report, validations=event.validations, steps_per_second=event.steps_per_second)
         self.reports.put(report)
         self.next_report = time.monotonic() + REPORT_PAUSE
 

@@ -3,7 +3,7 @@
 import torch
 
 # Independent draws of one run, by number. The steps count on from STEP_DRAW.
-VIEWS_DRAW, WEIGHTS_DRAW, JUDGED_DRAW, STEP_DRAW = 1, 2, 3, 1 << 20
+VIEWS_DRAW, WEIGHTS_DRAW, VALIDATION_DRAW, STEP_DRAW = 1, 2, 3, 1 << 20
 APART = 0x9E3779B1  # odd: 2³² divided by the golden ratio, so that the numbers of neighbouring seeds lie far apart
 
 

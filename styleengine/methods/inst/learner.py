@@ -24,7 +24,7 @@ from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.learned_style import LearnedStyle, StyleRecord, fitting_name, thumbnail_of
 from styleengine.method import several
-from styleengine.methods.inst.draws import JUDGED_DRAW, STEP_DRAW, generator_of
+from styleengine.methods.inst.draws import STEP_DRAW, VALIDATION_DRAW, generator_of
 from styleengine.methods.inst.inversion import AttentionInversion, PlainWord
 from styleengine.methods.inst.paintings import Paintings, hash_of
 from styleengine.methods.inst.settings import InSTLearningSettings
@@ -35,7 +35,7 @@ from styleengine.workfolder import check_same_run
 
 BEST_WORD = "best_word"  # in a style's state: the embedding with the lowest regular validation loss
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
-JUDGED = 8  # (t, ε) pairs in the fixed validation set, at least
+VALIDATED = 8  # (t, ε) pairs in the fixed validation set, at least
 KEEP_PAUSE = 10.0  # seconds between two saves of unfinished learning
 CHANGEABLE = {"steps", "patience", "save_memory"}  # settings of a resumed run that may differ
 LEAST_FALL = 1e-3  # relative decrease of the validation loss that counts as an improvement
@@ -45,7 +45,7 @@ LEAST_FALL = 1e-3  # relative decrease of the validation loss that counts as an 
 class LearningState:
     """Progress of learning. `style()` returns the current style; call it before the next state.
 
-    `loss` is that of the step, None before the first; `judged` are the (step, validation loss) pairs so
+    `loss` is that of the step, None before the first; `validations` are the (step, validation loss) pairs so
     far. Time between two states does not count in `steps_per_second`. `style` has two options, both off
     by default: `with_state` adds what `learn` needs to resume, and `look` also validates the embedding
     of the current step.
@@ -54,7 +54,7 @@ class LearningState:
     step: int
     total: int
     loss: float | None
-    judged: tuple[tuple[int, float], ...]
+    validations: tuple[tuple[int, float], ...]
     steps_per_second: float
     finished: bool
     style: Callable[..., LearnedStyle]
@@ -90,8 +90,8 @@ def learn(
             _manifest(sha256, backbone.revision, settings.model_dump()),
         )
         learner.restore(known)
-    elif not learner.judged:
-        learner.judge()
+    elif not learner.validations:
+        learner.validate()
     first, seconds = learner.step, 0.0
 
     def state(loss: float | None) -> LearningState:
@@ -99,7 +99,7 @@ def learn(
             step=learner.step,
             total=settings.steps,
             loss=loss,
-            judged=tuple(learner.judged),
+            validations=tuple(learner.validations),
             steps_per_second=(learner.step - first) / seconds if learner.step > first else 0.0,
             finished=learner.finished,
             style=functools.partial(learner.style, shown, sha256, name),
@@ -151,12 +151,12 @@ def learned(
 class Learner:
     """The module, its optimizer, and the loss. All random numbers depend only on the seed and the step number."""
 
-    def __init__(self, backbone: LatentBackbone, lesson: TrainingViews, settings: InSTLearningSettings) -> None:
-        self.backbone, self.lesson, self.settings = backbone, lesson, settings
+    def __init__(self, backbone: LatentBackbone, views: TrainingViews, settings: InSTLearningSettings) -> None:
+        self.backbone, self.views, self.settings = backbone, views, settings
         self.module = self._fresh_module().to(backbone.device)
         self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=self.rate(1))
         self.step = 0
-        self.judged: list[tuple[int, float]] = []
+        self.validations: list[tuple[int, float]] = []
         self.best_word = torch.zeros(1, backbone.word_width, dtype=torch.float32, device=backbone.device)
 
     @property
@@ -166,7 +166,7 @@ class Learner:
     @property
     def _stuck(self) -> bool:
         """Whether the last `patience` validations brought no improvement."""
-        patience, losses = self.settings.patience, [loss for _, loss in self.judged]
+        patience, losses = self.settings.patience, [loss for _, loss in self.validations]
         if not patience or len(losses) <= patience:
             return False
         return min(losses[-patience:]) > min(losses[:-patience]) * (1 - LEAST_FALL)
@@ -180,7 +180,7 @@ class Learner:
         settings, whole = self.settings, self.settings.full_rate_steps or step
         return settings.learning_rate * settings.batch * min(1, whole / step)
 
-    def _is_judged(self, step: int) -> bool:
+    def _validates_at(self, step: int) -> bool:
         return step % self.settings.check_every == 0 or step >= self.settings.steps
 
     def advance(self) -> float:
@@ -188,24 +188,24 @@ class Learner:
 
         A step that fails has no effect.
         """
-        step, count, lesson = self.step + 1, self.settings.batch, self.lesson
+        step, count, views = self.step + 1, self.settings.batch, self.views
         generator = generator_of(self.settings.seed, STEP_DRAW + step)
-        views = torch.randint(len(lesson.latents), (count,), generator=generator)
+        rows = torch.randint(len(views.latents), (count,), generator=generator)
         # Stratified over the timesteps: still uniform, with less variance.
         places = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float32)) / count
-        noise = torch.randn((count, *lesson.latents.shape[1:]), generator=generator, dtype=torch.float32)
+        noise = torch.randn((count, *views.latents.shape[1:]), generator=generator, dtype=torch.float32)
         with torch.enable_grad():
-            words = self.module(lesson.pooled[views], lesson.tokens[views], generator)
+            words = self.module(views.pooled[rows], views.tokens[rows], generator)
             condition = self.backbone.condition_with_word(PLACEHOLDER, words)
-            loss = self.loss(condition, lesson.latents[views], places, noise)
+            loss = self.loss(condition, views.latents[rows], places, noise)
             self.optimizer.zero_grad()
             self._backward(loss, noise[0].numel())
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
         self.optimizer.step()
         self.step = step
-        if self._is_judged(step):
-            self.judge()
+        if self._validates_at(step):
+            self.validate()
         return float(loss.detach())
 
     def loss(
@@ -225,34 +225,34 @@ class Learner:
         return (errors / alpha if backbone.prediction_type == "v_prediction" else errors).mean()
 
     @torch.no_grad()
-    def judged_loss(self, condition: torch.Tensor) -> float:
+    def validation_loss(self, condition: torch.Tensor) -> float:
         """The validation loss, on the fixed (t, ε) set, under a condition (1, tokens, width).
 
         The set depends only on the seed: evenly spaced timesteps, one noise for each, the crops in turn, and
         no fewer than there are paintings.
         """
-        generator, latents = generator_of(self.settings.seed, JUDGED_DRAW), self.lesson.latents
-        count = max(JUDGED, self.lesson.paintings)
+        generator, latents = generator_of(self.settings.seed, VALIDATION_DRAW), self.views.latents
+        count = max(VALIDATED, self.views.paintings)
         x_0 = latents[torch.arange(count) % len(latents)]
         noise = torch.randn(x_0.shape, generator=generator, dtype=torch.float32)
         places = (torch.arange(count, dtype=torch.float32) + 0.5) / count
-        room = min(JUDGED, self.settings.batch)
+        room = min(VALIDATED, self.settings.batch)
         batches = zip(x_0.split(room), places.split(room), noise.split(room), strict=True)
         return sum(float(self.loss(condition, *batch)) * len(batch[0]) for batch in batches) / count
 
-    def judge(self) -> float:
+    def validate(self) -> float:
         """Validates the current embedding, records the loss, and keeps the best embedding."""
         word, loss = self._validated()
-        if not self.judged or loss < min(entry[1] for entry in self.judged):
+        if not self.validations or loss < min(entry[1] for entry in self.validations):
             self.best_word = word
-        self.judged.append((self.step, loss))
+        self.validations.append((self.step, loss))
         return loss
 
     @torch.no_grad()
     def _validated(self) -> tuple[torch.Tensor, float]:
         """The current embedding and its validation loss; StyleEngineError if that is not finite."""
         word = self.word()
-        loss = self.judged_loss(self.backbone.condition_with_word(PLACEHOLDER, word))
+        loss = self.validation_loss(self.backbone.condition_with_word(PLACEHOLDER, word))
         if not math.isfinite(loss):
             raise StyleEngineError(
                 f"The loss is not finite after {self.step} steps (in {self.backbone.precision}). Load the model in "
@@ -263,8 +263,8 @@ class Learner:
     @torch.no_grad()
     def word(self) -> torch.Tensor:
         """The current embedding (1, width), without dropout: the mean over the paintings' central crops."""
-        count = self.lesson.paintings
-        return self.module(self.lesson.pooled[:count], self.lesson.tokens[:count]).mean(0, keepdim=True)
+        count = self.views.paintings
+        return self.module(self.views.pooled[:count], self.views.tokens[:count]).mean(0, keepdim=True)
 
     def style(
         self, shown: Image.Image, sha256: str, name: str, with_state: bool = False, look: bool = False
@@ -274,26 +274,26 @@ class Learner:
         `shown` is the painting of the thumbnail, `sha256` the hash over all paintings.
         This extra validation does not affect runs resumed from the style's state.
         """
-        backbone, latents = self.backbone, self.lesson.latents[: self.lesson.paintings].flatten(2)
-        judged, best_word = list(self.judged), self.best_word
-        if look and judged[-1][0] < self.step:
+        backbone, latents = self.backbone, self.views.latents[: self.views.paintings].flatten(2)
+        validations, best_word = list(self.validations), self.best_word
+        if look and validations[-1][0] < self.step:
             word, loss = self._validated()
-            if loss < min(entry[1] for entry in judged):
+            if loss < min(entry[1] for entry in validations):
                 best_word = word
-            judged.append((self.step, loss))
+            validations.append((self.step, loss))
         return LearnedStyle(
             record=StyleRecord(
                 name=name,
                 painting=sha256,
-                paintings=self.lesson.paintings,
+                paintings=self.views.paintings,
                 backbone=backbone.name,
                 revision=backbone.revision,
                 words=backbone.words,
                 settings=self.settings.model_dump(),
                 step=self.step,
-                best_step=min(judged, key=lambda entry: entry[1])[0],
+                best_step=min(validations, key=lambda entry: entry[1])[0],
                 complete=self.finished,
-                history=judged,
+                history=validations,
                 version=__version__,
             ),
             word=best_word[0].cpu(),
@@ -318,7 +318,7 @@ class Learner:
                     **{key: known.state[f"{key}.{name}"].to(weight, copy=True) for key in MOMENTS},
                 }
         self.step = known.record.step
-        self.judged = [entry for entry in known.record.history if self._is_judged(entry[0])]
+        self.validations = [entry for entry in known.record.history if self._validates_at(entry[0])]
         self.best_word = known.state[BEST_WORD].to(self.backbone.device)
 
     def _state(self, zeros: bool = False) -> dict[str, torch.Tensor]:
@@ -345,13 +345,13 @@ class Learner:
             weight.grad = weight.grad / scale if sound and weight.grad is not None else torch.zeros_like(weight)
 
     def _fresh_module(self) -> nn.Module:
-        backbone, lesson = self.backbone, self.lesson
-        widths = lesson.pooled.shape[-1], lesson.tokens.shape[-1], backbone.word_width
-        module = AttentionInversion(*widths, backbone.word_size, self.settings).to(lesson.pooled.device)
+        backbone, views = self.backbone, self.views
+        widths = views.pooled.shape[-1], views.tokens.shape[-1], backbone.word_width
+        module = AttentionInversion(*widths, backbone.word_size, self.settings).to(views.pooled.device)
         if self.settings.mode == "attention":
             return module
         with torch.no_grad():
-            words = module(lesson.pooled[: lesson.paintings], lesson.tokens[: lesson.paintings])
+            words = module(views.pooled[: views.paintings], views.tokens[: views.paintings])
             return PlainWord(words.mean(0, keepdim=True))
 
 

@@ -54,7 +54,7 @@ def prepare(
         pooled, tokens = (torch.cat(part).float() for part in zip(*embeddings, strict=True))
         return TrainingViews(latents, pooled, tokens, len(several(paintings)))
 
-    key = ("lesson", hash_of(paintings), backbone.identity, settings.size, settings.views, settings.seed)
+    key = ("views", hash_of(paintings), backbone.identity, settings.size, settings.views, settings.seed)
     return (cache if cache is not None else ByteCache(0)).get_or_make(key, make)
 
 

@@ -118,7 +118,7 @@ def step_width(pull: float | torch.Tensor, alpha_t: torch.Tensor, alpha_prev: to
     return pull * (alpha_t * alpha_prev).sqrt() / 2
 
 
-class FramePainter:
+class FrameStylizer:
     """Redraws frames one by one, each from its inverted noise, with one set of styles and settings."""
 
     def __init__(

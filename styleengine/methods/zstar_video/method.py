@@ -16,7 +16,7 @@ from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled
 from styleengine.images import fit, to_images, to_tensor, working_size
 from styleengine.method import Call, Kind, Method, Role, styles_and_mask
-from styleengine.methods.zstar_video.frames import FramePainter, FrameRecord
+from styleengine.methods.zstar_video.frames import FrameRecord, FrameStylizer
 from styleengine.methods.zstar_video.settings import ZStarVideoSettings
 from styleengine.metrics import frame_differences
 from styleengine.phases import Phase, inverting, stylizing
@@ -133,7 +133,7 @@ class _ClipRun:
             return
         batches = [numbers for numbers in self._batches() if numbers.stop > done]
         self.run.plan([phase for part in self._phases(batches) for phase in part], self.shown)
-        painter = FramePainter(
+        stylizer = FrameStylizer(
             self.run, self.styles, invert_styles(self.run, self.styles, self.settings), self.settings, self.size
         )
         if first:
@@ -146,13 +146,13 @@ class _ClipRun:
                 self.run.begin(phase)
                 after = self.run.after(phase)
                 if first and previous:
-                    x_0, previous = painter.next(inverted, first, previous, after)
+                    x_0, previous = stylizer.next(inverted, first, previous, after)
                 else:
-                    x_0, first = painter.first(inverted, after)
+                    x_0, first = stylizer.first(inverted, after)
                     previous = first
                 self.shown = to_images(self.run.backbone.decode(x_0))[0]
                 if self.settings.compare:
-                    independent = painter.alone(inverted, self.run.after(self._painting(number, " alone")))
+                    independent = stylizer.alone(inverted, self.run.after(self._painting(number, " alone")))
                     self.folder.save_frame(ALONE, number, to_images(self.run.backbone.decode(independent))[0])
                 self.folder.save_frame(RESULT, number, self.shown)
             if self.resumable:
