@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from styleengine.backbones import recommended_settings
@@ -17,6 +17,12 @@ WORK_HELP = (
     "folder for finished frames, so that the same command resumes after an interruption "
     "(default: OUT.mp4.work, deleted at the end)"
 )
+
+
+def add_command(commands: Any, name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    return command
 
 
 def add_method(command: argparse.ArgumentParser, method: Method, model: str) -> None:

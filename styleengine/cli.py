@@ -7,6 +7,7 @@ python -m styleengine qs-attn photo.jpg "a watercolor painting" -o out.png
 python -m styleengine inst learn painting.jpg another.jpg -o style.safetensors
 python -m styleengine inst apply photo.jpg style.safetensors -o out.png
 python -m styleengine compare photo.jpg painting.jpg --prompt "a watercolor painting" -o folder
+python -m styleengine batch photos/*.jpg --style paintings/*.jpg -o folder
 python -m styleengine rerun out.png --inputs photos
 """
 
@@ -15,8 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from styleengine import (
     InSTLearningSettings,
-    LearningEvent,
     StyleEngine,
     StyleEngineError,
 )
 from styleengine.arguments import (
+    add_command,
     add_method,
     add_model,
     add_output,
@@ -42,8 +42,9 @@ from styleengine.arguments import (
     settings_of,
 )
 from styleengine.backbones import default_model
+from styleengine.batch_command import add_batch, method_of_batch
 from styleengine.comparison import LEARNING_STEPS, caption, comparing, contenders
-from styleengine.console import lenient_console, silence_libraries
+from styleengine.console import lenient_console, output_folder, progress_bar, silence_libraries
 from styleengine.found_inputs import FLAGS
 from styleengine.images import check_output
 from styleengine.learned_style import MOST_PAINTINGS, SUFFIX
@@ -52,7 +53,7 @@ from styleengine.methods import METHODS
 from styleengine.methods.inst import opened_paintings
 from styleengine.rerun import Rerun
 from styleengine.settings import shortened
-from styleengine.stylization import OnStep, Record, StepEvent, Stylization, VideoStylization
+from styleengine.stylization import Record, Stylization, VideoStylization
 from styleengine.version import __version__
 
 LONGEST_ERROR = 500  # characters of an argparse error, which repeats its input
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0, 2 for a user error (one sentence on stderr), or 130 for Ctrl-C."""
     with lenient_console():
         try:
-            chosen = _parser(_model(sys.argv[1:] if arguments is None else arguments)).parse_args(arguments)
+            given = sys.argv[1:] if arguments is None else arguments
+            chosen = _parser(_model(given), given).parse_args(given)
             silence_libraries()
             chosen.run(chosen)
         except StyleEngineError as error:
@@ -97,7 +99,7 @@ def _model(arguments: Sequence[str]) -> str:
         return default_model()
 
 
-def _parser(model: str) -> argparse.ArgumentParser:
+def _parser(model: str, arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="styleengine", description="Style transfer by diffusion.")
     parser.add_argument("--version", action="version", version=f"styleengine {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -106,11 +108,12 @@ def _parser(model: str) -> argparse.ArgumentParser:
     for method in METHODS.values():
         *group, name = method.command
         text = f"{method.summary.removesuffix('.')} ({method.title})"
-        add_method(_command(_below(commands, groups, *group), name, partial(_run, method), text), method, model)
+        add_method(add_command(_below(commands, groups, *group), name, partial(_run, method), text), method, model)
     _add_inst_learn(_below(commands, groups, "inst"), model)
     _add_compare(commands)
+    add_batch(commands, model, method_of_batch(arguments))
 
-    rerun = _command(commands, "rerun", _rerun, "Reproduces a saved result from the record in the file")
+    rerun = add_command(commands, "rerun", _rerun, "Reproduces a saved result from the record in the file")
     rerun.add_argument("result", metavar="RESULT", help="a PNG or MP4 saved by styleengine")
     rerun.add_argument(
         "--inputs",
@@ -142,7 +145,7 @@ def _below(commands: Any, groups: dict[str, Any], name: str = "") -> Any:
 
 
 def _add_inst_learn(commands: Any, model: str) -> None:
-    learn = _command(commands, "learn", _inst_learn, "Learns a painting's style as a token embedding (InST)")
+    learn = add_command(commands, "learn", _inst_learn, "Learns a painting's style as a token embedding (InST)")
     text = f"the painting whose style is learned, or up to {MOST_PAINTINGS} of one artist"
     learn.add_argument("painting", metavar="PAINTING", nargs="+", help=text)
     learn.add_argument("--name", default="", help="name of the style (default: the first painting's file name)")
@@ -152,7 +155,7 @@ def _add_inst_learn(commands: Any, model: str) -> None:
 
 def _add_compare(commands: Any) -> None:
     text = "Redraws an image with several methods, with measures, a contact sheet and a table of all results"
-    compare = _command(commands, "compare", _compare, text)
+    compare = add_command(commands, "compare", _compare, text)
     compare.add_argument("content", metavar="CONTENT", help="the image to redraw")
     compare.add_argument("style", metavar="STYLE", help="the image whose style is taken")
     known = ", ".join(contenders())
@@ -165,12 +168,6 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("--size", type=int, default=0, metavar="INT", help=text)
     compare.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where to write the results")
     add_model(compare)
-
-
-def _command(commands: Any, name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.set_defaults(run=run)
-    return command
 
 
 def _output(chosen: argparse.Namespace, inputs: Sequence[str | os.PathLike[str]], suffix: str = ".png") -> Path:
@@ -192,19 +189,6 @@ def _output(chosen: argparse.Namespace, inputs: Sequence[str | os.PathLike[str]]
     return output
 
 
-def _folder(path: str) -> Path:
-    """A folder for several results, created if it does not exist; StyleEngineError if that is impossible."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.NamedTemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise StyleEngineError(
-            f"{shortened(str(folder))} cannot be used as a folder ({error.strerror}): name another one with -o."
-        ) from error
-    return folder
-
-
 def _same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
@@ -218,7 +202,7 @@ def _run(method: Method, chosen: argparse.Namespace) -> None:
     work = Path(chosen.work or f"{output}.work") if clip else None
     engine = StyleEngine(chosen.model, chosen.device)
     try:
-        with _progress_bar() as on_step:
+        with progress_bar() as on_step:
             result = engine.run(method, inputs, settings, output=output if clip else None, work=work, on_step=on_step)
     except KeyboardInterrupt:
         if work:
@@ -236,7 +220,7 @@ def _inst_learn(chosen: argparse.Namespace) -> None:
     partial = output.with_name(f"{output.stem}.partial{SUFFIX}")
     engine = StyleEngine(chosen.model, chosen.device)
     try:
-        with _progress_bar() as on_step:
+        with progress_bar() as on_step:
             style = engine.inst_learn(chosen.painting, settings, name=chosen.name, partial=partial, on_step=on_step)
     except KeyboardInterrupt:
         if partial.exists():
@@ -251,11 +235,11 @@ def _inst_learn(chosen: argparse.Namespace) -> None:
 
 def _compare(chosen: argparse.Namespace) -> None:
     """Compares methods. Each result is written when it is finished."""
-    folder = _folder(chosen.output)
+    folder = output_folder(chosen.output)
     engine = StyleEngine(chosen.model, chosen.device)
     options = {"prompt": chosen.prompt, "learned": chosen.learned, "size": chosen.size}
     paths: list[Path] = []
-    with _progress_bar() as on_step:
+    with progress_bar() as on_step:
         for result in comparing(engine, chosen.content, chosen.style, chosen.methods, **options, on_step=on_step):
             paths = result.save(folder)
             tqdm.write(caption(result.entries[-1]).replace("\n", "; "))
@@ -275,7 +259,7 @@ def _rerun(chosen: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="styleengine-") as folder:
         if _same_file(again.path, output):
             again = replace(again, path=Path(shutil.copy(again.path, folder)))
-        with _progress_bar() as on_step:
+        with progress_bar() as on_step:
             result = again.run(engine, output, on_step)
         _save(result, output)
         same = again.same_as(output)
@@ -325,20 +309,3 @@ def _print_clip(result: VideoStylization) -> None:
         if f"{name}_diff_mean" in result.details:
             mean, variance = result.details[f"{name}_diff_mean"], result.details[f"{name}_diff_variance"]
             print(f"  difference between neighbouring frames, {words}: mean {mean:.4f}, variance {variance:.2e}")
-
-
-@contextmanager
-def _progress_bar() -> Iterator[OnStep]:
-    with tqdm(unit="step", bar_format="{desc:<24} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]") as bar:
-
-        def on_step(event: StepEvent) -> None:
-            bar.total = event.total
-            shown = (
-                f"{event.phase}, loss {event.validations[-1][1]:.4f}"
-                if isinstance(event, LearningEvent)
-                else event.phase
-            )
-            bar.set_description_str(shown, refresh=False)
-            bar.update(event.step - bar.n)
-
-        yield on_step

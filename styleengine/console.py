@@ -3,9 +3,17 @@
 import contextlib
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from styleengine.errors import StyleEngineError
+from styleengine.settings import shortened
+from styleengine.stylization import LearningEvent, OnStep, StepEvent
 
 
 class Console:
@@ -64,3 +72,33 @@ def silence_libraries() -> None:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+def output_folder(path: str) -> Path:
+    """A folder for several results, created if it does not exist; StyleEngineError if that is impossible."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.NamedTemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise StyleEngineError(
+            f"{shortened(str(folder))} cannot be used as a folder ({error.strerror}): name another one with -o."
+        ) from error
+    return folder
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[OnStep]:
+    with tqdm(unit="step", bar_format="{desc:<24} {bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]") as bar:
+
+        def on_step(event: StepEvent) -> None:
+            bar.total = event.total
+            shown = (
+                f"{event.phase}, loss {event.validations[-1][1]:.4f}"
+                if isinstance(event, LearningEvent)
+                else event.phase
+            )
+            bar.set_description_str(shown, refresh=False)
+            bar.update(event.step - bar.n)
+
+        yield on_step

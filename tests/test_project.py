@@ -30,9 +30,10 @@ LAYERS = [
     {"method"},
     {"methods"},
     {"engine", "found_inputs"},
-    {"comparison", "rerun"},
+    {"batch", "comparison", "rerun"},
     {"console"},
     {"arguments"},
+    {"batch_command"},
     {"ui", "cli", "__main__"},
 ]
 LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
