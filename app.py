@@ -1,6 +1,10 @@
 """The app: `python app.py` here, and the entry point of a Hugging Face Space."""
 
+import contextlib
 import sys
+
+with contextlib.suppress(ImportError):  # on ZeroGPU, which needs it before torch is imported
+    import spaces  # noqa: F401 # pyright: ignore[reportMissingImports]
 
 from styleengine import StyleEngine, StyleEngineError, ui
 from styleengine.console import silence_libraries

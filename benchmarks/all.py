@@ -119,6 +119,12 @@ SECTIONS = (
         sheet="inst.jpg",
     ),
     Section(
+        "InST, learned twice",
+        "How alike results are with another number of threads and another seed.",
+        "inst_alike",
+        sheet="inst-alike.jpg",
+    ),
+    Section(
         "The app under load",
         "Clients, cancelled runs, closed pages, hostile requests.",
         "load",

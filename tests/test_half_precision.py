@@ -1,13 +1,16 @@
 """Every method, mode and mask in float16 and bfloat16: no value that is not finite, and near float32's result."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from method_runs import LATENT_RUNS, PIXEL_RUNS, mean_difference, pictures
 from models import write_random_clip, write_random_pixel_model, write_tiny_tokenizer
+from PIL import Image
 
 from styleengine import QSAttnSettings, StyleEngine
+from styleengine.images import to_tensor
 from styleengine.methods.qs_attn.guide import Guide
 
 RUNS = [("latent", name) for name in LATENT_RUNS] + [("pixel", name) for name in PIXEL_RUNS]
@@ -67,3 +70,27 @@ def test_the_guidance_gradient_of_qs_attn_in_float16_is_that_in_float32(
     first, first_in_half = gradients[0], gradients[len(gradients) // 2]
     assert first.abs().max() > 1000
     assert (first_in_half - first).norm() < 0.05 * first.norm()
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_an_autoencoder_that_overflows_in_float16_computes_in_float32(
+    engines: dict[tuple[str, str], StyleEngine], part: str, astronaut: Image.Image
+) -> None:
+    half: Any = engines["latent", "float16"].backbone
+    weights = {name: weight.clone() for name, weight in half.vae.state_dict().items()}
+    layer = getattr(half.vae, part).layers[0 if part == "encoder" else -1]
+
+    def overflow(module: torch.nn.Module, given: object, output: torch.Tensor) -> torch.Tensor:
+        return output * 1e5 / 1e5  # beyond float16's range on the way
+
+    pixels = to_tensor(astronaut)
+    latents = half.encode(pixels)
+    plain = latents if part == "encoder" else half.decode(latents)
+    hook = layer.register_forward_hook(overflow)
+    try:
+        result = half.encode(pixels) if part == "encoder" else half.decode(latents)
+    finally:
+        hook.remove()
+    assert half.vae.dtype == torch.float16
+    assert all(torch.equal(weight, weights[name]) for name, weight in half.vae.state_dict().items())
+    assert (result - plain).abs().mean() < 0.01

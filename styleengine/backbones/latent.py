@@ -1,6 +1,6 @@
 """Latent diffusion models: an autoencoder, a text encoder, and a U-Net that is conditioned on text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,13 +36,32 @@ class LatentBackbone(Backbone):
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Images → latents (the mean of the posterior, so deterministic)."""
-        encoded = self.vae.encode(pixels.to(self.device, self.dtype))
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-        return self.finite(latents.float() * self.vae.config.scaling_factor, "the image's latents")
+        latents = self._by_autoencoder(self._encoded, pixels) * self.vae.config.scaling_factor
+        return self.finite(latents, "the image's latents")
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents → images; StyleEngineError if they are not finite."""
+        return self.finite(self._by_autoencoder(self.decode_with_gradient, latents), "the image")
 
     def decode_with_gradient(self, latents: torch.Tensor) -> torch.Tensor:
         scaled = latents / self.vae.config.scaling_factor
-        return self.vae.decode(scaled.to(self.device, self.dtype)).sample.float()
+        return self.vae.decode(scaled.to(self.device, self.vae.dtype)).sample.float()
+
+    def _encoded(self, pixels: torch.Tensor) -> torch.Tensor:
+        encoded = self.vae.encode(pixels.to(self.device, self.vae.dtype))
+        return (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean).float()
+
+    def _by_autoencoder(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """function(x), in float32 if it overflows in float16, as some images do with Stable Diffusion's autoencoder."""
+        result = function(x)
+        if self.vae.dtype != torch.float16 or bool(result.isfinite().all()):
+            return result
+        self.vae.float()
+        try:
+            return function(x)
+        finally:
+            self.vae.half()  # exact: the weights were float16
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str]) -> torch.Tensor:
