@@ -148,6 +148,7 @@ def test_the_time_that_is_asked_for_grows_with_steps_size_frames_and_variations(
     assert asked("zstar_video", ZStarVideoSettings(frames=48)) == gpu.MOST_SECONDS
     assert asked("qs_attn", QSAttnSettings()) < asked("qs_attn_variations", QSAttnSettings(), count=4)
     assert asked("inst_learn", InSTLearningSettings()) == gpu.MOST_SECONDS
+    assert asked("inst_learn", InSTLearningSettings(), seconds=30.0) == gpu.START_SECONDS + 30
 
 
 def test_without_the_package_functions_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

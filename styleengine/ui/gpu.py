@@ -11,7 +11,7 @@ except ImportError:  # not on Hugging Face Spaces
 
 # Estimates of ours, which no GPU has confirmed yet. Too much costs the visitor's quota, too little ends the run.
 START_SECONDS, LEAST_SECONDS, MOST_SECONDS = 25, 40, 300
-STEP_SECONDS = {"qs_attn": 0.8, "qs_attn_variations": 0.8, "inst_learn": 0.6}  # at 512 pixels
+STEP_SECONDS = {"qs_attn": 0.8, "qs_attn_variations": 0.8, "inst_learn": 0.6}  # at 512 px
 OTHER_STEP_SECONDS = 0.5  # with inversions
 SIDE = 512
 
@@ -19,10 +19,13 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def seconds(job: Any, *_: Any) -> int:
-    """The seconds of GPU time to ask for: for starting, and for each step by its pixels. `job` is a `runs.Job`."""
+    """The seconds of GPU time to ask for: for starting, and for each step by its pixels. `job` is a `runs.Job`.
+
+    A job with a time limit, such as a slice of a training, needs that and the start.
+    """
     settings = job.settings
-    if settings is None:
-        return LEAST_SECONDS
+    if "seconds" in job.options:
+        return math.ceil(START_SECONDS + job.options["seconds"])
     steps = getattr(settings, "steps", 1) * getattr(settings, "frames", 1) * job.options.get("count", 1)
     area = (getattr(settings, "size", SIDE) / SIDE) ** 2
     step = STEP_SECONDS.get(job.method, OTHER_STEP_SECONDS)
