@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.judge import OutsideJudge, mean_of, measure, table
+from benchmarks.judge import OutsideJudge, mean_of, measure
 from benchmarks.machine import machine
 from benchmarks.pairs import content_image, pairs, style_image
 from benchmarks.sheets import sheet
+from benchmarks.tables import table
 from styleengine import HSpaceSettings, StyleEngine
 from styleengine.backbones import Backbone, LatentBackbone, load_backbone
 from styleengine.engine import STRIP

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.development import PARTS, contents, styles
-from benchmarks.judge import table
 from benchmarks.judge_vgg import load_vgg16, measure
 from benchmarks.machine import machine
 from benchmarks.sheets import sheet
+from benchmarks.tables import table
 from benchmarks.zstar_development import square
 from styleengine import HSpaceSettings, StyleEngine
 from styleengine.images import fit, to_tensor

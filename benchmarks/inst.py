@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.judge import OutsideJudge, mean_of, measure, table
+from benchmarks.judge import OutsideJudge, mean_of, measure
 from benchmarks.machine import machine
 from benchmarks.pairs import CONTENTS, STYLES, content_image, style_image
 from benchmarks.sd15_shape import write_model
 from benchmarks.sheets import sheet
+from benchmarks.tables import table
 from styleengine import InSTLearningSettings, InSTSettings, LearnedStyle, StyleEngine
 from styleengine.backbones import PLACEHOLDER, LatentBackbone, load_backbone, with_text_encoder
 from styleengine.cache import ByteCache

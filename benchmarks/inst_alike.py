@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from benchmarks.development import PARTS, contents, styles
-from benchmarks.judge import table
 from benchmarks.judge_vgg import load_vgg16, measure
 from benchmarks.machine import machine
 from benchmarks.sheets import sheet
+from benchmarks.tables import table
 from styleengine import InSTLearningSettings, LearnedStyle, StyleEngine
 from styleengine.images import to_tensor
 from styleengine.metrics import ssim

@@ -70,13 +70,3 @@ def measure(
 
 def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """A Markdown table of named rows."""
-    names = list(next(iter(rows.values())))
-    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    lines += [
-        f"| {row} | " + " | ".join(f"{values[name]:.3f}" for name in names) + " |" for row, values in rows.items()
-    ]
-    return "\n".join(lines)

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.judge import mean_of, table
+from benchmarks.judge import mean_of
 from benchmarks.machine import machine
 from benchmarks.pairs import CONTENTS, PROMPTS, content_image
 from benchmarks.sheets import sheet
+from benchmarks.tables import table
 from styleengine import QSAttnSettings, StyleEngine
 from styleengine.images import fit, to_tensor, working_size
 from styleengine.methods.qs_attn.clip_losses import cut

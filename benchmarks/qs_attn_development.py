@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.development import PARTS, contents
-from benchmarks.judge import table
 from benchmarks.machine import machine
 from benchmarks.pairs import PROMPTS
 from benchmarks.qs_attn import kept
 from benchmarks.sheets import sheet
+from benchmarks.tables import table
 from benchmarks.zstar_development import parsed, square
 from styleengine import QSAttnSettings, StyleEngine
 from styleengine.images import fit, to_tensor

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks.judge import table
 from benchmarks.machine import machine
 from benchmarks.pairs import content_image, style_image
+from benchmarks.tables import table
 from styleengine import StyleEngine, ZStarSettings
 
 CASES = ("nothing known", "style known", "both known")

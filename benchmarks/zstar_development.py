@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.development import PARTS, contents, styles
-from benchmarks.judge import table
 from benchmarks.judge_vgg import load_vgg16, measure
 from benchmarks.machine import machine
 from benchmarks.sheets import sheet
+from benchmarks.tables import table
 from styleengine import StyleEngine, ZStarSettings
 from styleengine.backbones import LatentBackbone
 from styleengine.images import fit, to_tensor
