@@ -16,6 +16,7 @@ from styleengine import Style, StyleEngine
 from styleengine.images import open_image, open_mask
 from styleengine.learned_style import LearnedStyle
 from styleengine.style_library import SHIPPED
+from styleengine.ui.examples import FIRST
 
 GRID_CONTENTS = ("temple", "cat", "flower", "astronaut")
 GRID_STYLES = ("auvers", "great-wave", "composition-viii", "poppies")
@@ -71,12 +72,29 @@ def h_space() -> Image.Image:
     return sheet(rows, (128, 128))
 
 
+def first(method: str) -> Callable[[], Image.Image]:
+    """The result that a method's tab shows at first. Its content is named in the app (`styleengine/ui/examples.py`)."""
+
+    def make() -> Image.Image:
+        engine, content = StyleEngine("figures" if method == "h_space" else "mini"), open_image(FIRST[method])
+        if method == "zstar":
+            return engine.zstar(content, [style_image("auvers")]).image
+        if method == "qs_attn":
+            return engine.qs_attn(content, "golden").image
+        if method == "inst":
+            return engine.inst_apply(content, "Auvers").image
+        return engine.h_space(content, open_image(EXAMPLES / "figures" / "death-knight.png")).image
+
+    return make
+
+
 PICTURES: dict[str, Callable[[], Image.Image]] = {
     "grid": grid,
     "masks": masks,
     "qs_attn": prompts,
     "inst": learned,
     "h-space": h_space,
+    **{f"first-{method}": first(method) for method in FIRST},
 }
 
 

@@ -186,7 +186,7 @@ class Method:
     """A method: its names, settings, inputs and function.
 
     `title` is the paper's name, `plain_title` what the method does in a few words, `summary` a one-sentence
-    description, `note` an addition to it for the API.
+    description, `note` an addition to it for the API, `paper` the paper's address.
     `inherits` names a method whose recommended settings also apply. `suffix` is the file suffix of results.
     `typed` are required settings. `presets` are settings with which it is another published method, by that
     method's name. `models`: the app offers a choice of models. `endpoint`, `command` and
@@ -201,6 +201,7 @@ class Method:
     roles: Sequence[Role]
     run: Callable[[Call], Stylization]
     plain_title: str = ""
+    paper: str = ""
     note: str = ""
     inherits: str = ""
     suffix: str = ".png"

@@ -401,6 +401,7 @@ def test_a_run_that_is_cancelled_while_it_waits_never_begins(
 ) -> None:
     upload(page, "Content", files["content"])
     upload(page, "Style", files["style"])
+    shown = [image.get_attribute("src") for image in page.locator(".result:visible img").all()]
     first = zstar(**LONG)
     while not first.status().progress_data:
         time.sleep(0.05)
@@ -411,7 +412,7 @@ def test_a_run_that_is_cancelled_while_it_waits_never_begins(
     client.predict(api_name="/zstar_cancel")
     page.wait_for_timeout(2000)  # its turn comes, and it does not run
     expect_status(page, "Cancelled.")
-    expect(page.locator(".result img")).to_have_count(0)
+    assert [image.get_attribute("src") for image in page.locator(".result:visible img").all()] == shown
     run(page)
     expect_status(page, "pixels in")
 
@@ -542,6 +543,18 @@ def test_each_tab_is_labelled_with_what_its_method_does_and_its_name() -> None:
         "Learn a painting · InST",
         "Compare",
     ]
+
+
+def test_a_tab_says_what_it_does_and_shows_a_finished_example(page: Page) -> None:
+    expect(page.get_by_text("Redraws a content image in the style of one or more other images.")).to_be_visible()
+    expect(page.locator("a:visible", has_text="Paper").first).to_have_attribute("href", METHODS["zstar"].paper)
+    expect(page.locator(".result:visible img")).to_have_count(2)
+    assert examples.first_result("zstar_video") is None
+    for name in examples.FIRST:
+        before, after = examples.first_result(name) or (None, None)
+        assert before
+        assert after
+        assert before.size == after.size
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(page: Page) -> None:

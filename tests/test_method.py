@@ -133,7 +133,7 @@ def test_it_is_an_endpoint_a_tool_and_a_tab(address: str, browser: Browser, file
     assert {"first", "second", "share", "size"} <= tools["blend"]["inputSchema"]["properties"].keys()
     assert "The image that is blended in." in json.dumps(tools["blend"])
 
-    page = browser.new_page()
+    page = browser.new_page(viewport={"width": 1600, "height": 900})
     page.goto(address)
     page.get_by_role("tab", name="Blend", exact=True).click()
     for label, path in zip(("First", "Second"), files, strict=True):

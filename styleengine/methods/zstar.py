@@ -182,6 +182,7 @@ ZSTAR = Method(
     ),
     _run,
     plain_title="Paint like this picture",
+    paper="https://arxiv.org/abs/2411.19231",
     presets=PRESETS,
     tool="stylize_image_like_images",
 )

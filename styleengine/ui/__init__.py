@@ -37,6 +37,8 @@ def build(engine: StyleEngine) -> gr.Blocks:
         header(TITLE)
         for tab in tabs():
             with gr.Tab(tab.label):
+                if tab.intro:
+                    gr.Markdown(tab.intro)
                 tab.build(runner)
         footer(engine.backbone)
     return demo.queue(max_size=MOST_QUEUED, api_open=False)

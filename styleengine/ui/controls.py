@@ -75,7 +75,7 @@ class Controls(Generic[AnySettings]):
 
 
 def _control(knob: Knob, value: Any) -> Component:
-    words = {"label": knob.title, "info": knob.description, "interactive": True}
+    words = {"label": knob.title, "info": plain_markdown(knob.description), "interactive": True}
     if knob.choices:
         return gr.Radio([(choice.replace("_", " "), choice) for choice in knob.choices], value=value, **words)
     if knob.type is bool:
@@ -127,3 +127,8 @@ def _check(knob: Knob, value: Any) -> None:
         raise StyleEngineError(f"“{knob.name}” is {short(value)}: it must be {kind}.")
     if len(str(value)) > MOST_CHARACTERS:
         raise StyleEngineError(f"“{knob.name}” has more than {MOST_CHARACTERS} characters. Send a shorter one.")
+
+
+def plain_markdown(text: str) -> str:
+    """Text for a component that renders Markdown: “*” stays an asterisk."""
+    return text.replace("*", r"\*")

@@ -7,19 +7,36 @@ from pathlib import Path
 import gradio as gr
 from gradio.components import Component
 from gradio.helpers import Examples
+from PIL import Image
 
 from styleengine.backbones import recommended_settings
+from styleengine.images import fit, open_image
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}
 MOST = 6
 LABEL = "Examples (click to run)"
 FIGURES = "figures"  # a model
+FIRST = {
+    "zstar": FOLDER / "content" / "temple.jpg",
+    "qs_attn": FOLDER / "content" / "cat.jpg",
+    "h_space": FOLDER / "figures" / "boar.png",
+    "inst": FOLDER / "content" / "temple.jpg",
+}  # contents of the results that tabs show at first, by method
 
 
 def pictures(kind: str) -> list[str]:
     """The files of `examples/<kind>`; empty if the package was installed without them."""
     return sorted(str(path) for path in (FOLDER / kind).glob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def first_result(method: str) -> tuple[Image.Image, Image.Image] | None:
+    """The content and the result that a method's tab shows before the first run; None without the files."""
+    content, result = FIRST.get(method, FOLDER), FOLDER / "results" / f"first-{method}.jpg"
+    if not content.is_file() or not result.is_file():
+        return None
+    after = open_image(result)
+    return fit(open_image(content), after.size), after
 
 
 def content_style_examples(inputs: Sequence[Component], elem_id: str = "examples") -> Examples | None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from styleengine.images import fit
 from styleengine.stylization import Stylization, VideoStylization
+from styleengine.ui.examples import first_result
 from styleengine.ui.panel import Panel, Updates, strip
 from styleengine.ui.runs import Report
 
@@ -31,13 +32,15 @@ DETAIL_WORDS = {
 
 
 class ResultPanel(Panel):
-    """A panel with a before/after slider."""
+    """A panel with a before/after slider. At first it shows the example result of `method`, if there is one."""
 
-    def __init__(self, hint: str = HINT, download: str = "Download PNG") -> None:
+    def __init__(self, hint: str = HINT, download: str = "Download PNG", method: str = "") -> None:
+        self.method = method
         super().__init__(hint, download)
 
     def show(self) -> list[Any]:
         self.slider = gr.ImageSlider(
+            first_result(self.method),
             label="Before and after",
             interactive=False,
             height=560,
@@ -66,9 +69,9 @@ class ResultPanel(Panel):
 class StripPanel(ResultPanel):
     """A panel that also shows several results side by side, labelled by one setting."""
 
-    def __init__(self, setting: str, symbol: str, hint: str = HINT) -> None:
+    def __init__(self, setting: str, symbol: str, hint: str = HINT, method: str = "") -> None:
         self.setting, self.symbol = setting, symbol
-        super().__init__(hint)
+        super().__init__(hint, method=method)
 
     def show(self) -> list[Any]:
         shown = super().show()

@@ -22,3 +22,11 @@ class Tab:
     @property
     def label(self) -> str:
         return self.method.label if self.method else self.title
+
+    @property
+    def intro(self) -> str:
+        """What the method does, in a sentence, and a link to the paper, as Markdown."""
+        if self.method is None:
+            return ""
+        link = f" [Paper]({self.method.paper})" if self.method.paper else ""
+        return f"{self.method.summary}{link}"

@@ -41,7 +41,7 @@ def build(runner: Runner) -> None:
             form.controls.show_seed()
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = StripPanel("gamma", "γ")
+            panel = StripPanel("gamma", "γ", method=H_SPACE.name)
             shown = [*pair, model, form.controls.components["size"]]
             size = runner.engine.settings_for(HSpaceSettings, H_SPACE.name, None).size
             examples = h_space_examples(shown, own, size)

@@ -44,7 +44,7 @@ def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> 
             controls.show_seed()
             controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = ResultPanel(APPLY_HINT)
+            panel = ResultPanel(APPLY_HINT, method=INST.name)
 
     form.inputs = {"style": choice.style, "content": content, "style_2": choice.style_2}
     form.connect(panel)

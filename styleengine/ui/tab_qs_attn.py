@@ -42,7 +42,7 @@ def build(runner: Runner) -> None:
             count = gr.Slider(1, MOST_VARIATIONS, value=1, step=1, label="Variations", info=VARIATION_WORDS)
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = StripPanel("seed", "seed", HINT)
+            panel = StripPanel("seed", "seed", HINT, QS_ATTN.name)
             with gr.Accordion("Anchor positions", open=False):
                 gr.Markdown(ANCHOR_WORDS)
                 show = gr.Button("Show the anchors", elem_classes="look")

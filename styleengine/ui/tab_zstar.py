@@ -32,7 +32,7 @@ def build(runner: Runner) -> None:
             form.show_presets()
             form.controls.show_rare()
         with gr.Column(scale=6, min_width=320):
-            panel = ResultPanel()
+            panel = ResultPanel(method=ZSTAR.name)
             examples = content_style_examples(pair)
     form.connect(panel, examples)
 

@@ -241,6 +241,7 @@ H_SPACE = Method(
     ),
     _run,
     plain_title="Blend content",
+    paper="https://arxiv.org/abs/2303.15403",
     models=True,
     tool="draw_content_like_style_image",
 )

@@ -163,6 +163,7 @@ INST = Method(
     ),
     _run,
     plain_title="Learn a painting",
+    paper="https://arxiv.org/abs/2211.13203",
     note="Style files are added to the library with `/inst_upload`, which returns the style's name.",
     endpoint="inst_apply",
     command=("inst", "apply"),

@@ -250,6 +250,7 @@ ZSTAR_VIDEO = Method(
     ),
     _run,
     plain_title="Video",
+    paper="https://arxiv.org/abs/2411.19231",
     inherits="zstar",
     suffix=".mp4",
     tool="stylize_video_like_images",
