@@ -51,7 +51,8 @@ def zstar(**values: Any) -> Callable[[StyleEngine, Pictures], Images]:
     def run(engine: StyleEngine, given: Pictures) -> Images:
         styles = [Style(given.style, 0.7, MASK), Style(given.other, 1.3), Style(given.style, 1, BLACK)]
         settings = ZStarSettings(size=64, steps=3, **values)
-        return [engine.zstar(given.content, chosen, settings).image for chosen in (styles, given.style)]
+        everywhere = [engine.zstar(given.content, chosen, settings).image for chosen in (styles, given.style)]
+        return [*everywhere, engine.zstar(given.content, given.style, settings, mask=MASK).image]
 
     return run
 

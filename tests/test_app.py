@@ -630,7 +630,7 @@ def test_a_clip_in_the_browser_plays_beside_the_original_with_the_plot(video_pag
     }""")
     assert played[:2] == [192, 64]  # both, side by side
     assert played[2] == pytest.approx(0.6, abs=0.05)
-    expect(tab.locator(".vega-embed")).to_be_visible(timeout=PATIENCE)
+    expect(tab.locator(".chart")).to_be_visible(timeout=PATIENCE)
     with video_page.expect_download() as download:
         tab.get_by_text("Download MP4").click()
     assert open_clip(download.value.path()).poster.size == (96, 64)
@@ -915,7 +915,7 @@ def test_in_the_browser_a_painting_is_learned_stopped_applied_and_downloaded(
     expect(page.locator(".learned-strip img").first).to_be_visible(timeout=PATIENCE)
     page.get_by_role("button", name="Stop").locator("visible=true").click()
     expect_status(page, "Stopped; learned “browsed” in")
-    expect(page.locator(".vega-embed:visible").first).to_be_visible(timeout=PATIENCE)
+    expect(page.locator(".chart:visible").first).to_be_visible(timeout=PATIENCE)
     with page.expect_download() as download:
         page.locator("button:visible, a:visible").get_by_text("Download the style").first.click()
     learned = LearnedStyle.open(keep(download.value.path()))

@@ -8,9 +8,9 @@ from PIL import Image
 
 from styleengine.comparison import Comparison, caption
 from styleengine.images import open_image, save_png, write_whole
+from styleengine.ui.charts import scatter
 from styleengine.ui.panel import Updates, line, strip
 from styleengine.ui.result import ResultPanel, before, place, save
-from styleengine.ui.scatter import scatter
 
 HINT = "Choose a content and a style image, or click an example below."
 COLUMNS = ["Method", "Seconds", "Style loss", "Content loss", "Colour distance", "SSIM"]

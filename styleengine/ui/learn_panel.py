@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 from gradio.components import Component
 from gradio.processing_utils import save_file_to_cache
 
@@ -15,10 +14,11 @@ from styleengine.errors import StyleEngineError
 from styleengine.images import open_image
 from styleengine.learned_style import MOST_PAINTINGS
 from styleengine.methods.inst import InSTLearningSettings, opened_paintings
+from styleengine.ui.charts import lines
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import shown, signature
 from styleengine.ui.learning import HEARTBEAT, LEARN, MOST_LEARNING, Learning, LearningStatus
-from styleengine.ui.panel import Panel, Updates, curve, duration, line, progress_bar, strip
+from styleengine.ui.panel import Panel, Updates, duration, line, progress_bar, strip
 from styleengine.ui.parameter import parameter
 from styleengine.ui.pictures import path_of, picture
 from styleengine.ui.runs import Report, Runner
@@ -79,7 +79,7 @@ class LearnPanel(Panel):
         self.outputs += [self.unfinished, self.carried, self.seen, self.clock]
 
     def show(self) -> list[Any]:
-        self.plot = curve("step", "loss", "Validation loss")
+        self.plot = gr.HTML(visible=False)
         self.strip = strip("Previews", 4, ["fullscreen"], "learned-strip")
         return [self.plot, self.strip]
 
@@ -87,7 +87,7 @@ class LearnPanel(Panel):
         return {
             **super().waiting(),
             self.seen: "",
-            self.plot: gr.LinePlot(visible=False),
+            self.plot: gr.HTML(visible=False),
             self.strip: gr.Gallery(value=None, visible=False),
             self.download: gr.DownloadButton(interactive=False),
         }
@@ -98,8 +98,8 @@ class LearnPanel(Panel):
         new = f"{len(validations)} {[words for _, words in known.previews]}"
         updates: Updates = {self.status: progress_bar(known.report) + line(pace(known.report))}
         if new != seen:
-            losses = pd.DataFrame(list(validations), columns=["step", "loss"])
-            updates |= {self.seen: new, self.plot: gr.LinePlot(losses, visible=len(validations) > 1)}
+            chart = lines({"loss": validations}, "Validation loss", "step", "loss")
+            updates |= {self.seen: new, self.plot: gr.HTML(chart, visible=len(validations) > 1)}
             drawn = [(file, words) for preview, words in known.previews if (file := self._shown(preview))]
             if drawn:
                 updates[self.strip] = gr.Gallery(value=drawn, visible=True)

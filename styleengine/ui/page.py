@@ -95,7 +95,7 @@ CSS = """
 [id$=examples] tr:hover { outline: 2px solid var(--color-accent); outline-offset: 2px; }
 #h-space-examples td:nth-child(n + 3) { display: none; }
 [id$=examples] td :is(.container, img, video) { width: 68px; height: 68px; border-radius: 4px; object-fit: cover; }
-.scatter { width: 100%; max-width: 640px; fill: var(--body-text-color); font-size: 12px; }
-.scatter .grid { stroke: var(--border-color-primary); fill: none; }
+.chart { width: 100%; max-width: 640px; fill: var(--body-text-color); font-size: 12px; }
+.chart .grid { stroke: var(--border-color-primary); fill: none; }
 @media (max-width: 640px) { .result { height: 380px !important; } }
 """

@@ -53,20 +53,6 @@ class Panel(ABC):
         """Adds what is computed after `run`: by default nothing."""
 
 
-def curve(x: str, y: str, title: str, color: str | None = None) -> gr.LinePlot:
-    """A plot, not yet visible, of the columns `x` and `y` of its data; one line per value of `color`."""
-    return gr.LinePlot(
-        x=x,
-        y=y,
-        color=color,
-        title=title,
-        x_title=x.capitalize(),
-        y_title=y.capitalize(),
-        height=220,
-        visible=False,
-    )
-
-
 def strip(label: str, columns: int, buttons: list[Any], elem_classes: str) -> gr.Gallery:
     """Images side by side, not yet visible."""
     return gr.Gallery(

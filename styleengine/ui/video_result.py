@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import pandas as pd
 from PIL import Image
 
 from styleengine.errors import StyleEngineError
 from styleengine.images import fit
 from styleengine.stylization import VideoStylization
-from styleengine.ui.panel import Panel, Updates, curve, duration, line, progress_bar
+from styleengine.ui.charts import lines
+from styleengine.ui.panel import Panel, Updates, duration, line, progress_bar
 from styleengine.ui.result import notes, place
 from styleengine.ui.runs import Report
 from styleengine.video import Selection, VideoClip, beside, open_clip, write_clip
@@ -45,7 +45,7 @@ class VideoPanel(Panel):
         self.video = gr.Video(
             label="Before and after", interactive=False, height=420, loop=True, buttons=[], elem_classes="clip"
         )
-        self.plot = curve("frame", "difference", "Difference to the previous frame", color="of")
+        self.plot = gr.HTML(visible=False)
         self.compared = gr.State(None, time_to_live=STATE_SECONDS)
         return [self.frame, self.video, self.plot, self.compared]
 
@@ -67,7 +67,7 @@ class VideoPanel(Panel):
             **self.stopped(summary(result), *notes([result]), file=str(result.path)),
             self.frame: gr.Image(None, visible=False),
             self.video: None,
-            self.plot: gr.LinePlot(differences(result), visible=result.frames > 1),
+            self.plot: gr.HTML(differences(result), visible=result.frames > 1),
             self.compared: Compared(original, result.path, result.image.size, result.rate),
         }
 
@@ -99,14 +99,10 @@ def comparison(compared: Compared, folder: str) -> str:
     return str(write_clip(place(folder, "before-and-after.mp4"), beside(pairs), compared.rate, sound=compared.original))
 
 
-def differences(result: VideoStylization) -> pd.DataFrame:
-    """One row per frame and series: the difference to the previous frame."""
-    rows = [
-        (frame, value, SERIES[name])
-        for name, values in result.differences.items()
-        for frame, value in enumerate(values, start=2)
-    ]
-    return pd.DataFrame(rows, columns=["frame", "difference", "of"])
+def differences(result: VideoStylization) -> str:
+    """A chart of the difference of each frame to the previous one, one line per series."""
+    series = {SERIES[name]: list(enumerate(values, start=2)) for name, values in result.differences.items()}
+    return lines(series, "Difference to the previous frame", "frame", "difference")
 
 
 def summary(result: VideoStylization) -> str:

@@ -1,0 +1,76 @@
+"""Every method, mode and mask on a device whose tensors refuse to mix with the CPU's: the same pixels as on the CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from method_runs import LATENT_RUNS, PIXEL_RUNS, largest_difference, mean_difference, pictures
+from models import write_random_clip, write_random_pixel_model, write_tiny_tokenizer
+from second_device import NAME, second_device
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from styleengine import StyleEngine
+
+RUNS = [("latent", name) for name in LATENT_RUNS] + [("pixel", name) for name in PIXEL_RUNS]
+# Where a difference of rounding grows: the second style's anchors are chosen in the first's result, and x264 decides
+# anew where a pixel differs by 1. There the mean difference is compared, of 255.
+MEAN_DIFFERENCE = {"qs_attn, in sequence": 2.0, "zstar_video": 0.5, "zstar_video, backprop": 0.5}
+CACHING = ("zstar", "h_space")  # methods of which inversions and recorded tensors are kept
+
+
+@pytest.fixture(scope="module")
+def folders(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A latent and a pixel-space model, both with a CLIP."""
+    pixel = write_random_pixel_model(tmp_path_factory.mktemp("pixel model") / "random")
+    write_random_clip(pixel / "clip", write_tiny_tokenizer())
+    return {"latent": str(model_folder), "pixel": str(pixel)}
+
+
+@pytest.fixture(scope="module")
+def engines(folders: dict[str, str]) -> dict[str, StyleEngine]:
+    """Engines on the second device, loaded as a user would."""
+    with second_device():
+        return {kind: StyleEngine(folder, device=NAME) for kind, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def on_cpu(folders: dict[str, str]) -> dict[str, StyleEngine]:
+    return {kind: StyleEngine(folder, device="cpu") for kind, folder in folders.items()}
+
+
+def test_the_device_refuses_the_cpus_tensors() -> None:
+    with second_device():
+        here, there = torch.ones(2, dtype=torch.float32), torch.ones(2, dtype=torch.float32, device=NAME)
+        for mix in (lambda: here + there, lambda: torch.cat([there, here]), lambda: here.add_(there), there.numpy):
+            with pytest.raises((RuntimeError, TypeError)):
+                mix()
+        assert (there + here[0]).device.type == NAME
+        assert (there[torch.tensor([0])] + 1).cpu().tolist() == [2]
+        total = (there * torch.ones(2, dtype=torch.float32, device=NAME).requires_grad_()).sum()
+        assert total.item() == 2
+
+
+def test_an_engine_on_the_device_has_all_its_weights_there(engines: dict[str, StyleEngine]) -> None:
+    for engine in engines.values():
+        assert engine.backbone.device.type == engine.backbone.alphas_cumprod.device.type == NAME
+        for network in engine.backbone.networks:
+            assert {tensor.device.type for tensor in network.state_dict().values()} == {NAME}
+
+
+@pytest.mark.parametrize(("kind", "name"), RUNS)
+def test_a_run_gives_the_cpus_pixels(
+    engines: dict[str, StyleEngine], on_cpu: dict[str, StyleEngine], tmp_path: Path, kind: str, name: str
+) -> None:
+    run = {"latent": LATENT_RUNS, "pixel": PIXEL_RUNS}[kind][name]
+    on_cpu[kind].cache.clear()
+    engines[kind].cache.clear()
+    with sdpa_kernel(SDPBackend.MATH):  # the second device's
+        expected = run(on_cpu[kind], pictures(tmp_path / "on the CPU"))
+    with second_device():
+        results = run(engines[kind], pictures(tmp_path / "there"))
+        cached = run(engines[kind], pictures(tmp_path / "again")) if name.startswith(CACHING) else results
+    for images, reference in ((results, expected), (cached, results)):
+        if name in MEAN_DIFFERENCE:
+            assert mean_difference(images, reference) < MEAN_DIFFERENCE[name]
+        else:
+            assert largest_difference(images, reference) <= 1
