@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.machine import machine  # noqa: E402 - needs the path above
+from benchmarks.machine import commit, machine  # noqa: E402 - needs the path above
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 WEIGHTS = ROOT / "styleengine" / "models"
@@ -132,15 +132,6 @@ SECTIONS = (
         "--random --small",
     ),
 )
-
-
-def commit() -> str:
-    """The checked-out commit, and whether the working tree differs from it."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    return git("rev-parse", "--short=12", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
 
 
 def weights() -> str:

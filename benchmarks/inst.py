@@ -11,11 +11,10 @@ import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.judge import OutsideJudge, mean_of, measure
@@ -23,6 +22,7 @@ from benchmarks.machine import machine
 from benchmarks.pairs import CONTENTS, STYLES, content_image, style_image
 from benchmarks.sd15_shape import write_model
 from benchmarks.sheets import sheet
+from benchmarks.speed import bare_gradient, timed
 from benchmarks.tables import table
 from styleengine import InSTLearningSettings, InSTSettings, LearnedStyle, StyleEngine
 from styleengine.backbones import PLACEHOLDER, LatentBackbone, load_backbone, with_text_encoder
@@ -36,6 +36,7 @@ STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 MEASURES = ("content loss", "style loss", "external style", "colours", "SSIM")
 PLAIN_RATES = (1e-4, 1e-3, 1e-2)  # learning rates of textual inversion; the best counts
 LEAST_OF_BOUND = 0.8
+FINE = ".4g"  # losses differ in the third digit
 CLIP_L = (257 - 1, 1024, 768)  # patches, their width and the pooled width of CLIP ViT-L/14
 
 
@@ -144,39 +145,17 @@ def pictures(
     sheet(rows, (192, 192)).save(to / "inst-strengths.png")
 
 
-def fine_table(rows: dict[str, dict[str, float]]) -> str:
-    """A Markdown table with four significant digits."""
-    names = list(next(iter(rows.values())))
-    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    lines += [
-        f"| {row} | " + " | ".join(f"{values[name]:.4g}" for name in names) + " |" for row, values in rows.items()
-    ]
-    return "\n".join(lines)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
-
-
 def cost(
     backbone: LatentBackbone, views: TrainingViews, settings: InSTLearningSettings, repeats: int
 ) -> tuple[float, float]:
     """Median seconds of a training step and of a bare U-Net forward and backward pass, measured alternately."""
     learner = Learner(backbone, views, settings.replace(check_every=1000))
     x = views.latents[torch.arange(settings.batch) % len(views.latents)]
-    timesteps = torch.full((settings.batch,), 500, device=x.device)
-    null = backbone.condition([""]).expand(settings.batch, -1, -1)
-
-    def bare() -> None:
-        condition = null.clone().requires_grad_()
-        loss = F.mse_loss(backbone.predict_noise_with_gradient(x, timesteps, condition), torch.zeros_like(x))
-        torch.autograd.grad(loss, condition)
-
     taken: list[tuple[float, float]] = []
     for _ in range(repeats + 1):  # the first repeat is a warm-up
-        taken.append((seconds(learner.advance), seconds(bare)))
+        _, step, _ = timed(backbone, learner.advance)
+        _, alone, _ = timed(backbone, lambda: bare_gradient(backbone, x))
+        taken.append((step, alone))
     steps, bound = zip(*taken[1:], strict=True)
     return statistics.median(steps), statistics.median(bound)
 
@@ -242,9 +221,9 @@ def main() -> None:
     by_strength = strengths(engine, OutsideJudge(), styles, contents, drawing)
     by_variant, ends = ablation(engine, names[: arguments.ablated], learning)
 
-    print(f"\n{machine()}; {engine.backbone.identity}; {learning}\n\n{fine_table(losses)}\n")
+    print(f"\n{machine()}; {engine.backbone.identity}; {learning}\n\n{table(losses, FINE)}\n")
     print(f"{len(styles)} styles × {len(contents)} contents; {drawing}\n\n{table(by_strength)}\n")
-    print(f"validation loss, mean of {arguments.ablated} paintings\n\n{fine_table(by_variant)}\n")
+    print(f"validation loss, mean of {arguments.ablated} paintings\n\n{table(by_variant, FINE)}\n")
     over = [by_strength[f"strength {strength:g}"] for strength in STRENGTHS]
     style_falls = [row["style loss"] for row in over]
     content_rises = [row["content loss"] for row in over]

@@ -36,8 +36,8 @@ SMALL_UNET: dict[str, Any] = {
 }
 
 
-def write_model(folder: Path, small: bool = False, clip: bool = False) -> None:
-    """Writes a model with SD 1.5's configuration, random weights and the embedded model's tokenizer.
+def write_model(folder: Path, small: bool = False, clip: bool = False, dtype: torch.dtype = torch.float32) -> None:
+    """Writes a model with SD 1.5's configuration, random weights of `dtype` and the embedded model's tokenizer.
 
     With `small` all channels are fewer. With `clip` the folder also has a CLIP of ViT-L/14's shape, for QS-Attn.
     """
@@ -67,9 +67,7 @@ def write_model(folder: Path, small: bool = False, clip: bool = False) -> None:
         unet=UNet2DConditionModel(
             sample_size=64,
             cross_attention_dim=width,
-            **(
-                {"block_out_channels": (16, 32, 32, 32), "attention_head_dim": 2, "norm_num_groups": 8} if small else {}
-            ),
+            **(SMALL_UNET if small else {}),
         ),
         scheduler=DDIMScheduler(  # pyright: ignore[reportArgumentType]
             beta_schedule="scaled_linear",
@@ -83,17 +81,20 @@ def write_model(folder: Path, small: bool = False, clip: bool = False) -> None:
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
+    for network in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        network.to(dtype)
     pipeline.save_pretrained(folder)
     if clip:
-        _write_clip(folder / "clip", text, tokenizer, small)
+        _write_clip(folder / "clip", text, tokenizer, small, dtype)
 
 
-def _write_clip(folder: Path, text: dict[str, Any], tokenizer: CLIPTokenizer, small: bool) -> None:
+def _write_clip(folder: Path, text: dict[str, Any], tokenizer: CLIPTokenizer, small: bool, dtype: torch.dtype) -> None:
     vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     if small:
         vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision |= {"image_size": 32 if small else 224, "patch_size": 8 if small else 14}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)).save_pretrained(folder)
+    model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768))
+    model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     side = vision["image_size"]
     CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(

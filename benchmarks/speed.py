@@ -14,18 +14,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.machine import machine
 from benchmarks.pairs import content_image, style_image
 from benchmarks.tables import table
 from styleengine import StyleEngine, ZStarSettings
+
+Result = TypeVar("Result")
 
 CASES = ("nothing known", "style known", "both known")
 
@@ -59,14 +62,32 @@ def bare_seconds(backbone: Any, shapes: list[tuple[int, ...]]) -> float:
     return finished(backbone.device) - began
 
 
+def bare_gradient(backbone: Any, x_t: torch.Tensor) -> None:
+    """The U-Net's forward and backward pass alone: the gradient of a loss with respect to the condition."""
+    timesteps = torch.full((len(x_t),), 500, device=x_t.device)
+    condition = backbone.condition([""]).expand(len(x_t), -1, -1).clone().requires_grad_()
+    loss = F.mse_loss(backbone.predict_noise_with_gradient(x_t, timesteps, condition), torch.zeros_like(x_t))
+    torch.autograd.grad(loss, condition)
+
+
+def timed(backbone: Any, function: Callable[[], Result]) -> tuple[Result, float, list[tuple[int, ...]]]:
+    """A call's result, its seconds, and the shape of the latents of each of its U-Net calls."""
+    with noted_calls(backbone.unet) as shapes:
+        began = finished(backbone.device)
+        result = function()
+        seconds = finished(backbone.device) - began
+    return result, seconds, shapes
+
+
+def rows_of(shapes: list[tuple[int, ...]]) -> int:
+    return sum(shape[0] for shape in shapes)
+
+
 def measured(engine: StyleEngine, content: Image.Image, settings: ZStarSettings) -> dict[str, float]:
     """Seconds, rows and the multiple of the bare rows of one image in the style “Great Wave”."""
-    with noted_calls(engine.backbone.unet) as shapes:
-        began = finished(engine.backbone.device)
-        engine.zstar(content, [style_image("great-wave")], settings)
-        seconds = finished(engine.backbone.device) - began
-    rows = sum(shape[0] for shape in shapes)
-    return {"seconds": seconds, "rows": rows, "× bare": seconds / bare_seconds(engine.backbone, shapes)}
+    style = [style_image("great-wave")]
+    _, seconds, shapes = timed(engine.backbone, lambda: engine.zstar(content, style, settings))
+    return {"seconds": seconds, "rows": rows_of(shapes), "× bare": seconds / bare_seconds(engine.backbone, shapes)}
 
 
 def all_cases(model: str, values: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -1,11 +1,18 @@
 """Markdown tables."""
 
+from collections.abc import Mapping
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """A Markdown table of named rows."""
-    names = list(next(iter(rows.values())))
-    lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    lines += [
-        f"| {row} | " + " | ".join(f"{values[name]:.3f}" for name in names) + " |" for row, values in rows.items()
-    ]
+Cell = float | str
+
+
+def table(rows: Mapping[str, Mapping[str, Cell]], digits: str = ".3f") -> str:
+    """A Markdown table of named rows. `digits` is the format of numbers; a cell that a row lacks is empty."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(_shown(row.get(column, ""), digits) for column in columns) + " |")
     return "\n".join(lines)
+
+
+def _shown(cell: Cell, digits: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|") if isinstance(cell, str) else f"{cell:{digits}}"
