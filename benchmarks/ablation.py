@@ -10,10 +10,10 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.judge import OutsideJudge, mean_of, measure
+from benchmarks.judge import OutsideJudge, measure
 from benchmarks.machine import machine
 from benchmarks.pairs import content_image, pairs, style_image
-from benchmarks.tables import table
+from benchmarks.tables import mean_of, table
 from styleengine import StyleEngine, ZStarSettings
 from styleengine.methods import zstar
 from styleengine.styles import Style

@@ -11,7 +11,7 @@ checks the set: counts, sizes, sources, and that no image is in examples/ or in 
 import argparse
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from PIL import Image
 
-from styleengine.images import open_image
+from styleengine.images import fit, open_image
 
 Part: TypeAlias = Literal["choose", "report"]
 Role: TypeAlias = Literal["content", "style"]
@@ -68,6 +68,20 @@ def contents(part: Part) -> list[Picture]:
 def styles(part: Part) -> list[Picture]:
     """The style images of one part, by name."""
     return _listed(part, "style")
+
+
+def squares(part: Part, of_contents: int, of_styles: int) -> Iterator[tuple[Image.Image, Image.Image]]:
+    """Pairs of content and style, each cut to its largest centre square: `of_styles` styles for each content."""
+    paintings = styles(part)
+    for index, subject in enumerate(contents(part)[:of_contents]):
+        for number in range(of_styles):
+            yield square(subject.image()), square(paintings[(2 * index + 5 * number) % len(paintings)].image())
+
+
+def square(image: Image.Image) -> Image.Image:
+    """The largest centre square."""
+    side = min(image.size)
+    return fit(image, (side, side))
 
 
 def _listed(part: Part, role: Role) -> list[Picture]:

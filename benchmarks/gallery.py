@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.pairs import EXAMPLES, PROMPTS, content_image, style_image
-from benchmarks.sheets import Rows, sheet
 from styleengine import Style, StyleEngine
+from styleengine.contact_sheet import Rows, contact_sheet
 from styleengine.images import open_image, open_mask
 from styleengine.learned_style import LearnedStyle
 from styleengine.style_library import SHIPPED
@@ -30,7 +30,7 @@ def grid() -> Image.Image:
     rows: Rows = [[None, *styles]]
     for content in map(content_image, GRID_CONTENTS):
         rows.append([content, *(engine.zstar(content, style).image for style in styles)])
-    return sheet(rows, (300, 210))
+    return contact_sheet(rows, (300, 210))
 
 
 def masks() -> Image.Image:
@@ -41,7 +41,7 @@ def masks() -> Image.Image:
     masked = engine.zstar(temple, wave, mask=half).image
     two = engine.zstar(temple, [wave, auvers], mask=half).image
     mixed = engine.zstar(temple, [Style(wave), Style(auvers)]).image
-    return sheet([[temple, masked, two, mixed]], (300, 210))
+    return contact_sheet([[temple, masked, two, mixed]], (300, 210))
 
 
 def prompts() -> Image.Image:
@@ -50,7 +50,7 @@ def prompts() -> Image.Image:
     rows: Rows = []
     for content in map(content_image, ("temple", "cat")):
         rows.append([content, *(engine.qs_attn(content, prompt).image for prompt in PROMPTS)])
-    return sheet(rows, (160, 120))
+    return contact_sheet(rows, (160, 120))
 
 
 def learned() -> Image.Image:
@@ -59,7 +59,7 @@ def learned() -> Image.Image:
     rows: Rows = [[None, *(style.thumbnail for style in styles)]]
     for content in map(content_image, LEARNED):
         rows.append([content, *(engine.inst_apply(content, style).image for style in styles)])
-    return sheet(rows, (300, 210))
+    return contact_sheet(rows, (300, 210))
 
 
 def h_space() -> Image.Image:
@@ -69,7 +69,7 @@ def h_space() -> Image.Image:
         pair = [open_image(EXAMPLES / "figures" / f"{name}.png") for name in (style, content)]
         results = [result.image for result in engine.h_space_strip(pair[1], pair[0])]
         rows.append([pair[0], *results, pair[1]])
-    return sheet(rows, (128, 128))
+    return contact_sheet(rows, (128, 128))
 
 
 def first(method: str) -> Callable[[], Image.Image]:

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from benchmarks.judge import OutsideJudge, mean_of, measure
+from benchmarks.judge import OutsideJudge, measure
 from benchmarks.machine import machine
 from benchmarks.pairs import content_image, pairs, style_image
-from benchmarks.sheets import sheet
-from benchmarks.tables import table
+from benchmarks.tables import mean_of, table
 from styleengine import HSpaceSettings, StyleEngine
 from styleengine.backbones import Backbone, LatentBackbone, load_backbone
+from styleengine.contact_sheet import contact_sheet
 from styleengine.engine import STRIP
 from styleengine.images import fit, open_image, to_tensor
 from styleengine.methods.h_space.bottleneck import injection
@@ -112,7 +112,7 @@ def quality(
                 measured.append({**measures, **near, **artefacts(image, images[0])})
             pictures.append([fit(style, images[0].size), *images, fit(content, images[0].size)])
         if folder:
-            sheet(pictures, (192, 192)).save(folder / f"{name}.png")
+            contact_sheet(pictures, (192, 192)).save(folder / f"{name}.png")
         print(name, flush=True)
     return {
         calibration: {name: mean_of(values) for name, values in by_gamma.items()}

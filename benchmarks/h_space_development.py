@@ -10,16 +10,14 @@ come from `report`.
 import argparse
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from benchmarks.development import PARTS, contents, styles
+from benchmarks.development import PARTS, squares
 from benchmarks.judge_vgg import load_vgg16, measure
 from benchmarks.machine import machine
-from benchmarks.sheets import sheet
-from benchmarks.tables import table
-from benchmarks.zstar_development import square
+from benchmarks.tables import mean_of, table
 from styleengine import HSpaceSettings, StyleEngine
+from styleengine.contact_sheet import contact_sheet
 from styleengine.images import fit, to_tensor
 from styleengine.metrics import ssim
 
@@ -38,30 +36,26 @@ def main() -> None:
     variants = {"recommended": HSpaceSettings(), "with calibration": HSpaceSettings(calibration=True)}
     rows: dict[str, list[dict[str, float]]] = {"style image": []}
     shown: list[list[Image.Image | None]] = []
-    paintings = styles(arguments.part)
-    for index, subject in enumerate(contents(arguments.part)[: arguments.contents]):
-        content = square(subject.image())
-        for number in range(arguments.styles):
-            style = square(paintings[(2 * index + 5 * number) % len(paintings)].image())
-            results = {"style image": style}
-            for name, settings in variants.items():
-                strip = engine.h_space_strip(content, style, GAMMAS, settings)
-                results |= {f"{name}, γ {g:g}": result.image for g, result in zip(GAMMAS, strip, strict=True)}
-            for name, image in results.items():
-                losses = measure(trunk, image, content, style)
-                rows.setdefault(name, []).append(
-                    {
-                        "VGG style": losses["VGG style loss"],
-                        "VGG content": losses["VGG content loss"],
-                        "SSIM to the content": ssim(to_tensor(image), to_tensor(fit(content, image.size))),
-                    }
-                )
-            shown.append([content, *results.values()])
+    for content, style in squares(arguments.part, arguments.contents, arguments.styles):
+        results = {"style image": style}
+        for name, settings in variants.items():
+            strip = engine.h_space_strip(content, style, GAMMAS, settings)
+            results |= {f"{name}, γ {g:g}": result.image for g, result in zip(GAMMAS, strip, strict=True)}
+        for name, image in results.items():
+            losses = measure(trunk, image, content, style)
+            rows.setdefault(name, []).append(
+                {
+                    "VGG style": losses["VGG style loss"],
+                    "VGG content": losses["VGG content loss"],
+                    "SSIM to the content": ssim(to_tensor(image), to_tensor(fit(content, image.size))),
+                }
+            )
+        shown.append([content, *results.values()])
     print(f"{len(shown)} pairs of the part “{arguments.part}”, {engine.backbone.name}, {machine()}\n")
-    print(table({name: {key: float(np.mean([row[key] for row in of])) for key in of[0]} for name, of in rows.items()}))
+    print(table({name: mean_of(of) for name, of in rows.items()}))
     if arguments.sheet:
         print(f"\nColumns of the sheet: content, {', '.join(rows)}")
-        sheet(shown, (160, 160)).save(arguments.sheet)
+        contact_sheet(shown, (160, 160)).save(arguments.sheet)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.judge import OutsideJudge, mean_of, measure
+from benchmarks.judge import OutsideJudge, measure
 from benchmarks.machine import machine
 from benchmarks.pairs import CONTENTS, STYLES, content_image, style_image
 from benchmarks.sd15_shape import write_model
-from benchmarks.sheets import sheet
 from benchmarks.speed import bare_gradient, timed
-from benchmarks.tables import table
+from benchmarks.tables import mean_of, table
 from styleengine import InSTLearningSettings, InSTSettings, LearnedStyle, StyleEngine
 from styleengine.backbones import PLACEHOLDER, LatentBackbone, load_backbone, with_text_encoder
 from styleengine.cache import ByteCache
+from styleengine.contact_sheet import contact_sheet
 from styleengine.images import fit
 from styleengine.methods.inst import Learner, learn
 from styleengine.methods.inst.views import TrainingViews, prepare
@@ -134,7 +134,7 @@ def pictures(
         content = content_image(name)
         results = [engine.inst_apply(content, [style], settings).image for style in styles.values()]
         rows.append([fit(content, results[0].size), *results])
-    sheet(rows, (192, 192)).save(to / "inst.png")
+    contact_sheet(rows, (192, 192)).save(to / "inst.png")
     content, rows = content_image(contents[0]), []
     for style in styles.values():
         row: list[Image.Image | None] = [
@@ -142,7 +142,7 @@ def pictures(
         ]
         row.append(engine.inst_apply(None, [style], settings.replace(prompt=PLACEHOLDER)).image)
         rows.append(row)
-    sheet(rows, (192, 192)).save(to / "inst-strengths.png")
+    contact_sheet(rows, (192, 192)).save(to / "inst-strengths.png")
 
 
 def cost(

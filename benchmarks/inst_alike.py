@@ -11,16 +11,15 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 from benchmarks.development import PARTS, contents, styles
 from benchmarks.judge_vgg import load_vgg16, measure
 from benchmarks.machine import machine
-from benchmarks.sheets import sheet
-from benchmarks.tables import table
+from benchmarks.tables import mean_of, table
 from styleengine import InSTLearningSettings, LearnedStyle, StyleEngine
+from styleengine.contact_sheet import contact_sheet
 from styleengine.images import to_tensor
 from styleengine.metrics import ssim
 
@@ -67,10 +66,10 @@ def main() -> None:
             )
         shown.append([painting, *results.values()])
     print(f"{len(paintings)} paintings of the part “{arguments.part}”, {engine.backbone.name}, {machine()}\n")
-    print(table({name: {key: float(np.mean([row[key] for row in of])) for key in of[0]} for name, of in rows.items()}))
+    print(table({name: mean_of(of) for name, of in rows.items()}))
     if arguments.sheet:
         print(f"\nColumns of the sheet: painting, {', '.join(rows)}")
-        sheet(shown, (210, 160)).save(arguments.sheet)
+        contact_sheet(shown, (210, 160)).save(arguments.sheet)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from PIL import Image
 from benchmarks.development import PARTS, contents, styles
 from benchmarks.judge_vgg import load_vgg16, measure
 from benchmarks.machine import machine
-from benchmarks.sheets import sheet
 from benchmarks.tables import table
 from styleengine import InSTLearningSettings, InSTSettings, StyleEngine
+from styleengine.contact_sheet import contact_sheet
 from styleengine.images import fit, to_tensor
 from styleengine.metrics import ssim
 
@@ -77,7 +77,7 @@ def main() -> None:
     print(table(columns))
     if arguments.sheet:
         print(f"\nRows of the sheet: contents, then for each painting: {'; '.join(variants)}")
-        sheet(shown, (210, 160)).save(arguments.sheet)
+        contact_sheet(shown, (210, 160)).save(arguments.sheet)
 
 
 if __name__ == "__main__":

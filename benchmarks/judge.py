@@ -66,7 +66,3 @@ def measure(
         "SSIM": ssim(x, c),
         "PSNR": psnr(x, c),
     }
-
-
-def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from benchmarks.judge import mean_of
 from benchmarks.machine import machine
 from benchmarks.pairs import CONTENTS, PROMPTS, content_image
-from benchmarks.sheets import sheet
-from benchmarks.tables import table
+from benchmarks.tables import mean_of, table
 from styleengine import QSAttnSettings, StyleEngine
+from styleengine.contact_sheet import contact_sheet
 from styleengine.images import fit, to_tensor, working_size
 from styleengine.methods.qs_attn.clip_losses import cut
 from styleengine.methods.qs_attn.contrast import encoder_features
@@ -77,7 +76,7 @@ def quality(
             print(f"{prompt}: {name}", flush=True)
         by_prompt[prompt] = mean_of(rises)
         if to:
-            sheet(rows, (192, 192)).save(to / f"{prompt.replace(' ', '-')}.png")
+            contact_sheet(rows, (192, 192)).save(to / f"{prompt.replace(' ', '-')}.png")
     return {variant: mean_of(values) for variant, values in by_variant.items()}, by_prompt
 
 

@@ -10,17 +10,16 @@ Further rows: `--variant "name: setting=value, setting=value"`.
 import argparse
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from benchmarks.development import PARTS, contents
+from benchmarks.development import PARTS, contents, square
 from benchmarks.machine import machine
 from benchmarks.pairs import PROMPTS
 from benchmarks.qs_attn import kept
-from benchmarks.sheets import sheet
-from benchmarks.tables import table
-from benchmarks.zstar_development import parsed, square
+from benchmarks.tables import mean_of, table
+from benchmarks.zstar_development import parsed
 from styleengine import QSAttnSettings, StyleEngine
+from styleengine.contact_sheet import contact_sheet
 from styleengine.images import fit, to_tensor
 from styleengine.metrics import blockiness
 from styleengine.perceptual import Clip
@@ -65,10 +64,10 @@ def main() -> None:
         shown += results.values()
     print(f"{len(PROMPTS[: arguments.prompts])} prompts × {len(subjects)} contents of the part “{arguments.part}”")
     print(f"{engine.backbone.name}, {machine()}\n")
-    print(table({name: {key: float(np.mean([row[key] for row in of])) for key in of[0]} for name, of in rows.items()}))
+    print(table({name: mean_of(of) for name, of in rows.items()}))
     if arguments.sheet:
         print(f"\nRows of the sheet: contents, then for each prompt: {', '.join(variants)}")
-        sheet(shown, (160, 160)).save(arguments.sheet)
+        contact_sheet(shown, (160, 160)).save(arguments.sheet)
 
 
 if __name__ == "__main__":

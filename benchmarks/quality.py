@@ -8,10 +8,10 @@ import argparse
 import numpy as np
 import torch
 
-from benchmarks.judge import OutsideJudge, mean_of, measure
+from benchmarks.judge import OutsideJudge, measure
 from benchmarks.machine import machine
 from benchmarks.pairs import CONTENTS, STYLES, content_image, pairs, style_image
-from benchmarks.tables import table
+from benchmarks.tables import mean_of, table
 from styleengine import StyleEngine, ZStarSettings, ddim
 from styleengine.backbones import Backbone
 from styleengine.images import fit, to_tensor

@@ -1,6 +1,6 @@
 """Markdown tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 Cell = float | str
 
@@ -16,3 +16,8 @@ def table(rows: Mapping[str, Mapping[str, Cell]], digits: str = ".3f") -> str:
 
 def _shown(cell: Cell, digits: str) -> str:
     return " ".join(cell.split()).replace("|", "\\|") if isinstance(cell, str) else f"{cell:{digits}}"
+
+
+def mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each column."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

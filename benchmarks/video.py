@@ -18,10 +18,10 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.judge import OutsideJudge, mean_of, measure
+from benchmarks.judge import OutsideJudge, measure
 from benchmarks.machine import machine
 from benchmarks.pairs import EXAMPLES, STYLES, style_image
-from benchmarks.tables import table
+from benchmarks.tables import mean_of, table
 from styleengine import StyleEngine, ZStarSettings, ZStarVideoSettings
 from styleengine.images import fit
 from styleengine.video import Selection, open_clip

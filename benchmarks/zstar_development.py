@@ -12,16 +12,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from benchmarks.development import PARTS, contents, styles
+from benchmarks.development import PARTS, squares
 from benchmarks.judge_vgg import load_vgg16, measure
 from benchmarks.machine import machine
-from benchmarks.sheets import sheet
-from benchmarks.tables import table
+from benchmarks.tables import mean_of, table
 from styleengine import StyleEngine, ZStarSettings
 from styleengine.backbones import LatentBackbone
+from styleengine.contact_sheet import contact_sheet
 from styleengine.images import fit, to_tensor
 from styleengine.methods.zstar import PRESETS
 from styleengine.metrics import content_loss, encoder_features, ssim, style_loss
@@ -47,12 +46,6 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), {key: float(value) if value[:1].isdigit() else value for key, value in pairs}
 
 
-def square(image: Image.Image) -> Image.Image:
-    """The largest centre square."""
-    side = min(image.size)
-    return fit(image, (side, side))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--part", choices=PARTS, default="report")
@@ -76,32 +69,28 @@ def main() -> None:
     }
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in ["content itself", *variants]}
     shown: list[list[Image.Image | None]] = []
-    paintings = styles(arguments.part)
-    for index, subject in enumerate(contents(arguments.part)[: arguments.contents]):
-        content = square(subject.image())
-        for number in range(arguments.styles):
-            style = square(paintings[(2 * index + 5 * number) % len(paintings)].image())
-            results = {
-                name: engine.zstar(content, [style], ZStarSettings(size=arguments.size, **values)).image
-                for name, values in variants.items()
-            }
-            for name, image in {"content itself": content, **results}.items():
-                x, c, s = (to_tensor(fit(picture, (arguments.size,) * 2)) for picture in (image, content, style))
-                of_x, of_c, of_s = (encoder_features(backbone.vae, picture) for picture in (x, c, s))
-                losses = measure(trunk, image, content, style)
-                rows[name].append(
-                    {
-                        "VGG style": losses["VGG style loss"],
-                        "VGG content": losses["VGG content loss"],
-                        "encoder style": style_loss(of_x, of_s),
-                        "encoder content": content_loss(of_x, of_c),
-                        "SSIM": ssim(x, c),
-                    }
-                )
-            shown.append([content, style, *results.values()])
+    for content, style in squares(arguments.part, arguments.contents, arguments.styles):
+        results = {
+            name: engine.zstar(content, [style], ZStarSettings(size=arguments.size, **values)).image
+            for name, values in variants.items()
+        }
+        for name, image in {"content itself": content, **results}.items():
+            x, c, s = (to_tensor(fit(picture, (arguments.size,) * 2)) for picture in (image, content, style))
+            of_x, of_c, of_s = (encoder_features(backbone.vae, picture) for picture in (x, c, s))
+            losses = measure(trunk, image, content, style)
+            rows[name].append(
+                {
+                    "VGG style": losses["VGG style loss"],
+                    "VGG content": losses["VGG content loss"],
+                    "encoder style": style_loss(of_x, of_s),
+                    "encoder content": content_loss(of_x, of_c),
+                    "SSIM": ssim(x, c),
+                }
+            )
+        shown.append([content, style, *results.values()])
     count = len(shown)
     print(f"{count} pairs of the part “{arguments.part}”, {arguments.size} pixels, {backbone.name}, {machine()}\n")
-    print(table({name: {key: float(np.mean([row[key] for row in of])) for key in of[0]} for name, of in rows.items()}))
+    print(table({name: mean_of(of) for name, of in rows.items()}))
     print(f"\nPairs of {count} with a lower loss:\n")
     for (name, reference), judge in product(COMPARED, JUDGES):
         pairs = list(zip(rows[name], rows[reference], strict=True))
@@ -114,7 +103,7 @@ def main() -> None:
         print(f"- {name} than {reference}, {judge}: {counts}")
     if arguments.sheet:
         print(f"\nColumns of the sheet: content, style, {', '.join(variants)}")
-        sheet(shown, (160, 160)).save(arguments.sheet)
+        contact_sheet(shown, (160, 160)).save(arguments.sheet)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ class ForkedGPU:
 
 
 def _outcomes(function: Callable, arguments: bytes) -> Iterator[Any]:
+    """The outcomes, pickled as ZeroGPU pickles them. Only this test's own objects are unpickled, never a file.
+
+    A pipe's own pickler would share tensors between the processes instead of copying them.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 

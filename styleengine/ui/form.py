@@ -4,7 +4,7 @@ A tab file defines the layout. A method without a tab file gets `plain_tab`.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -138,16 +138,7 @@ class Form:
             start = self.method.settings(**self.method.recommended(recommended_settings(chosen)))
             return {component: getattr(start, name) for name, component in shown.items()}
 
-        model.change(
-            show_what_suits,
-            inputs=model,
-            outputs=list(shown.values()),
-            preprocess=False,
-            api_name=f"{self.method.name}_model",
-            api_visibility="undocumented",
-            queue=False,
-            show_progress="hidden",
-        )
+        self._on_choice(model, show_what_suits, shown.values(), "model")
 
     def _follow_presets(self, presets: gr.Dropdown) -> None:
         """Sets the controls to the chosen preset's values, and to the recommended ones without a preset."""
@@ -159,12 +150,18 @@ class Form:
             chosen = controls.start.replace(**known.get(choice, {}) if isinstance(choice, str) else {})
             return {component: getattr(chosen, name) for name, component in shown.items()}
 
-        presets.change(
-            show_preset,
-            inputs=presets,
-            outputs=list(shown.values()),
+        self._on_choice(presets, show_preset, shown.values(), "preset")
+
+    def _on_choice(
+        self, dropdown: gr.Dropdown, show: Callable[[Any], Any], outputs: Iterable[Component], name: str
+    ) -> None:
+        """Calls `show` with each new choice of a dropdown."""
+        dropdown.change(
+            show,
+            inputs=dropdown,
+            outputs=list(outputs),
             preprocess=False,
-            api_name=f"{self.method.name}_preset",
+            api_name=f"{self.method.name}_{name}",
             api_visibility="undocumented",
             queue=False,
             show_progress="hidden",
