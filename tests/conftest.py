@@ -58,6 +58,14 @@ def backbone(shared_engine: StyleEngine) -> Backbone:
     return shared_engine.backbone
 
 
+@pytest.fixture(autouse=True)
+def _no_earlier_run(request: pytest.FixtureRequest) -> None:
+    """Waits for the current step of a job that an earlier test cancelled: its taps change the U-Net for all threads."""
+    for name in {"shared_engine", "shared_pixel_engine"} & set(request.fixturenames):
+        with request.getfixturevalue(name)._turns.one():
+            pass
+
+
 @pytest.fixture(scope="session")
 def pixel_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_pixel_model(tmp_path_factory.mktemp("pixel-model") / "random")
