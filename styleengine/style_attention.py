@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from styleengine.attention import (
     KeysValues,
@@ -24,16 +23,13 @@ from styleengine.attention import (
 )
 from styleengine.backbones import Backbone
 from styleengine.errors import StyleEngineError
-from styleengine.images import lay_over, to_tensor
 from styleengine.phases import Phase, inverting
 from styleengine.run import Recording, Run, Trajectory
 from styleengine.sain import align_colors, sain_weight
 from styleengine.settings import Settings, inversion_iterations_knob, knob, size_knob, steps_knob
-from styleengine.styles import Style
+from styleengine.styles import Style, check_weights, reduced, region, shares_of
 
 LAYERS = 16
-MOST_WEIGHT = 1e6  # of a style
-TINY = 1e-30
 
 
 class StyleAttentionSettings(Settings):
@@ -298,19 +294,14 @@ class StyleInjection:
         width, height = self.latent_size
         while width * height > tokens:  # each stride-2 convolution rounds up
             width, height = math.ceil(width / 2), math.ceil(height / 2)
-        pixels = to_tensor(mask)[:, :1].add(1).div(2)
-        return F.interpolate(pixels, (height, width), mode="area").flatten()
+        return reduced(mask, height, width).flatten()
 
     def shares(self, latents: torch.Tensor) -> list[torch.Tensor]:
         """Each style's share at each latent position (height, width): weight × mask, normalised.
 
         Where the masks sum to less than 1, so do the shares.
         """
-        height, width = latents.shape[2:]
-        masks = torch.stack([self.mask_at(i, height * width) for i in range(len(self.styles))])
-        weighted = masks * torch.tensor([style.weight for style in self.styles], dtype=torch.float32)[:, None]
-        parts = weighted / weighted.sum(0).clamp(min=TINY) * masks.sum(0).clamp(max=1)
-        return list(parts.view(-1, height, width).to(latents))
+        return list(shares_of(self.styles, self.masks, *latents.shape[2:]).to(latents))
 
     def coverage(self, q: torch.Tensor) -> torch.Tensor | None:
         """The sum of the masks at each query, at most 1, as (tokens, 1), for modes without content keys."""
@@ -328,25 +319,9 @@ def vary(x_T: torch.Tensor, share: float, seed: int) -> torch.Tensor:  # noqa: N
     return math.sqrt(1 - share) * x_T + math.sqrt(share) * z
 
 
-def region(mask: Image.Image | None, size: tuple[int, int], feather: float) -> Image.Image | None:
-    """The mask at working size with its border blurred; None if it is white everywhere."""
-    if mask is None:
-        return None
-    grey = lay_over(mask.convert("L"), size)
-    if grey.getextrema() == (255, 255):
-        return None
-    radius = feather * min(size)
-    return grey.filter(ImageFilter.GaussianBlur(radius)) if radius > 0 else grey
-
-
 def check(backbone: Backbone, styles: Sequence[Style], settings: StyleAttentionSettings) -> None:
     """StyleEngineError for no style, no positive weight, an empty range of layers or steps, or an unsuitable U-Net."""
-    if not styles:
-        raise StyleEngineError("No style image was given. Choose at least one.")
-    if not all(0 <= style.weight <= MOST_WEIGHT for style in styles) or not any(style.weight for style in styles):
-        raise StyleEngineError(
-            "Style weights must be numbers from 0 up to a million, and at least one must be above 0."
-        )
+    check_weights(styles)
     if settings.first_layer > settings.last_layer:
         raise StyleEngineError(
             f"The first layer ({settings.first_layer}) comes after the last ({settings.last_layer}): swap them."

@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from PIL import Image, ImageOps
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter, ImageOps
 
 from styleengine.errors import StyleEngineError
-from styleengine.images import ImageSource, content_hash, open_image, open_mask, stretch_note
+from styleengine.images import ImageSource, content_hash, lay_over, open_image, open_mask, stretch_note, to_tensor
 from styleengine.stylization import InputRecord, file_name, mask_record
+
+MOST_WEIGHT = 1e6
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,48 @@ def with_shared_mask(styles: Sequence[Style], mask: Image.Image | None, name: st
     raise StyleEngineError(
         f"One mask serves one or two styles, not {len(styles)}. Give each style a mask of its own instead."
     )
+
+
+def check_weights(styles: Sequence[Style]) -> None:
+    """StyleEngineError for no style, an impossible weight, or no weight above 0."""
+    if not styles:
+        raise StyleEngineError("No style image was given. Choose at least one.")
+    if not all(0 <= style.weight <= MOST_WEIGHT for style in styles) or not any(style.weight for style in styles):
+        raise StyleEngineError(
+            "Style weights must be numbers from 0 up to a million, and at least one must be above 0."
+        )
+
+
+def region(mask: Image.Image | None, size: tuple[int, int], feather: float) -> Image.Image | None:
+    """The mask at `size` (width, height) with its border blurred; None if it is white everywhere.
+
+    `feather` is the blur's radius as a share of the shorter side.
+    """
+    if mask is None:
+        return None
+    grey = lay_over(mask.convert("L"), size)
+    if grey.getextrema() == (255, 255):
+        return None
+    radius = feather * min(size)
+    return grey.filter(ImageFilter.GaussianBlur(radius)) if radius > 0 else grey
+
+
+def reduced(mask: Image.Image | None, height: int, width: int) -> torch.Tensor:
+    """The mask averaged to (height, width), in [0, 1]; ones for None."""
+    if mask is None:
+        return torch.ones(height, width, dtype=torch.float32)
+    pixels = to_tensor(mask)[:, :1].add(1).div(2)
+    return F.interpolate(pixels, (height, width), mode="area")[0, 0]
+
+
+def shares_of(styles: Sequence[Style], masks: Sequence[Image.Image | None], height: int, width: int) -> torch.Tensor:
+    """Each style's share at each latent position (styles, height, width): weight × mask, normalised.
+
+    Where the masks sum to less than 1, so do the shares.
+    """
+    reduced_masks = torch.stack([reduced(mask, height, width) for mask in masks])
+    weighted = reduced_masks * torch.tensor([style.weight for style in styles], dtype=torch.float32)[:, None, None]
+    return weighted / weighted.sum(0).clamp(min=TINY) * reduced_masks.sum(0).clamp(max=1)
 
 
 def mask_notes(styles: Sequence[Style], content: Image.Image) -> list[str]:
