@@ -111,11 +111,12 @@ class StyleEngine:
         output: str | os.PathLike[str] | None = None,
         work: str | os.PathLike[str] | None = None,
         keep_partial: bool = False,
+        seconds: float | None = None,
         on_step: OnStep | None = None,
     ) -> Stylization:
         """Runs any method. `inputs` are keyed by role and take the same values as the method's own function.
 
-        A video method writes its clip to `output`; `work` and `keep_partial` are as in `zstar_video`.
+        A video method writes its clip to `output`; `work`, `keep_partial` and `seconds` are as in `zstar_video`.
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
@@ -139,6 +140,7 @@ class StyleEngine:
                 output=path,
                 work=Path(work) if work is not None else None,
                 keep_partial=keep_partial,
+                seconds=seconds,
             )
             return method.run(call)
 
@@ -245,18 +247,21 @@ class StyleEngine:
         mask: ImageSource | None = None,
         work: str | os.PathLike[str] | None = None,
         keep_partial: bool = False,
+        seconds: float | None = None,
         on_step: OnStep | None = None,
     ) -> VideoStylization:
         """Z-STAR+ for a clip, without flicker. Writes the MP4 `output`, with the clip's sound.
 
         The clip is a path, bytes or an open file. Styles and `mask` are as in `zstar`. `work` is a folder
         for finished frames: the same call resumes an interrupted run. With `keep_partial`, a run that
-        `on_step` cancels returns the frames finished so far.
+        `on_step` cancels returns the frames finished so far. With `seconds`, which needs `work`, the run stops after
+        about that time, at least one frame later; between two such calls, waiting runs get their turn.
 
-        Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
+        Raises StyleEngineError for bad input, Cancelled if `on_step` raised it, TimeUp if frames are still missing.
         """
-        options: Any = {"output": output, "work": work, "keep_partial": keep_partial, "on_step": on_step}
-        result: Any = self.run("zstar_video", {"clip": clip, "style": styles, "mask": mask}, settings, **options)
+        options: Any = {"output": output, "work": work, "keep_partial": keep_partial, "seconds": seconds}
+        inputs = {"clip": clip, "style": styles, "mask": mask}
+        result: Any = self.run("zstar_video", inputs, settings, **options, on_step=on_step)
         return result
 
     def qs_attn(
