@@ -61,10 +61,6 @@ def connect_page(
             async for updates in states:
                 yield updates
 
-    def renew(request: gr.Request, ticket: Any) -> None:
-        if ticket:
-            runner.renew(runner.admitted(request, name, ticket), request)
-
     def cancel(request: gr.Request, ticket: Any) -> Updates:
         runner.release(runner.admitted(request, name, ticket))
         return {**panel.stopped(STOPPING), panel.run: gr.skip()} if keeps_partial else panel.stopped(CANCELLED)
@@ -91,11 +87,21 @@ def connect_page(
     start_on(panel.run.click, f"{name}_live")
     if examples:
         start_on(examples.load_input_event.then, f"{name}_example")
-    if panel.clock:  # its queued requests, unlike that of the run, carry valid tokens
-        renewing = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-        panel.clock.tick(renew, inputs=ticket_box, **renewing)
+    _connect_clock(name, runner, panel, ticket_box)
     panel.cancel.click(cancel, inputs=ticket_box, outputs=[panel.run, panel.cancel, panel.status], **quiet)
     gr.on([], cancel_for_client, api_name=f"{name}_cancel", api_visibility="undocumented", queue=False)
+
+
+def _connect_clock(name: str, runner: Runner, panel: Panel, ticket_box: gr.Textbox) -> None:
+    """On ZeroGPU, requests during a long run renew its token. They are queued, since others carry none."""
+
+    def renew(request: gr.Request, ticket: Any) -> None:
+        if ticket:
+            runner.renew(runner.admitted(request, name, ticket), request)
+
+    if panel.clock:
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        panel.clock.tick(renew, inputs=ticket_box, concurrency_limit=None, **hidden)
 
 
 async def _states(
