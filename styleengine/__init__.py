@@ -8,7 +8,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.errors import Cancelled, StyleEngineError, TimeUp
 from styleengine.version import __version__
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ __all__ = [
     "StyleEngine",
     "StyleEngineError",
     "Stylization",
+    "TimeUp",
     "VideoStylization",
     "ZStarSettings",
     "ZStarVideoSettings",

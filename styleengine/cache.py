@@ -4,7 +4,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from styleengine.disk_cache import DiskCache
 
 
 class Sized(Protocol):
@@ -20,10 +22,13 @@ class ByteCache:
 
     Thread-safe. Entries may grow after insertion; sizes are measured again at each `trim`.
     If two threads miss the same key, the entry is computed once: the second thread waits for the first.
+    Storable entries are also kept in `disk`, if there is one, and looked up there if missing. They are written on exit
+    of `trimming`.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, disk: DiskCache | None = None) -> None:
+        self.capacity, self.disk = capacity, disk
+        self._on_disk: dict[Hashable, int] = {}  # the size of each entry when it was last read or written
         self._entries: OrderedDict[Hashable, Sized] = OrderedDict()
         self._making: dict[Hashable, tuple[threading.Lock, int]] = {}
         self._lock = threading.Lock()
@@ -54,7 +59,8 @@ class ByteCache:
                     if key in self._entries:
                         self._entries.move_to_end(key)
                         return self._entries[key]  # type: ignore[return-value]
-                entry = make()
+                stored = self._loaded(key)
+                entry = make() if stored is None else stored
                 with self._lock:
                     self._entries[key] = entry
         finally:
@@ -64,6 +70,25 @@ class ByteCache:
                     self._making[key] = (making, waiting - 1)
         self.trim()
         return entry
+
+    def _loaded(self, key: Hashable) -> Any:
+        """The entry on disk, or None."""
+        entry = self.disk.load(key) if self.disk else None
+        if entry is not None:
+            with self._lock:
+                self._on_disk[key] = entry.nbytes
+        return entry
+
+    def _save(self) -> None:
+        """Writes entries to disk that are new or have grown."""
+        if self.disk is None:
+            return
+        with self._lock:
+            self._on_disk = {key: size for key, size in self._on_disk.items() if key in self._entries}
+            changed = [(key, entry) for key, entry in self._entries.items() if self._on_disk.get(key) != entry.nbytes]
+            self._on_disk |= {key: entry.nbytes for key, entry in changed}
+        for key, entry in changed:
+            self.disk.save(key, entry)
 
     def trim(self) -> None:
         """Drops entries larger than the capacity, then the least recently used until the rest fits."""
@@ -78,12 +103,14 @@ class ByteCache:
 
     @contextmanager
     def trimming(self) -> Iterator[None]:
-        """Trims on exit, also after exceptions, because entries may have grown."""
+        """Saves and trims on exit, also after exceptions, because entries may have grown."""
         try:
             yield
         finally:
+            self._save()
             self.trim()
 
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()
+            self._on_disk.clear()

@@ -12,18 +12,13 @@ from PIL import Image
 
 from styleengine.backbones import Backbone, LatentBackbone, load_backbone, with_text_encoder
 from styleengine.cache import ByteCache
+from styleengine.disk_cache import disk_cache
 from styleengine.errors import StyleEngineError
 from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
 from styleengine.learned_style import SUFFIX, LearnedStyle
 from styleengine.memory import at_most, gpu_memory, memory_in_words, pixels_at_once
 from styleengine.method import Call, Inputs, Kind, Method, opened_styles, several
-from styleengine.methods import (
-    METHODS,
-    h_space,
-    inst,
-    qs_attn,
-    zstar,
-)
+from styleengine.methods import METHODS, h_space, inst, qs_attn, zstar
 from styleengine.methods.h_space import HSpaceSettings
 from styleengine.methods.inst import InSTLearningSettings, InSTSettings, LearningState
 from styleengine.methods.qs_attn import QSAttnSettings
@@ -54,6 +49,7 @@ class StyleEngine:
     `model` is "mini" (embedded), "sd15", a local diffusers folder or a hub id; the default is
     $STYLEENGINE_MODEL, else "sd15" with CUDA, else "mini". `device` and `dtype` default to the best available.
     `cache_bytes` limits the cache between runs, by default to 2 GiB or an eighth of a GPU's memory, if that is less.
+    If $STYLEENGINE_DISK_CACHE names a folder, inversions are cached there, too, until a day after their last use.
 
     Runs from several threads are queued in order. While a run waits, its `on_step`
     is called with the phase “waiting” every few tenths of a second, so that it can be cancelled.
@@ -73,7 +69,8 @@ class StyleEngine:
     ) -> None:
         self.backbone: Backbone = load_backbone(model, device, dtype)
         memory = gpu_memory(self.backbone.device)
-        self.cache = ByteCache(at_most(CACHE_BYTES, CACHE_SHARE, memory) if cache_bytes is None else cache_bytes)
+        capacity = at_most(CACHE_BYTES, CACHE_SHARE, memory) if cache_bytes is None else cache_bytes
+        self.cache = ByteCache(capacity, disk_cache(self.backbone.device))
         self._backbones = ByteCache(at_most(BACKBONE_BYTES, BACKBONE_SHARE, memory))
         self._backbones.get_or_make(self.backbone.name, lambda: self.backbone)
         self._turns = Turns()  # a tap changes the U-Net for all threads, so runs are serialized
@@ -114,11 +111,12 @@ class StyleEngine:
         output: str | os.PathLike[str] | None = None,
         work: str | os.PathLike[str] | None = None,
         keep_partial: bool = False,
+        seconds: float | None = None,
         on_step: OnStep | None = None,
     ) -> Stylization:
         """Runs any method. `inputs` are keyed by role and take the same values as the method's own function.
 
-        A video method writes its clip to `output`; `work` and `keep_partial` are as in `zstar_video`.
+        A video method writes its clip to `output`; `work`, `keep_partial` and `seconds` are as in `zstar_video`.
 
         Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
         """
@@ -135,13 +133,14 @@ class StyleEngine:
                 backbone=self.backbone,
                 inputs=opened,
                 settings=settings,
-                clip=self._clip,
+                clip=self.clip,
                 batch=self._batch_size,
                 on_step=on_step,
                 cache=self.cache,
                 output=path,
                 work=Path(work) if work is not None else None,
                 keep_partial=keep_partial,
+                seconds=seconds,
             )
             return method.run(call)
 
@@ -248,18 +247,21 @@ class StyleEngine:
         mask: ImageSource | None = None,
         work: str | os.PathLike[str] | None = None,
         keep_partial: bool = False,
+        seconds: float | None = None,
         on_step: OnStep | None = None,
     ) -> VideoStylization:
         """Z-STAR+ for a clip, without flicker. Writes the MP4 `output`, with the clip's sound.
 
         The clip is a path, bytes or an open file. Styles and `mask` are as in `zstar`. `work` is a folder
         for finished frames: the same call resumes an interrupted run. With `keep_partial`, a run that
-        `on_step` cancels returns the frames finished so far.
+        `on_step` cancels returns the frames finished so far. With `seconds`, which needs `work`, the run stops after
+        about that time, at least one frame later; between two such calls, waiting runs get their turn.
 
-        Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
+        Raises StyleEngineError for bad input, Cancelled if `on_step` raised it, TimeUp if frames are still missing.
         """
-        options: Any = {"output": output, "work": work, "keep_partial": keep_partial, "on_step": on_step}
-        result: Any = self.run("zstar_video", {"clip": clip, "style": styles, "mask": mask}, settings, **options)
+        options: Any = {"output": output, "work": work, "keep_partial": keep_partial, "seconds": seconds}
+        inputs = {"clip": clip, "style": styles, "mask": mask}
+        result: Any = self.run("zstar_video", inputs, settings, **options, on_step=on_step)
         return result
 
     def qs_attn(
@@ -345,7 +347,7 @@ class StyleEngine:
         known = LearnedStyle.open(path, with_state=True) if path and path.exists() else None
         name = name or (known.record.name if known else Path(file_name(sources[0])).stem)
         with self._turn(on_step, settings, paintings[0]):
-            states = inst.learn(backbone, paintings, self._clip, settings, name=name, known=known, cache=self.cache)
+            states = inst.learn(backbone, paintings, self.clip, settings, name=name, known=known, cache=self.cache)
             report = on_step and (lambda state: on_step(self._learning_event(backbone, state, content)))
             return inst.learned(states, path, seconds, report)
 
@@ -389,7 +391,8 @@ class StyleEngine:
         with self._turns.one(waiting(on_step, shown)), memory_in_words(sentence), self.cache.trimming():
             yield
 
-    def _clip(self) -> Clip:
+    def clip(self) -> Clip:
+        """CLIP of the backbone, loaded at the first call. StyleEngineError if it cannot be loaded."""
         return self._backbones.get_or_make(("clip", self.backbone.name), lambda: Clip(self.backbone))
 
     def _batch_size(self, pixels: int, styles: int = 1) -> int:

@@ -1,4 +1,4 @@
-"""The two exceptions of the public API."""
+"""The exceptions of the public API."""
 
 
 class StyleEngineError(ValueError):
@@ -7,3 +7,7 @@ class StyleEngineError(ValueError):
 
 class Cancelled(Exception):  # noqa: N818 - nothing went wrong
     """Raised inside `on_step` to stop a run; everything is restored and nothing is written."""
+
+
+class TimeUp(Exception):  # noqa: N818 - nothing went wrong
+    """Raised by a run with a time limit that ends before the result is finished; the same call resumes it."""

@@ -1,13 +1,14 @@
 """Cached SHA-256 of files: a model of 4 GB is read once, not at each start.
 
 The key is the file's path, size and modification times. Hashes are cached in memory and, if it can be written,
-in a small file in the user's cache folder. A file changed within the last seconds is not cached: it may change
-again within the clock's resolution.
+in a small file in the user's cache folder, except those of temporary files. A file changed within the last seconds
+is not cached: it may change again within the clock's resolution.
 """
 
 import hashlib
 import json
 import os
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -61,7 +62,11 @@ def _read() -> dict[str, str]:
 def _write() -> None:
     """Writes the most recent hashes. If that fails, they are cached in memory only."""
     with suppress(OSError, RuntimeError):
-        latest = dict(list(_known.items())[-MOST_KNOWN:])
+        temporary = f"{Path(tempfile.gettempdir()).resolve()}{os.sep}"
+        lasting = [(key, value) for key, value in _known.items() if not key.startswith(temporary)]
+        if not lasting:
+            return
+        latest = dict(lasting[-MOST_KNOWN:])
         store().parent.mkdir(parents=True, exist_ok=True)
         write_whole(store(), json.dumps(latest, indent=0).encode())
 

@@ -162,7 +162,8 @@ class Call:
 
     `on_step` is called after each step and may raise `Cancelled`. `cache` persists between runs. `clip`
     loads CLIP on its first call. `batch(pixels, styles)` is the batch size that fits into memory for images
-    of `pixels` pixels. `output` is the path for a method that writes a file.
+    of `pixels` pixels. `output` is the path for a method that writes a file. After about `seconds`, a method that can
+    resume raises `TimeUp`.
     """
 
     backbone: Backbone
@@ -175,6 +176,7 @@ class Call:
     output: Path | None = None
     work: Path | None = None
     keep_partial: bool = False
+    seconds: float | None = None
 
 
 def no_requirement(backbone: Backbone) -> None:

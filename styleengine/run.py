@@ -17,6 +17,7 @@ from styleengine import ddim
 from styleengine.attention import KeysValues, Queries, Recorder, tapped
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
+from styleengine.disk_cache import storable
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
 from styleengine.phases import WAITING, Phase
@@ -26,6 +27,7 @@ from styleengine.stylization import InputRecord, OnStep, StepEvent, Stylization
 LARGEST_RECORD = 1 << 30  # bytes of recorded tensors of one image
 
 
+@storable
 @dataclass
 class Trajectory:
     """An image's inverted latents x_0 … x_T, by level, and what the U-Net computed on the way.
@@ -49,6 +51,32 @@ class Trajectory:
         queries = [(q,) for layers in list(self.queries.values()) for q in layers.values()]
         latents = [*self.latents, *self.evaluated.values()]
         return sum(x.nbytes for group in (latents, *pairs, *queries) for x in group)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All as named tensors, from which `of` restores the trajectory."""
+        named = {f"latents.{level}": x for level, x in enumerate(self.latents)}
+        named |= {f"evaluated.{level}": x for level, x in self.evaluated.items()}
+        for level, layers in self.keys_values.items():
+            for layer, (k, v) in layers.items():
+                named |= {f"keys.{level}.{layer}": k, f"values.{level}.{layer}": v}
+        for level, layers in self.queries.items():
+            named |= {f"queries.{level}.{layer}": q for layer, q in layers.items()}
+        return named
+
+    @classmethod
+    def of(cls, named: Mapping[str, torch.Tensor]) -> "Trajectory":
+        """The trajectory of these `tensors`; KeyError or ValueError if they are something else."""
+        path = cls([named[f"latents.{level}"] for level in range(sum(name.startswith("latents.") for name in named))])
+        for name, x in named.items():
+            kind, *numbers = name.split(".")
+            level, *layer = map(int, numbers)
+            if kind == "evaluated":
+                path.evaluated[level] = x
+            elif kind == "keys":
+                path.keys_values.setdefault(level, {})[layer[0]] = (x, named[f"values.{level}.{layer[0]}"])
+            elif kind == "queries":
+                path.queries.setdefault(level, {})[layer[0]] = x
+        return path
 
     def split(self) -> "list[Trajectory]":
         """One trajectory for each image of a batch, with its latents and queries."""

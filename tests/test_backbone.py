@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -489,6 +490,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(file_hashes, "_known", {})
     monkeypatch.setattr(file_hashes, "FRESH", -1.0)
     monkeypatch.setattr(file_hashes, "store", lambda: tmp_path / "cache" / "file-hashes.json")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))  # pytest's folders are not temporary here
     names, digest = list[str](), hashlib.file_digest
 
     def noted(content: Any, algorithm: str) -> Any:
@@ -514,6 +516,17 @@ def test_a_models_files_are_hashed_only_once(model_copy: Path, hashed: list[str]
     assert not hashed
     inside = {file.name for file in model_copy.rglob("*")}
     assert "file-hashes.json" not in inside
+
+
+def test_hashes_of_temporary_models_are_not_saved(
+    model_copy: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(model_copy.parent))
+    first = revision(model_copy)
+    hashed.clear()
+    assert revision(model_copy) == first
+    assert not hashed  # in memory they are
+    assert not file_hashes.store().exists()
 
 
 def test_a_changed_file_is_hashed_again_though_its_size_and_date_stay(model_copy: Path, hashed: list[str]) -> None:

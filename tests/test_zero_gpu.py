@@ -1,18 +1,23 @@
 """Runs as on ZeroGPU: each in a forked process, with pickled arguments and results, and for a stated time."""
 
+import contextvars
 import inspect
 import multiprocessing
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 import torch
+from clips import panned, write_raw
+from gradio.context import LocalContext
 from PIL import Image
 
 from styleengine import (
@@ -26,10 +31,12 @@ from styleengine import (
     Stylization,
     ZStarSettings,
 )
-from styleengine.errors import Cancelled
+from styleengine.errors import Cancelled, TimeUp
 from styleengine.methods.zstar_video import ZStarVideoSettings
-from styleengine.ui import gpu
+from styleengine.ui import clip_slices, gpu
+from styleengine.ui.clip_slices import ClipSlices
 from styleengine.ui.runs import Job, Report, Runner
+from styleengine.video import open_clip
 
 END = b""
 
@@ -69,6 +76,7 @@ def _outcomes(function: Callable, arguments: bytes) -> Iterator[Any]:
 
     process = context.Process(target=work)
     process.start()
+    sender.close()  # so that a process that fails ends the pipe
     try:
         while (received := receiver.recv_bytes()) != END:
             yield pickle.loads(received)
@@ -138,6 +146,124 @@ def test_errors_and_cancelling_reach_the_other_process(
     runner.release(ticket)
     with pytest.raises(Cancelled):
         list(outcomes)
+
+
+def test_a_clip_in_slices_is_that_of_one_run(
+    engine: StyleEngine,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = ZStarVideoSettings(size=64, steps=2, rate=0, frames=4)
+    clip = open_clip(write_raw(tmp_path / "pan.mp4", panned(astronaut, 4, (96, 64), 6)))
+    inputs, whole = {"clip": clip, "style": [Style(coffee)]}, tmp_path / "whole.mp4"
+    expected = engine.zstar_video(clip, [Style(coffee)], settings, output=whole)
+    engine.cache.clear()
+    monkeypatch.setattr(clip_slices, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    output, runner = tmp_path / "sliced.mp4", Runner(engine)
+    job = Job("zstar_video", inputs, settings, {"output": output, "keep_partial": True})
+    ticket, asked = runner.admit_without_session("zstar_video"), list[int]()
+
+    def run(part: Job) -> Iterator[Any]:
+        asked.append(gpu.seconds(part))
+        return runner.run(part, ticket, previews=False)
+
+    *reports, result = ClipSlices(job).outcomes(run)
+    assert len(asked) == 4  # a frame in each
+    assert max(asked) < gpu.MOST_SECONDS
+    assert result.complete
+    assert result.differences == expected.differences
+    assert result.image.tobytes() == expected.image.tobytes()
+    assert len(list(open_clip(output).select(0, 0, 4).frames())) == 4
+    steps, totals = [report.step for report in reports], {report.total for report in reports}
+    assert steps == sorted(steps)
+    assert len(totals) == 1
+    assert not list(tmp_path.glob("styleengine-clip-*"))
+
+
+def test_a_cancelled_clip_in_slices_keeps_the_frames_of_all_of_them(
+    engine: StyleEngine,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clip_slices, "SLICE_SECONDS", 0.0)
+    clip = open_clip(write_raw(tmp_path / "pan.mp4", panned(astronaut, 6, (96, 64), 6)))
+    settings = ZStarVideoSettings(size=64, steps=8, rate=0, frames=6)
+    options = {"output": tmp_path / "out.mp4", "keep_partial": True}
+    runner = Runner(engine)
+    ticket = runner.admit_without_session("zstar_video")
+    job = Job("zstar_video", {"clip": clip, "style": [Style(coffee)]}, settings, options)
+    slices = list[Job]()
+
+    def run(part: Job) -> Iterator[Any]:
+        slices.append(part)
+        return runner.run(part, ticket, previews=False)
+
+    result: Any = None
+    for outcome in ClipSlices(job).outcomes(run):
+        if isinstance(outcome, Report) and len(slices) == 3:
+            runner.release(ticket)
+        result = outcome
+    assert not result.complete
+    assert result.frames >= 2
+
+
+def test_only_on_zero_gpu_is_a_clip_run_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, image = Job("zstar_video", {}, ZStarVideoSettings()), Job("zstar", {}, ZStarSettings())
+    assert clip_slices.in_slices(clip) is clip
+    monkeypatch.setattr(clip_slices, "ZERO", True)
+    assert isinstance(clip_slices.in_slices(clip), ClipSlices)
+    assert clip_slices.in_slices(image) is image
+
+
+def test_each_slice_asks_in_the_name_of_the_latest_request(engine: StyleEngine) -> None:
+    runner, names = Runner(engine), list[Any]()
+
+    def outcomes(*_: Any) -> Iterator[Any]:
+        names.append(LocalContext.request.get(None))
+        yield TimeUp()
+
+    runner._outcomes = outcomes
+    ticket = runner.admit_without_session("zstar_video")
+    first, second = gr.Request(), gr.Request()
+
+    def slices() -> None:
+        LocalContext.request.set(first)
+        for _ in range(2):
+            with pytest.raises(TimeUp):
+                list(runner.run(Job("zstar_video", {}, None), ticket, previews=False))
+            runner.renew(ticket, second)
+
+    contextvars.copy_context().run(slices)
+    assert names == [first, second]
+    runner.forget(ticket)
+    runner.renew(ticket, second)
+    assert not runner._requests
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "shown"),
+    [
+        ("You have exceeded your free ZeroGPU quota (60s requested vs. 3s left).", StyleEngineError, "60s requested"),
+        ("GPU task aborted", StyleEngineError, "fewer steps"),
+        ("ZeroDivisionError", RuntimeError, "ZeroDivisionError"),  # in the process: shown as unexpected
+    ],
+)
+def test_what_zero_gpu_refuses_is_told_to_the_user(
+    engine: StyleEngine, words: str, kind: type[Exception], shown: str
+) -> None:
+    def refused(*_: Any) -> Iterator[Any]:
+        raise gr.Error(words)
+        yield
+
+    runner = Runner(engine)
+    runner._outcomes = refused
+    with pytest.raises(kind, match=shown):
+        list(runner.run(Job("zstar", {}, None), runner.admit_without_session("zstar"), previews=False))
 
 
 def test_the_time_that_is_asked_for_grows_with_steps_size_frames_and_variations() -> None:

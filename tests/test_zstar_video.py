@@ -23,6 +23,7 @@ from styleengine import (
     Style,
     StyleEngine,
     StyleEngineError,
+    TimeUp,
     VideoStylization,
     ZStarSettings,
     ZStarVideoSettings,
@@ -503,6 +504,36 @@ def test_an_interrupted_run_is_resumed_with_the_same_frames(
     painted = {event.phase for event in events if event.phase.startswith("stylizing")}
     assert ("stylizing frame 1 of 5" in painted) == (number == 1)  # finished frames are not made again
     assert ("stylizing frame 3 of 5" in painted) == (number <= 3)
+
+
+@pytest.mark.parametrize("settings", [COMPARED, BACKPROPAGATED, QUICK.replace(query_preservation=0.5)])
+def test_a_run_in_slices_gives_the_result_of_one_run(
+    engine: StyleEngine,
+    run: Callable[..., VideoStylization],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: ZStarVideoSettings,
+) -> None:
+    monkeypatch.setattr(engine, "_batch_size", lambda pixels: 3)
+    whole = run(settings, work=tmp_path / "whole")
+    for finished in range(1, 5):  # one frame in each slice, also within a batch
+        engine.cache.clear()
+        with pytest.raises(TimeUp):
+            run(settings, work=tmp_path / "work", seconds=0)
+        assert len(frames_in(tmp_path / "work")) == finished
+    result = run(settings, work=tmp_path / "work", seconds=0)
+    assert result.complete
+    assert same(frames_in(tmp_path / "work"), frames_in(tmp_path / "whole"))
+    assert result.differences == whole.differences
+
+
+def test_a_run_within_its_time_is_not_sliced(run: Callable[..., VideoStylization], tmp_path: Path) -> None:
+    assert run(work=tmp_path / "work", seconds=3600).complete
+
+
+def test_a_time_limit_needs_a_folder_for_the_state(run: Callable[..., VideoStylization]) -> None:
+    with pytest.raises(StyleEngineError, match="name one as `work`"):
+        run(seconds=10)
 
 
 def test_the_layout_of_a_work_folder_stays_as_earlier_versions_wrote_it(

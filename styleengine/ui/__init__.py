@@ -2,11 +2,15 @@
 
 import importlib
 import pkgutil
+import threading
+import time
 
 import gradio as gr
 
+from styleengine.disk_cache import DiskCache
 from styleengine.engine import StyleEngine
 from styleengine.methods import METHODS
+from styleengine.ui import gpu
 from styleengine.ui.blocks import AppBlocks
 from styleengine.ui.form import plain_tab
 from styleengine.ui.page import footer, header, launch_options
@@ -32,6 +36,9 @@ def tabs() -> list[Tab]:
 
 def build(engine: StyleEngine) -> gr.Blocks:
     """The whole app on one engine. Start it with `launch(**launch_options())`."""
+    gpu.prepare(engine)
+    if engine.cache.disk:
+        threading.Thread(target=_keep_swept, args=(engine.cache.disk,), daemon=True).start()
     runner = Runner(engine)
     with AppBlocks(title=TITLE, fill_width=True, delete_cache=(CACHE_SWEEP, CACHE_AGE)) as demo:
         header(TITLE)
@@ -42,6 +49,13 @@ def build(engine: StyleEngine) -> gr.Blocks:
                 tab.build(runner)
         footer(engine.backbone)
     return demo.queue(max_size=MOST_QUEUED, api_open=False)
+
+
+def _keep_swept(disk: DiskCache) -> None:
+    """Deletes entries that are too old, also while no run does."""
+    while True:
+        disk.sweep()
+        time.sleep(CACHE_SWEEP)
 
 
 def build_error_page(sentence: str) -> gr.Blocks:

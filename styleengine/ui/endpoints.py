@@ -17,13 +17,14 @@ from gradio.helpers import Examples
 
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.stylization import Stylization
+from styleengine.ui.gpu import PARALLEL_CALLS
 from styleengine.ui.panel import Panel, Updates, progress_words
 from styleengine.ui.parameter import parameter
 from styleengine.ui.result import save
 from styleengine.ui.runs import Program, Report, Runner
 from styleengine.ui.uploads import sentence
 
-ENGINE_QUEUE = {"concurrency_id": "engine", "concurrency_limit": 1}
+ENGINE_QUEUE = {"concurrency_id": "engine", "concurrency_limit": PARALLEL_CALLS}
 CANCELLED = "Cancelled."
 STOPPING = "Stopping. Writing the finished frames …"
 UNEXPECTED = "The run failed with an unexpected error. See the server's log."
@@ -86,8 +87,21 @@ def connect_page(
     start_on(panel.run.click, f"{name}_live")
     if examples:
         start_on(examples.load_input_event.then, f"{name}_example")
+    _connect_clock(name, runner, panel, ticket_box)
     panel.cancel.click(cancel, inputs=ticket_box, outputs=[panel.run, panel.cancel, panel.status], **quiet)
     gr.on([], cancel_for_client, api_name=f"{name}_cancel", api_visibility="undocumented", queue=False)
+
+
+def _connect_clock(name: str, runner: Runner, panel: Panel, ticket_box: gr.Textbox) -> None:
+    """On ZeroGPU, requests during a long run renew its token. They are queued, since others carry none."""
+
+    def renew(request: gr.Request, ticket: Any) -> None:
+        if ticket:
+            runner.renew(runner.admitted(request, name, ticket), request)
+
+    if panel.clock:
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        panel.clock.tick(renew, inputs=ticket_box, concurrency_limit=None, **hidden)
 
 
 async def _states(

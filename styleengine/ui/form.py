@@ -17,13 +17,14 @@ from styleengine.images import open_image, open_mask
 from styleengine.method import Kind, Method, Role
 from styleengine.style_library import StyleLibrary
 from styleengine.styles import Style
+from styleengine.ui.clip_slices import in_slices
 from styleengine.ui.controls import Controls, short
 from styleengine.ui.endpoints import Prepare, add_api, connect_page
 from styleengine.ui.models import chosen_model, model_choice
 from styleengine.ui.page import ACCENT
 from styleengine.ui.pictures import painted_mask, painter, path_of, picture
 from styleengine.ui.result import ResultPanel, place
-from styleengine.ui.runs import Job, Runner
+from styleengine.ui.runs import Job, Program, Runner
 from styleengine.ui.video_result import VideoPanel
 from styleengine.video import open_clip
 
@@ -111,11 +112,15 @@ class Form:
         self.inputs = {name: everything[name] for name in [*required, *everything]}  # required parameters first
         on_page = {**self.inputs, **more} | ({"painting": self.painting} if self.painting else {})
         name, clip = self.method.endpoint, self.method.suffix == ".mp4"
-        connect_page(name, self.runner, panel, prepare_page or self.job, on_page, examples, keeps_partial=clip)
+
+        def program(values: Mapping[str, Any]) -> Program:
+            return in_slices(self.job(values))
+
+        connect_page(name, self.runner, panel, prepare_page or program, on_page, examples, keeps_partial=clip)
         add_api(
             name,
             self.runner,
-            self.job,
+            program,
             self.inputs,
             required=required,
             tool=self.method.tool,

@@ -1,19 +1,34 @@
-"""Support for ZeroGPU Spaces, which allocate a GPU per call. No other module depends on ZeroGPU."""
+"""Support for ZeroGPU Spaces, where each call runs in a forked process that gets a GPU."""
 
 import math
+import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
+
+import gradio as gr
+
+from styleengine.backbones import named_backbones
+from styleengine.disk_cache import disk_cache
+from styleengine.engine import StyleEngine
+from styleengine.errors import StyleEngineError
+from styleengine.file_hashes import store
 
 try:
     import spaces  # pyright: ignore[reportMissingImports]
 except ImportError:  # not on Hugging Face Spaces
     spaces = None
 
+ZERO = spaces is not None and os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+PARALLEL_CALLS = 10 if ZERO else 1  # calls that use the model; on ZeroGPU each has a process of its own
+
 # Estimates of ours, which no GPU has confirmed yet. Too much costs the visitor's quota, too little ends the run.
 START_SECONDS, LEAST_SECONDS, MOST_SECONDS = 25, 40, 300
 STEP_SECONDS = {"qs_attn": 0.8, "qs_attn_variations": 0.8, "inst_learn": 0.6}  # at 512 px
 OTHER_STEP_SECONDS = 0.5  # with inversions
 SIDE = 512
+FRAMES_AFTER = 2  # steps of as many frames may follow when a slice's time is up: a frame, and a batch's inversion
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -21,17 +36,42 @@ Function = TypeVar("Function", bound=Callable)
 def seconds(job: Any, *_: Any) -> int:
     """The seconds of GPU time to ask for: for starting, and for each step by its pixels. `job` is a `runs.Job`.
 
-    A job with a time limit, such as a slice of a training, needs that and the start.
+    A job with a time limit, such as a slice of a training or of a clip, needs that, the start, and for a clip what
+    follows when the time is up.
     """
     settings = job.settings
+    area = max((getattr(settings, "size", SIDE) / SIDE) ** 2, 0.5)
+    step = STEP_SECONDS.get(job.method, OTHER_STEP_SECONDS) * area
     if "seconds" in job.options:
-        return math.ceil(START_SECONDS + job.options["seconds"])
+        after = FRAMES_AFTER * settings.steps * step if hasattr(settings, "frames") else 0
+        return math.ceil(START_SECONDS + job.options["seconds"] + after)
     steps = getattr(settings, "steps", 1) * getattr(settings, "frames", 1) * job.options.get("count", 1)
-    area = (getattr(settings, "size", SIDE) / SIDE) ** 2
-    step = STEP_SECONDS.get(job.method, OTHER_STEP_SECONDS)
-    return min(MOST_SECONDS, max(LEAST_SECONDS, math.ceil(START_SECONDS + steps * step * max(area, 0.5))))
+    return min(MOST_SECONDS, max(LEAST_SECONDS, math.ceil(START_SECONDS + steps * step)))
 
 
 def on_gpu(function: Function) -> Function:
     """Requests a GPU for each call on ZeroGPU, for the time its job needs; elsewhere returns the function unchanged."""
     return spaces.GPU(duration=seconds)(function) if spaces else function
+
+
+def refusal(error: gr.Error) -> Exception:
+    """ZeroGPU's error as one for the user: no GPU, no quota, time over. The name of another exception is unexpected."""
+    words = str(error.message)
+    if words == "GPU task aborted":
+        words = "The run took longer than the GPU was lent for. Choose fewer steps or a smaller size."
+    return RuntimeError(words) if words.isidentifier() else StyleEngineError(words)
+
+
+def prepare(engine: StyleEngine) -> None:
+    """On ZeroGPU: loads the embedded models and CLIP before processes are forked, and caches inversions on disk.
+
+    What a call loads or caches in memory is lost at its end.
+    """
+    if not ZERO:
+        return
+    engine.cache.disk = engine.cache.disk or disk_cache(engine.backbone.device, store().parent)
+    embedded = [name for name, origin in named_backbones().items() if Path(origin.location).is_dir()]
+    for model in embedded:
+        engine.with_model(model)
+    with suppress(StyleEngineError):  # not on this machine, and the hub cannot be reached
+        engine.clip()

@@ -17,6 +17,7 @@ from styleengine.methods.inst import InSTLearningSettings, opened_paintings
 from styleengine.ui.charts import lines
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import shown, signature
+from styleengine.ui.gpu import ZERO
 from styleengine.ui.learning import HEARTBEAT, LEARN, MOST_LEARNING, Learning, LearningStatus
 from styleengine.ui.panel import Panel, Updates, duration, line, progress_bar, strip
 from styleengine.ui.parameter import parameter
@@ -75,7 +76,7 @@ class LearnPanel(Panel):
             "painting": painting, "name": name, "content": content, **controls.components, "more": more
         }  # fmt: skip
         self.carried, self.seen = gr.Textbox("", visible=False), gr.Textbox("", visible=False)
-        self.clock = gr.Timer(POLL_EVERY, active=False)
+        self.clock: gr.Timer = gr.Timer(POLL_EVERY, active=False)  # while busy, the page requests the status
         self.outputs += [self.unfinished, self.carried, self.seen, self.clock]
 
     def show(self) -> list[Any]:
@@ -107,10 +108,6 @@ class LearnPanel(Panel):
 
     def finished(self, known: LearningStatus, file: str | None) -> Updates:
         return {**self.working(known, ""), **self.stopped(ending(known), file=file)}
-
-    def busy(self, busy: bool) -> Updates:
-        """While busy, the page requests the status by its timer."""
-        return {**super().busy(busy), self.clock: gr.Timer(active=busy)}
 
     def _shown(self, preview: Path) -> str | None:
         """The preview in Gradio's cache, from where it is served; None if it has been deleted."""
@@ -146,8 +143,9 @@ def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice)
         except StyleEngineError as error:
             raise shown(error) from None
 
-    def show_status(name: str, seen: str) -> Updates:
+    def show_status(request: gr.Request, name: str, seen: str) -> Updates:
         """The page's current updates, requested by its timer, so that no thread waits."""
+        learning.renew(name, request)
         try:
             known = learning.status(name)
         except StyleEngineError as error:
@@ -159,9 +157,11 @@ def connect_learning(learning: Learning, panel: LearnPanel, choice: StyleChoice)
         return {**panel.finished(known, file), **unfinished, **choice.refreshed(name)}
 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    panel.run.click(begin_on_page, list(panel.inputs.values()), panel.outputs, preprocess=False, **quiet)
-    panel.resume.click(resume, panel.unfinished, panel.outputs, preprocess=False, **quiet)
-    panel.clock.tick(show_status, [panel.carried, panel.seen], [*panel.outputs, choice.style, choice.style_2], **quiet)
+    # Only queued requests carry ZeroGPU's tokens.
+    named = {**quiet, "queue": True, "concurrency_limit": None} if ZERO else quiet
+    panel.run.click(begin_on_page, list(panel.inputs.values()), panel.outputs, preprocess=False, **named)
+    panel.resume.click(resume, panel.unfinished, panel.outputs, preprocess=False, **named)
+    panel.clock.tick(show_status, [panel.carried, panel.seen], [*panel.outputs, choice.style, choice.style_2], **named)
     panel.cancel.click(learning.stop, panel.carried, **quiet)
     gr.on(None, lambda: gr.Dropdown(choices=learning.unfinished()), outputs=panel.unfinished, **quiet)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import gradio as gr
 from PIL import Image
 
 from styleengine.backbones import with_text_encoder
@@ -130,6 +131,13 @@ class Learning:
             for task in [task for task in self._waiting if task.place.name == name]:
                 self._waiting.remove(task)
                 self._end(task, phase="stopped", sentence=NOT_BEGUN)
+
+    def renew(self, name: str, request: gr.Request) -> None:
+        """Further slices of a training are in the name of this request. Unknown names are ignored."""
+        with self._lock:
+            tasks = [task for task in (self._now, *self._waiting) if task and task.place.name == name]
+        for task in tasks:
+            self.runner.renew(task.ticket, request)
 
     def status(self, name: str) -> LearningStatus:
         """The status of a training; StyleEngineError for an unknown name."""

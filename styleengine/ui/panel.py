@@ -25,6 +25,7 @@ class Panel(ABC):
             self.run = gr.Button(run, variant="primary", scale=3, elem_classes="run")
             self.cancel = gr.Button(cancel, variant="secondary", scale=1, min_width=96, interactive=False)
         self.status = gr.HTML(line(hint), elem_classes="status")
+        self.clock: gr.Timer | None = None  # active during a run
         shown = self.show()
         self.download = gr.DownloadButton(download, interactive=False)
         self.outputs: list[Any] = [self.run, self.cancel, self.status, *shown, self.download]
@@ -47,7 +48,8 @@ class Panel(ABC):
         return {**updates, self.download: gr.DownloadButton(value=file, interactive=True)} if file else updates
 
     def busy(self, busy: bool) -> Updates:
-        return {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
+        updates: Updates = {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
+        return {**updates, self.clock: gr.Timer(active=busy)} if self.clock else updates
 
     def connect_comparison(self, run: Any) -> None:  # noqa: B027 - most panels compute nothing more
         """Adds what is computed after `run`: by default nothing."""

@@ -22,12 +22,12 @@ from gradio.context import LocalContext
 from PIL import Image
 
 from styleengine.engine import StyleEngine
-from styleengine.errors import Cancelled, StyleEngineError
+from styleengine.errors import Cancelled, StyleEngineError, TimeUp
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods import METHODS
 from styleengine.phases import Phase, Stage
 from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization, VideoStylization, model_name
-from styleengine.ui.gpu import on_gpu
+from styleengine.ui.gpu import on_gpu, refusal
 from styleengine.video import VideoClip
 
 REPORT_PAUSE = 0.2  # minimum seconds between two progress updates
@@ -111,6 +111,7 @@ class Runner:
         self.engine = engine
         self._running = tempfile.TemporaryDirectory(prefix="styleengine-runs-")
         self._tickets: OrderedDict[str, bool] = OrderedDict()  # whether each is still valid
+        self._requests: dict[str, gr.Request] = {}  # the latest of a ticket's page
         self._lock = threading.Lock()
 
         @on_gpu
@@ -136,18 +137,23 @@ class Runner:
     def run(self, job: Job, ticket: str, *, previews: bool) -> Iterator[Report | Result]:
         """Yields reports, then the result. Raises StyleEngineError, or Cancelled once the ticket is withdrawn.
 
-        Several runs, one after the other, may have the same ticket.
+        Several runs, one after the other, may have the same ticket. Each asks for a GPU in the name of the ticket's
+        latest request, if it was renewed.
         """
         path = self._path(ticket)
         with self._lock:
             if not self._remember(ticket):
                 raise Cancelled
             path.touch()
+            if request := self._requests.get(ticket):
+                LocalContext.request.set(request)
         try:
             for outcome in self._outcomes(job, path, previews):
                 if isinstance(outcome, Exception):
                     raise outcome
                 yield outcome
+        except gr.Error as error:  # of ZeroGPU
+            raise refusal(error) from error
         finally:
             path.unlink(missing_ok=True)
 
@@ -192,6 +198,12 @@ class Runner:
         finally:
             self.release(ticket)
 
+    def renew(self, ticket: str, request: gr.Request) -> None:
+        """Further runs of a ticket are in the name of this request: ZeroGPU's tokens, which it contains, expire."""
+        with self._lock:
+            if self._tickets.get(ticket):
+                self._requests[ticket] = request
+
     def release(self, ticket: str) -> None:
         """Cancels the run of a ticket: it stops at its next step or does not start."""
         with self._lock:
@@ -203,6 +215,7 @@ class Runner:
         """Removes the ticket of a run that has ended or will not start."""
         with self._lock:
             self._tickets.pop(ticket, None)
+            self._requests.pop(ticket, None)
             self._path(ticket).unlink(missing_ok=True)
 
     def withdraw(self, request: gr.Request, name: str) -> None:
@@ -224,7 +237,7 @@ class Runner:
         """Keeps the ticket as the latest one; returns whether it is valid, which a new one is."""
         valid = self._tickets[ticket] = self._tickets.pop(ticket, True)
         while len(self._tickets) > MOST_TICKETS:
-            self._tickets.popitem(last=False)
+            self._requests.pop(self._tickets.popitem(last=False)[0], None)
         return valid
 
     def _path(self, ticket: str) -> Path:
@@ -276,9 +289,7 @@ def _session(request: gr.Request) -> str:
     return hashlib.sha256(str(known).encode()).hexdigest()[:16] if known else secrets.token_hex(8)
 
 
-def _outcomes(
-    engine: StyleEngine, job: Job, ticket: Path, previews: bool
-) -> Iterator[Report | Result | StyleEngineError | Cancelled]:
+def _outcomes(engine: StyleEngine, job: Job, ticket: Path, previews: bool) -> Iterator[Report | Result | Exception]:
     """Runs the job in a thread and yields its reports, then the result or the error for the user."""
     reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
     thread = ThreadPoolExecutor(max_workers=1)
@@ -289,7 +300,7 @@ def _outcomes(
             yield report
         try:
             yield run.result()
-        except (StyleEngineError, Cancelled) as error:
+        except (StyleEngineError, Cancelled, TimeUp) as error:
             yield error
     finally:  # also if the iterator is closed; the thread stops at its next step, without waiting for it
         ticket.unlink(missing_ok=True)

@@ -14,13 +14,14 @@ from styleengine.ui.endpoints import ENGINE_QUEUE
 from styleengine.ui.endpoints import shown as error_shown
 from styleengine.ui.examples import content_words_examples
 from styleengine.ui.form import Form
-from styleengine.ui.gpu import on_gpu
+from styleengine.ui.gpu import on_gpu, refusal
 from styleengine.ui.result import StripPanel
 from styleengine.ui.runs import Job, Runner
 from styleengine.ui.tab import Tab
 
 HINT = "Choose a content image and type a style, or click an example below."
 MOST_VARIATIONS = 6
+ANCHOR_SECONDS = 5  # of GPU time on ZeroGPU
 VARIATION_WORDS = "Results with different seeds, from the seed above on."
 ANCHOR_WORDS = (
     "The anchors, framed in each layer that is used, from fine to coarse. The contrast loss preserves the content's "
@@ -70,7 +71,10 @@ def _connect_anchors(form: Form, show: gr.Button, overlay: gr.Image) -> None:
 
     def show_anchors(*values: Any) -> Image.Image:
         try:
-            shown = anchors(form.job(dict(zip(form.inputs, values, strict=True))))
+            job = form.job(dict(zip(form.inputs, values, strict=True)))
+            shown = anchors(replace(job, options={"seconds": ANCHOR_SECONDS}))
+        except gr.Error as error:  # of ZeroGPU
+            raise refusal(error) from error
         except StyleEngineError as error:
             shown = error
         if isinstance(shown, StyleEngineError):

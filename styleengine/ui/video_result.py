@@ -12,6 +12,7 @@ from styleengine.errors import StyleEngineError
 from styleengine.images import fit
 from styleengine.stylization import VideoStylization
 from styleengine.ui.charts import lines
+from styleengine.ui.gpu import ZERO
 from styleengine.ui.panel import Panel, Updates, duration, line, progress_bar
 from styleengine.ui.result import notes, place
 from styleengine.ui.runs import Report
@@ -19,6 +20,7 @@ from styleengine.video import Selection, VideoClip, beside, open_clip, write_cli
 
 COMPARING_QUEUE = {"concurrency_id": "comparing", "concurrency_limit": 1}
 STATE_SECONDS = 3600.0
+RENEW_SECONDS = 10.0  # between two requests of a page on ZeroGPU, in whose name the next slice asks for a GPU
 NO_POSTER = Image.new("RGB", (1, 1))
 HINT = "Choose a clip and a style image, or click an example below."
 SERIES = {"result": "result", "alone": "per-frame stylization", "clip": "original clip"}
@@ -47,7 +49,11 @@ class VideoPanel(Panel):
         )
         self.plot = gr.HTML(visible=False)
         self.compared = gr.State(None, time_to_live=STATE_SECONDS)
-        return [self.frame, self.video, self.plot, self.compared]
+        shown = [self.frame, self.video, self.plot, self.compared]
+        if not ZERO:
+            return shown
+        self.clock = gr.Timer(RENEW_SECONDS, active=False)
+        return [*shown, self.clock]
 
     def waiting(self) -> Updates:
         return {**super().waiting(), self.compared: None}

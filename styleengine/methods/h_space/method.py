@@ -6,7 +6,7 @@ content's. The skip connections, which encode the appearance, remain the style's
 After Jeong, Kwon and Uh, "Training-free Style Transfer Emerges from h-space in Diffusion models".
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 from styleengine import ddim
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
+from styleengine.disk_cache import storable
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, lay_over, stretch_note, to_images, to_tensor
 from styleengine.method import Call, Kind, Method, Role
@@ -28,6 +29,7 @@ from styleengine.stylization import InputRecord, OnStep, Stylization, mask_recor
 TINY = 1e-12
 
 
+@storable
 @dataclass
 class Bottleneck:
     """The h of an image's own trajectory, by level of the schedule: (1, channels, height, width) each."""
@@ -37,6 +39,13 @@ class Bottleneck:
     @property
     def nbytes(self) -> int:
         return sum(h.nbytes for h in list(self.h.values()))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {str(level): h for level, h in self.h.items()}
+
+    @classmethod
+    def of(cls, named: Mapping[str, torch.Tensor]) -> "Bottleneck":
+        return cls({int(level): h for level, h in named.items()})
 
 
 def inject(

@@ -1,6 +1,6 @@
 """Training data from one or several paintings: square crops as latents and CLIP embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 
 from styleengine.backbones import LatentBackbone
 from styleengine.cache import ByteCache
+from styleengine.disk_cache import storable
 from styleengine.images import fit, to_tensor
 from styleengine.method import several
 from styleengine.methods.inst.draws import VIEWS_DRAW, generator_of
@@ -18,6 +19,7 @@ from styleengine.perceptual import Clip
 SMALLEST_VIEW = 0.6  # of the painting's largest square, on a side
 
 
+@storable
 @dataclass(frozen=True)
 class TrainingViews:
     """The training data: `latents` (views, channels, height, width) of the paintings' crops, and CLIP's
@@ -34,6 +36,14 @@ class TrainingViews:
     @property
     def nbytes(self) -> int:
         return self.latents.nbytes + self.pooled.nbytes + self.tokens.nbytes
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        paintings = torch.tensor(self.paintings, dtype=torch.int64)
+        return {"latents": self.latents, "pooled": self.pooled, "tokens": self.tokens, "paintings": paintings}
+
+    @classmethod
+    def of(cls, named: Mapping[str, torch.Tensor]) -> "TrainingViews":
+        return cls(named["latents"], named["pooled"], named["tokens"], int(named["paintings"]))
 
 
 def prepare(

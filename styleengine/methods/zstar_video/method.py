@@ -13,7 +13,7 @@ from PIL import Image
 from styleengine import ddim
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
-from styleengine.errors import Cancelled
+from styleengine.errors import Cancelled, StyleEngineError, TimeUp
 from styleengine.images import fit, to_images, to_tensor, working_size
 from styleengine.method import Call, Kind, Method, Role, styles_and_mask
 from styleengine.methods.zstar_video.frames import FrameRecord, FrameStylizer
@@ -49,6 +49,7 @@ def stylize_clip(
     resumable: bool = True,
     batch: int = 4,
     keep_partial: bool = False,
+    seconds: float | None = None,
     on_step: OnStep | None = None,
     cache: ByteCache | None = None,
 ) -> VideoStylization:
@@ -57,9 +58,9 @@ def stylize_clip(
     `work` is a folder for finished frames: a run that finds its own frames there resumes, with the same
     result. The state for that is saved only if `resumable`. `batch` frames are inverted at a time.
     Cancelled in `on_step` stops the run; with `keep_partial` the finished frames, if any, are written
-    and returned.
+    and returned. After about `seconds` it stops, too, once a frame is finished and its state saved.
 
-    Raises StyleEngineError as `zstar.stylize_all` does, and for an invalid part of the clip or work folder.
+    Raises StyleEngineError as `zstar.stylize_all` does, and for an invalid part of the clip or work folder; TimeUp.
     """
     check(backbone, styles, settings)
     part = clip.select(settings.rate, settings.begin, settings.frames)
@@ -74,7 +75,7 @@ def stylize_clip(
     folder = WorkFolder(work)
     batch = folder.resume(manifest, {"batch": batch})["batch"]
     visible = [style for style in styles if style.weight > 0]
-    clip_run = _ClipRun(backbone, part, visible, settings, folder, batch, resumable, on_step, cache)
+    clip_run = _ClipRun(backbone, part, visible, settings, folder, batch, resumable, seconds, on_step, cache)
     try:
         clip_run.finish()
     except Cancelled:
@@ -93,8 +94,7 @@ def stylize_clip(
         complete=count == part.count,
         differences=differences,
     )
-    result = replace(record, seconds=clip_run.run.seconds)
-    written = replace(part, count=count)
+    result, written = replace(record, seconds=clip_run.run.seconds), replace(part, count=count)
     write_clip(output, folder.frames(RESULT, count), part.rate, sound=written, record=result.as_text())
     return result
 
@@ -111,11 +111,12 @@ class _ClipRun:
         folder: WorkFolder,
         batch: int,
         resumable: bool,
+        seconds: float | None,
         on_step: OnStep | None,
         cache: ByteCache | None,
     ) -> None:
         self.part, self.styles, self.settings, self.folder = part, styles, settings, folder
-        self.batch, self.resumable = batch, resumable
+        self.batch, self.resumable, self.seconds = batch, resumable, seconds
 
         def with_last_frame(event: StepEvent) -> None:
             if on_step:
@@ -127,7 +128,7 @@ class _ClipRun:
         self.shown = fit(part.clip.poster, self.size)
 
     def finish(self) -> None:
-        """Redraws the missing frames."""
+        """Redraws the missing frames. An interrupted batch is inverted again as a whole, for the same result."""
         first, previous, done = self._kept()
         if done == self.part.count:
             return
@@ -138,10 +139,12 @@ class _ClipRun:
         )
         if first:
             self.shown = self.folder.frame(RESULT, done - 1)
-        frames = islice(self.part.frames(), done, None)
+        frames = islice(self.part.frames(), batches[0].start, None)
         for numbers in batches:
             given = self._inverted([next(frames) for _ in numbers], _inverting(numbers))
             for number, inverted in zip(numbers, given, strict=True):
+                if number < done:
+                    continue
                 phase = self._painting(number)
                 self.run.begin(phase)
                 after = self.run.after(phase)
@@ -155,8 +158,7 @@ class _ClipRun:
                     independent = stylizer.alone(inverted, self.run.after(self._painting(number, " alone")))
                     self.folder.save_frame(ALONE, number, to_images(self.run.backbone.decode(independent))[0])
                 self.folder.save_frame(RESULT, number, self.shown)
-            if self.resumable:
-                self._keep(first, previous, numbers)
+                self._keep(first, previous, number, numbers)
 
     def differences(self, count: int) -> dict[str, list[float]]:
         """Diff of each pair of neighbours among the first `count` frames of each series."""
@@ -190,11 +192,16 @@ class _ClipRun:
     def _painting(self, number: int, how: str = "") -> Phase:
         return stylizing(f"frame {number + 1} of {self.part.count}{how}")
 
-    def _keep(self, first: FrameRecord | None, previous: FrameRecord | None, numbers: range) -> None:
-        if first and numbers.start == 0:
-            self.folder.save_tensors(FIRST, first.tensors(), 0)
-        elif previous:
-            self.folder.save_tensors(PREVIOUS, previous.tensors(), numbers[-1])
+    def _keep(self, first: FrameRecord, previous: FrameRecord, number: int, numbers: range) -> None:
+        """Saves the state at the end of a batch, and when the time is up; raises TimeUp then."""
+        time_up = self.seconds is not None and self.run.seconds > self.seconds and number + 1 < self.part.count
+        if self.resumable and (time_up or number == numbers[-1]):
+            if number == 0:
+                self.folder.save_tensors(FIRST, first.tensors(), 0)
+            else:
+                self.folder.save_tensors(PREVIOUS, previous.tensors(), number)
+        if time_up and self.resumable:
+            raise TimeUp
 
     def _kept(self) -> tuple[FrameRecord | None, FrameRecord | None, int]:
         """The records of the first and the last saved frame, and the number of finished frames."""
@@ -221,6 +228,8 @@ def _details(differences: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def _run(call: Call) -> VideoStylization:
+    if call.seconds is not None and call.work is None:
+        raise StyleEngineError("A run with a time limit keeps its state in a folder: name one as `work`.")
     clip, settings = call.inputs["clip"], call.settings
     width, height = working_size(clip.poster, settings.size, call.backbone.multiple)
     with tempfile.TemporaryDirectory(prefix="styleengine-frames-") as passing:
@@ -234,6 +243,7 @@ def _run(call: Call) -> VideoStylization:
             resumable=call.work is not None,
             batch=min(MOST_FRAMES_AT_ONCE, call.batch(width * height)),
             keep_partial=call.keep_partial,
+            seconds=call.seconds,
             on_step=call.on_step,
             cache=call.cache,
         )
