@@ -34,13 +34,13 @@ def build(engine: StyleEngine) -> gr.Blocks:
     """The whole app on one engine. Start it with `launch(**launch_options())`."""
     runner = Runner(engine)
     with AppBlocks(title=TITLE, fill_width=True, delete_cache=(CACHE_SWEEP, CACHE_AGE)) as demo:
-        header(TITLE)
+        header(TITLE, engine.backbone)
         for tab in tabs():
             with gr.Tab(tab.label):
                 if tab.intro:
                     gr.Markdown(tab.intro)
                 tab.build(runner)
-        footer(engine.backbone)
+        footer()
     return demo.queue(max_size=MOST_QUEUED, api_open=False)
 
 

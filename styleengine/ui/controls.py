@@ -48,7 +48,7 @@ class Controls(Generic[AnySettings]):
         """The seed, with a button for a random one."""
         with gr.Row(equal_height=False):
             self.show(name)
-            dice = gr.Button("⚄", min_width=44, scale=0, elem_classes="dice")
+            dice = gr.Button("⚄ Random", min_width=110, scale=0, elem_classes="dice")
         highest = int(self.knobs[name].high or 0)
         dice.click(
             lambda: secrets.randbelow(highest + 1),
