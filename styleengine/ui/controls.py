@@ -130,5 +130,5 @@ def _check(knob: Knob, value: Any) -> None:
 
 
 def plain_markdown(text: str) -> str:
-    """Text for a component that renders Markdown: “*” stays an asterisk."""
-    return text.replace("*", r"\*")
+    """Text for a component that renders Markdown: “*” stays an asterisk, for which Gradio ignores a backslash."""
+    return text.replace("*", "&#42;")

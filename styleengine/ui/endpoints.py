@@ -46,7 +46,7 @@ def connect_page(
 ) -> None:
     """Connects Run and the examples to the job that `prepare` builds from the inputs, and Cancel to stopping it.
 
-    The browser keeps small copies of a finished run's files under the `title`.
+    The browser keeps small copies of a finished run's files under the `title`, if any, and their captions.
     With `keeps_partial` a cancelled run still returns a result, so the page keeps waiting for it.
     """
 

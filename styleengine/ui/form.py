@@ -112,7 +112,7 @@ class Form:
         self.inputs = {name: everything[name] for name in [*required, *everything]}  # required parameters first
         on_page = {**self.inputs, **more} | ({"painting": self.painting} if self.painting else {})
         name, clip = self.method.endpoint, self.method.suffix == ".mp4"
-        page, title = prepare_page or self.job, self.method.title
+        page, title = prepare_page or self.job, f"{self.method.title}, clip" if clip else self.method.title
         connect_page(name, self.runner, panel, page, on_page, examples, title=title, keeps_partial=clip)
         add_api(
             name,

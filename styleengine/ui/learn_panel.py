@@ -38,6 +38,11 @@ LEARN_DESCRIPTIONS = {
     "content": "An image on which to preview the style (optional).",
     "more": f"Further paintings of the same artist (optional): with the first, at most {MOST_PAINTINGS}.",
 }
+WORDS = (
+    "Train a style on a painting here, then redraw photos in it under Apply, where some learned styles are ready. "
+    "During the training you see previews and the validation loss, which falls as the style fits the painting better."
+)
+NAME_WORDS = "The style's name in the library. Without one, it is the name of the painting's file."
 CHART_TITLE = "Validation loss"
 LEARN_HINT = "Choose a painting. Training continues when this page is closed."
 POLL_EVERY = 2.0  # seconds between two status requests of a page
@@ -50,17 +55,21 @@ class LearnPanel(Panel):
     """The Learn tab: the paintings, the training settings, and the progress."""
 
     def __init__(self, runner: Runner, learning: Learning) -> None:
+        gr.Markdown(WORDS)
         self.controls = controls = Controls(runner.engine.settings_for(InSTLearningSettings, LEARN, None))
         with columns():
             with inputs_part():
                 with gr.Row():
                     painting = picture("Painting", height=240)
                     content = picture("Preview image", height=240)
-                with gr.Accordion("More paintings of the same artist (optional)", open=False):
+                with gr.Accordion("More paintings (optional)", open=False):
                     more = gr.File(
-                        label=f"Up to {MOST_PAINTINGS - 1}", file_count="multiple", file_types=["image"], height=160
+                        label=f"Up to {MOST_PAINTINGS - 1} of the same artist",
+                        file_count="multiple",
+                        file_types=["image"],
+                        height=160,
                     )
-                name = gr.Textbox(label="Name", info="The style's name in the library.", elem_classes="style-name")
+                name = gr.Textbox(label="Name", info=NAME_WORDS, elem_classes="style-name")
             with result_part():
                 super().__init__(f"{LEARN_HINT} {EXAMPLE_WORDS}", "Download the style", "Learn", "Stop")
                 with gr.Accordion("Unfinished", open=False):

@@ -21,6 +21,8 @@ LAYER_FORMATS = ("PNG", "WEBP")
 UPLOAD_WORDS = {
     "Content": "# A photo\nDrop or choose a file",
     "Style": "# A painting\nDrop or choose a file",
+    "Painting": "# A painting\nDrop or choose a file",
+    "Preview image": "# A photo\nOptional",
 }  # by label; other inputs have Gradio's words
 
 

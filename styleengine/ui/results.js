@@ -102,7 +102,7 @@ window.styleengine = (() => {
     for (const [url, caption] of chosen) {
       const image = await copyOf(url).catch(() => null);
       if (!image) continue;
-      const words = caption && !caption.startsWith(title) ? `${title}, ${caption}` : caption || title;
+      const words = [title, caption].filter(Boolean).join(", ") || "Results";
       if (storing) entries = load() || entries; // another tab may have added some
       entries = [{ title: words.slice(0, 100), time: Date.now(), image }, ...entries].slice(0, MOST);
       store();

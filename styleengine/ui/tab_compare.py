@@ -30,7 +30,7 @@ from styleengine.ui.runs import Job, Report, RunJob, Runner
 from styleengine.ui.style_choice import StyleChoice
 from styleengine.ui.tab import Tab
 
-NAME, TITLE = "compare", "Compare"
+NAME = "compare"
 WORDS = (
     "Which method suits an image? The chosen methods run one after another. Methods that share an inversion compute it "
     "once, so the first one takes longest."
@@ -112,7 +112,7 @@ def connect(
         return str(sheet), {"results": rows}, pictures, str(table)
 
     content: Any = inputs["content"]
-    connect_page(NAME, runner, panel, prepare, inputs, examples, title=TITLE)
+    connect_page(NAME, runner, panel, prepare, inputs, examples, title="")
     panel.connect_click(content)
     more = [gr.Gallery(label="Results", visible=False), gr.File(label="Measures", visible=False)]
     add_api(
@@ -152,4 +152,4 @@ def job(library: StyleLibrary, values: Mapping[str, Any]) -> CompareJob:
     return CompareJob(given, chosen)
 
 
-TAB = Tab(None, order=6, build=build, title=TITLE)
+TAB = Tab(None, order=6, build=build, title="Compare")

@@ -39,6 +39,10 @@ def build(runner: Runner) -> None:
             examples = content_words_examples(shown, SUGGESTIONS, "qs-attn-examples")
         with result_part():
             panel = StripPanel("seed", "seed", HINT, QS_ATTN.name)
+            with gr.Accordion("Anchor positions", open=False):
+                gr.Markdown(ANCHOR_WORDS)
+                show = gr.Button("Show the anchors", elem_classes="look")
+                overlay = gr.Image(label="Anchors", interactive=False, buttons=["fullscreen"], elem_classes="anchors")
         with settings_part():
             form.controls.show("balance", "source_text")
             form.show_model()
@@ -48,10 +52,6 @@ def build(runner: Runner) -> None:
             form.controls.show_seed()
             count = gr.Slider(1, MOST_VARIATIONS, value=1, step=1, label="Variations", info=VARIATION_WORDS)
             form.controls.show_rare()
-            with gr.Accordion("Anchor positions", open=False):
-                gr.Markdown(ANCHOR_WORDS)
-                show = gr.Button("Show the anchors", elem_classes="look")
-                overlay = gr.Image(label="Anchors", interactive=False, buttons=["fullscreen"], elem_classes="anchors")
 
     def prepare_page(values: Mapping[str, Any]) -> Job:
         job, wanted = form.job(values), values["count"]
