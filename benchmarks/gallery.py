@@ -1,27 +1,36 @@
-"""Regenerates the pictures in examples/results/ with the models' recommended settings.
+"""Regenerates the files in examples/results/ with the models' recommended settings.
 
 python -m benchmarks.gallery                    # all of them
 python -m benchmarks.gallery --only grid masks
 """
 
 import argparse
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
 from benchmarks.pairs import EXAMPLES, PROMPTS, content_image, style_image
-from styleengine import Style, StyleEngine
+from styleengine import Style, StyleEngine, ZStarVideoSettings
+from styleengine.comparison import compare
 from styleengine.contact_sheet import Rows, contact_sheet
-from styleengine.images import open_image, open_mask
+from styleengine.images import fit, open_image, open_mask
 from styleengine.learned_style import LearnedStyle
 from styleengine.style_library import SHIPPED
-from styleengine.ui.examples import FIRST
+from styleengine.stylization import StepEvent
+from styleengine.ui.examples import FIRST, FIRST_COMPARED, FIRST_LEARNED
+from styleengine.ui.tab_compare import START
+from styleengine.ui.video_result import Compared, comparison
+from styleengine.video import open_clip
 
 GRID_CONTENTS = ("temple", "cat", "flower", "astronaut")
 GRID_STYLES = ("auvers", "great-wave", "composition-viii", "poppies")
 FIGURE_PAIRS = (("boar", "death-knight"), ("orc", "mermaid"), ("goblin", "death-knight"), ("dwarf", "goblin"))
 LEARNED = ("temple", "cat")
+PREVIEWED = (1, 25, 100)  # steps of the first training with a preview
+PREVIEW_WIDTH = 320
 
 
 def grid() -> Image.Image:
@@ -88,6 +97,44 @@ def first(method: str) -> Callable[[], Image.Image]:
     return make
 
 
+def first_clip(folder: Path) -> None:
+    """The clip that the video tab shows at first: the original on the left, the result on the right."""
+    clip, settings = EXAMPLES / "video" / "cup.mp4", ZStarVideoSettings(size=256, frames=24)
+    with tempfile.TemporaryDirectory() as work:
+        result = StyleEngine("mini").zstar_video(clip, [style_image("auvers")], settings, output=Path(work, "out.mp4"))
+        original = open_clip(clip).select(settings.rate, settings.begin, result.frames)
+        compared = Compared(original, result.path, result.image.size, result.rate)
+        shutil.copy(comparison(compared, work), folder / "first-zstar_video.mp4")
+
+
+def first_comparison(folder: Path) -> None:
+    """The results and the table that the tab Compare shows at first."""
+    result = compare(StyleEngine("mini"), open_image(FIRST_COMPARED), style_image("great-wave"), START)
+    for entry in result.entries:
+        assert entry.result, entry.problem
+        entry.result.image.save(folder / f"first-compare-{entry.contender.name}.jpg", quality=90)
+    (folder / "first-compare.csv").write_text(result.csv())
+
+
+def first_training(folder: Path) -> None:
+    """The previews that the tab Learn shows at first: a content in the style that is being learned, by step."""
+
+    def on_step(event: StepEvent) -> None:
+        if event.phase.previewed and event.step in PREVIEWED and event.step not in made:
+            made.append(event.step)
+            preview = fit(event.preview(), (PREVIEW_WIDTH, round(PREVIEW_WIDTH * content.height / content.width)))
+            preview.save(folder / f"first-inst_learn-{event.step:04d}.jpg", quality=90)
+
+    content, made = content_image("temple"), list[int]()
+    painting = style_image(FIRST_LEARNED.lower())
+    StyleEngine("mini").inst_learn(painting, name=FIRST_LEARNED, preview_on=content, on_step=on_step)
+
+
+FILES: dict[str, Callable[[Path], None]] = {
+    "first-zstar_video": first_clip,
+    "first-compare": first_comparison,
+    "first-inst_learn": first_training,
+}
 PICTURES: dict[str, Callable[[], Image.Image]] = {
     "grid": grid,
     "masks": masks,
@@ -100,12 +147,16 @@ PICTURES: dict[str, Callable[[], Image.Image]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", nargs="+", choices=PICTURES, default=list(PICTURES))
+    names = [*PICTURES, *FILES]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--to", type=Path, default=EXAMPLES / "results")
     arguments = parser.parse_args()
     arguments.to.mkdir(exist_ok=True)
     for name in arguments.only:
-        PICTURES[name]().save(arguments.to / f"{name}.jpg", quality=90)
+        if name in FILES:
+            FILES[name](arguments.to)
+        else:
+            PICTURES[name]().save(arguments.to / f"{name}.jpg", quality=90)
         print(name, flush=True)
 
 

@@ -41,13 +41,13 @@ def build(engine: StyleEngine) -> gr.Blocks:
         threading.Thread(target=_keep_swept, args=(engine.cache.disk,), daemon=True).start()
     runner = Runner(engine)
     with AppBlocks(title=TITLE, fill_width=True, delete_cache=(CACHE_SWEEP, CACHE_AGE)) as demo:
-        header(TITLE)
+        header(TITLE, engine.backbone)
         for tab in tabs():
             with gr.Tab(tab.label):
                 if tab.intro:
                     gr.Markdown(tab.intro)
                 tab.build(runner)
-        footer(engine.backbone)
+        footer()
     return demo.queue(max_size=MOST_QUEUED, api_open=False)
 
 

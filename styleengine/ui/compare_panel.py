@@ -1,5 +1,6 @@
 """The panel of the comparison: all results, their measures as a table and a plot, and before and after of one."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from PIL import Image
 from styleengine.comparison import Comparison, caption
 from styleengine.images import open_image, save_png, write_whole
 from styleengine.ui.charts import scatter
+from styleengine.ui.examples import FIRST_COMPARED, beside_content, first_comparison
 from styleengine.ui.panel import Updates, line, strip
 from styleengine.ui.result import ResultPanel, before, place, save
 
-HINT = "Choose a content and a style image, or click an example below."
+HINT = "Choose a content and a style image, or click an example."
 COLUMNS = ["Method", "Seconds", "Style loss", "Content loss", "Colour distance", "SSIM"]
+COLUMN_WIDTHS: list[str | int] = [120, 90, 110, 130, 170, 80]  # pixels; on a phone the table scrolls within itself
 PLOT_WORDS = "Lower is nearer to the style. Further left keeps more of the content."
 
 
@@ -21,21 +24,33 @@ class ComparePanel(ResultPanel):
     """Results appear one by one. A click on a result compares it with the content."""
 
     def __init__(self) -> None:
+        self.pictures, self.measured = first_comparison()
         super().__init__(HINT, "Download contact sheet")
 
+    def example(self) -> tuple[Image.Image, Image.Image] | None:
+        return beside_content(FIRST_COMPARED, Path(self.pictures[0][0])) if self.pictures else None
+
     def show(self) -> list[Any]:
-        self.results = strip("Results (click to compare with the content)", 3, ["fullscreen"], "strip")
+        label = "Results (click to compare with the content)"
+        self.results = strip(label, 3, ["fullscreen"], "strip", self.pictures)
         shown = super().show()
+        measured = self.measured
         self.table = gr.Dataframe(
-            headers=COLUMNS, interactive=False, visible=False, label="Measures", wrap=True, elem_classes="measures"
+            rows(measured) or None,
+            headers=COLUMNS,
+            interactive=False,
+            visible=bool(measured),
+            label="Measures",
+            column_widths=COLUMN_WIDTHS,
+            elem_classes="measures",
         )
-        self.plot = gr.HTML(visible=False)
+        self.plot = gr.HTML(plot(measured), visible=bool(measured))
         self.csv = gr.DownloadButton("Download measures (CSV)", interactive=False)
         self.paths = gr.State([])
         return [self.results, *shown, self.table, self.plot, self.csv, self.paths]
 
     def waiting(self) -> Updates:
-        hidden = {self.results: gr.Gallery(visible=False), self.table: gr.Dataframe(visible=False)}
+        hidden = {self.results: gr.Gallery(value=None, visible=False), self.table: gr.Dataframe(visible=False)}
         return {**super().waiting(), **hidden, self.plot: gr.HTML(visible=False), self.paths: []}
 
     def finished(self, result: Comparison, content: Image.Image | None) -> Updates:
@@ -46,8 +61,8 @@ class ComparePanel(ResultPanel):
         updates: Updates = {
             self.download: gr.DownloadButton(value=str(sheet), interactive=True),
             self.csv: gr.DownloadButton(value=str(table), interactive=True),
-            self.table: gr.Dataframe(rows(result), visible=True),
-            self.plot: gr.HTML(plot(result), visible=True),
+            self.table: gr.Dataframe(rows(result.rows()), visible=True),
+            self.plot: gr.HTML(plot(result.rows()), visible=True),
         }
         if paths:
             captions = [caption(entry).partition("\n")[0] for entry in done]
@@ -59,10 +74,15 @@ class ComparePanel(ResultPanel):
             updates |= {**self.busy(False), self.status: "".join(map(line, [summary(result), *problems]))}
         return updates
 
+    def kept(self) -> list[Any]:
+        return [*super().kept(), self.results]
+
     def connect_click(self, content: gr.Image) -> None:
         """A click on a result shows it in the slider."""
 
         def show(paths: list[str], given: Any, event: gr.SelectData) -> Any:
+            if not paths and isinstance(event.index, int) and 0 <= event.index < len(self.pictures):
+                return beside_content(FIRST_COMPARED, Path(self.pictures[event.index][0]))
             if not isinstance(event.index, int) or not 0 <= event.index < len(paths) or not given:
                 return gr.skip()
             return compared(open_image(given["path"], "content image"), paths[event.index])
@@ -91,19 +111,19 @@ def files(result: Comparison, folder: str) -> tuple[Path, Path]:
     return sheet, table
 
 
-def rows(result: Comparison) -> list[list[Any]]:
-    """The table: the untouched content, then the results."""
+def rows(measured: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """The table from a comparison's rows: the untouched content, then the results."""
     keys = ("style_loss", "content_loss", "color_distance", "ssim")
     return [
         [row["title"], round(row["seconds"], 1) if "seconds" in row else "", *(round(row[key], 3) for key in keys)]
-        for row in result.rows()
+        for row in measured
         if not row.get("problem")
     ]
 
 
-def plot(result: Comparison) -> str:
-    """Style loss against content loss, as HTML."""
-    points = [(row["title"], row["content_loss"], row["style_loss"]) for row in result.rows() if "style_loss" in row]
+def plot(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Style loss against content loss, as HTML, from a comparison's rows."""
+    points = [(row["title"], row["content_loss"], row["style_loss"]) for row in measured if "style_loss" in row]
     return scatter(points, "content loss", "style loss") + line(PLOT_WORDS)
 
 

@@ -48,7 +48,7 @@ class Controls(Generic[AnySettings]):
         """The seed, with a button for a random one."""
         with gr.Row(equal_height=False):
             self.show(name)
-            dice = gr.Button("⚄", min_width=44, scale=0, elem_classes="dice")
+            dice = gr.Button("⚄ Random", min_width=110, scale=0, elem_classes="dice")
         highest = int(self.knobs[name].high or 0)
         dice.click(
             lambda: secrets.randbelow(highest + 1),
@@ -130,5 +130,5 @@ def _check(knob: Knob, value: Any) -> None:
 
 
 def plain_markdown(text: str) -> str:
-    """Text for a component that renders Markdown: “*” stays an asterisk."""
-    return text.replace("*", r"\*")
+    """Text for a component that renders Markdown: “*” stays an asterisk, for which Gradio ignores a backslash."""
+    return text.replace("*", "&#42;")

@@ -6,6 +6,7 @@ iterator, which stops the engine.
 """
 
 import inspect
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -41,10 +42,12 @@ def connect_page(
     inputs: Mapping[str, Component],
     examples: Examples | None = None,
     *,
+    title: str,
     keeps_partial: bool = False,
 ) -> None:
     """Connects Run and the examples to the job that `prepare` builds from the inputs, and Cancel to stopping it.
 
+    The browser keeps small copies of a finished run's files under the `title`, if any, and their captions.
     With `keeps_partial` a cancelled run still returns a result, so the page keeps waiting for it.
     """
 
@@ -83,6 +86,8 @@ def connect_page(
             **ENGINE_QUEUE,
         )
         panel.connect_comparison(run)
+        keep = f"(...files) => window.styleengine?.keep({json.dumps(title)}, ...files)"
+        run.success(None, panel.kept(), js=keep, api_visibility="private", queue=False)
 
     start_on(panel.run.click, f"{name}_live")
     if examples:

@@ -1,8 +1,10 @@
-"""Examples at the bottom of a tab, from the images and clips in `examples/`."""
+"""Examples beside a tab's inputs and the results that it shows at first, from the files in `examples/`."""
 
+import csv
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
@@ -23,6 +25,10 @@ FIRST = {
     "h_space": FOLDER / "figures" / "boar.png",
     "inst": FOLDER / "content" / "temple.jpg",
 }  # contents of the results that tabs show at first, by method
+FIRST_LEARNED = "Auvers"  # the bundled style whose training the tab Learn shows at first
+FIRST_COMPARED = FOLDER / "content" / "flower.jpg"  # the content of the comparison that the page shows at first
+EXAMPLE_WORDS = "What is shown here is a finished example."
+RESULTS = FOLDER / "results"
 
 
 def pictures(kind: str) -> list[str]:
@@ -32,11 +38,50 @@ def pictures(kind: str) -> list[str]:
 
 def first_result(method: str) -> tuple[Image.Image, Image.Image] | None:
     """The content and the result that a method's tab shows before the first run; None without the files."""
-    content, result = FIRST.get(method, FOLDER), FOLDER / "results" / f"first-{method}.jpg"
+    return beside_content(FIRST.get(method, FOLDER), RESULTS / f"first-{method}.jpg")
+
+
+def beside_content(content: Path, result: Path) -> tuple[Image.Image, Image.Image] | None:
+    """Both images, the content at the result's size; None without the files."""
     if not content.is_file() or not result.is_file():
         return None
     after = open_image(result)
     return fit(open_image(content), after.size), after
+
+
+def first_clip() -> str | None:
+    """The clip beside its original that the video tab shows at first; None without the file."""
+    file = RESULTS / "first-zstar_video.mp4"
+    return str(file) if file.is_file() else None
+
+
+def first_previews() -> list[tuple[str, str]]:
+    """Previews of a training, with their steps as captions."""
+    return [(str(file), f"step {int(file.stem[-4:])}") for file in sorted(RESULTS.glob("first-inst_learn-*.jpg"))]
+
+
+def first_comparison() -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
+    """The results with their titles, and the table's rows, of the comparison that the page shows at first.
+
+    The rows have no seconds, which are those of another machine.
+    """
+    table = RESULTS / "first-compare.csv"
+    if not table.is_file():
+        return [], []
+    with table.open(newline="") as file:
+        read = csv.DictReader(file)
+        rows: list[dict[str, Any]] = [
+            {key: _number(value) for key, value in row.items() if value and not key.endswith("seconds")} for row in read
+        ]
+    files = [(RESULTS / f"first-compare-{row['method']}.jpg", str(row["title"])) for row in rows]
+    return [(str(file), title) for file, title in files if file.is_file()], rows
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def content_style_examples(inputs: Sequence[Component], elem_id: str = "examples") -> Examples | None:

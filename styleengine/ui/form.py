@@ -20,7 +20,8 @@ from styleengine.styles import Style
 from styleengine.ui.clip_slices import in_slices
 from styleengine.ui.controls import Controls, short
 from styleengine.ui.endpoints import Prepare, add_api, connect_page
-from styleengine.ui.models import chosen_model, model_choice
+from styleengine.ui.layout import columns, inputs_part, result_part, settings_part
+from styleengine.ui.models import chosen_model, model_choice, model_info
 from styleengine.ui.page import ACCENT
 from styleengine.ui.pictures import painted_mask, painter, path_of, picture
 from styleengine.ui.result import ResultPanel, place
@@ -116,7 +117,8 @@ class Form:
         def program(values: Mapping[str, Any]) -> Program:
             return in_slices(self.job(values))
 
-        connect_page(name, self.runner, panel, prepare_page or program, on_page, examples, keeps_partial=clip)
+        page, title = prepare_page or program, f"{self.method.title}, clip" if clip else self.method.title
+        connect_page(name, self.runner, panel, page, on_page, examples, title=title, keeps_partial=clip)
         add_api(
             name,
             self.runner,
@@ -141,9 +143,10 @@ class Form:
         def show_what_suits(choice: Any) -> dict[Any, Any]:
             chosen = chosen_model(self.runner.engine, model, choice)
             start = self.method.settings(**self.method.recommended(recommended_settings(chosen)))
-            return {component: getattr(start, name) for name, component in shown.items()}
+            updates: dict[Any, Any] = {component: getattr(start, name) for name, component in shown.items()}
+            return {**updates, model: gr.Dropdown(info=model_info(chosen))}
 
-        self._on_choice(model, show_what_suits, shown.values(), "model")
+        self._on_choice(model, show_what_suits, [*shown.values(), model], "model")
 
     def _follow_presets(self, presets: gr.Dropdown) -> None:
         """Sets the controls to the chosen preset's values, and to the recommended ones without a preset."""
@@ -218,8 +221,8 @@ def plain_tab(method: Method) -> Callable[[Runner], None]:
         form = Form(runner, method)
         common = [name for name in ("size", "steps") if name in form.controls.knobs]
         named = [knob.name for knob in form.controls.knobs.values() if not knob.rare]
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=320):
+        with columns():
+            with inputs_part():
                 with gr.Row():
                     for role in form._of(Kind.IMAGE, Kind.CLIP, Kind.STYLES):
                         form.show(role.name)
@@ -228,6 +231,9 @@ def plain_tab(method: Method) -> Callable[[Runner], None]:
                         form.show_more_styles()
                 for role in form._of(Kind.MASK, Kind.STYLE_MASK):
                     form.show(role.name, height=160)
+            with result_part():
+                panel = VideoPanel() if method.suffix == ".mp4" else ResultPanel("Choose the inputs.")
+            with settings_part():
                 form.controls.show(*(name for name in named if name not in (*common, "seed")))
                 if method.models:
                     form.show_model()
@@ -236,8 +242,6 @@ def plain_tab(method: Method) -> Callable[[Runner], None]:
                 if "seed" in form.controls.knobs:
                     form.controls.show_seed()
                 form.controls.show_rare()
-            with gr.Column(scale=6, min_width=320):
-                panel = VideoPanel() if method.suffix == ".mp4" else ResultPanel("Choose the inputs.")
         form.connect(panel)
 
     return build

@@ -12,12 +12,15 @@ from gradio.processing_utils import save_file_to_cache
 
 from styleengine.errors import StyleEngineError
 from styleengine.images import open_image
-from styleengine.learned_style import MOST_PAINTINGS
+from styleengine.learned_style import MOST_PAINTINGS, SUFFIX, LearnedStyle
 from styleengine.methods.inst import InSTLearningSettings, opened_paintings
+from styleengine.style_library import SHIPPED
 from styleengine.ui.charts import lines
 from styleengine.ui.controls import Controls
 from styleengine.ui.endpoints import shown, signature
+from styleengine.ui.examples import EXAMPLE_WORDS, FIRST_LEARNED, first_previews
 from styleengine.ui.gpu import ZERO
+from styleengine.ui.layout import columns, inputs_part, result_part, settings_part
 from styleengine.ui.learning import HEARTBEAT, LEARN, MOST_LEARNING, Learning, LearningStatus
 from styleengine.ui.panel import Panel, Updates, duration, line, progress_bar, strip
 from styleengine.ui.parameter import parameter
@@ -36,6 +39,12 @@ LEARN_DESCRIPTIONS = {
     "content": "An image on which to preview the style (optional).",
     "more": f"Further paintings of the same artist (optional): with the first, at most {MOST_PAINTINGS}.",
 }
+WORDS = (
+    "Train a style on a painting here, then redraw photos in it under Apply, where some learned styles are ready. "
+    "During the training you see previews and the validation loss, which falls as the style fits the painting better."
+)
+NAME_WORDS = "The style's name in the library. Without one, it is the name of the painting's file."
+CHART_TITLE = "Validation loss"
 LEARN_HINT = "Choose a painting. Training continues when this page is closed."
 POLL_EVERY = 2.0  # seconds between two status requests of a page
 # Concurrent `/inst_learn` calls. Gradio runs 40 calls of all kinds at once, so some remain for others. There are more
@@ -47,31 +56,33 @@ class LearnPanel(Panel):
     """The Learn tab: the paintings, the training settings, and the progress."""
 
     def __init__(self, runner: Runner, learning: Learning) -> None:
+        gr.Markdown(WORDS)
         self.controls = controls = Controls(runner.engine.settings_for(InSTLearningSettings, LEARN, None))
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=320):
+        with columns():
+            with inputs_part():
                 with gr.Row():
                     painting = picture("Painting", height=240)
                     content = picture("Preview image", height=240)
-                with gr.Accordion("More paintings of the same artist (optional)", open=False):
+                with gr.Accordion("More paintings (optional)", open=False):
                     more = gr.File(
-                        label=f"Up to {MOST_PAINTINGS - 1}", file_count="multiple", file_types=["image"], height=160
+                        label=f"Up to {MOST_PAINTINGS - 1} of the same artist",
+                        file_count="multiple",
+                        file_types=["image"],
+                        height=160,
                     )
-                name = gr.Textbox(label="Name", info="The style's name in the library.", elem_classes="style-name")
-                controls.show("steps")
-                with gr.Row():
-                    controls.show("size", "batch")
-                controls.show("learning_rate", "views")
-                controls.show_seed()
-                controls.show_rare()
-            with gr.Column(scale=6, min_width=320):
-                super().__init__(LEARN_HINT, "Download the style", "Learn", "Stop")
+                name = gr.Textbox(label="Name", info=NAME_WORDS, elem_classes="style-name")
+            with result_part():
+                super().__init__(f"{LEARN_HINT} {EXAMPLE_WORDS}", "Download the style", "Learn", "Stop")
                 with gr.Accordion("Unfinished", open=False):
                     gr.Markdown("Styles whose training was stopped or interrupted by a restart.")
                     self.unfinished = gr.Dropdown(
                         learning.unfinished(), value=None, label="Style", interactive=True, elem_classes="unfinished"
                     )
                     self.resume = gr.Button("Resume", elem_classes="go-on")
+            with settings_part():
+                controls.show("steps")
+                controls.show_seed()
+                controls.show_rare()
         self.inputs: dict[str, Component] = {
             "painting": painting, "name": name, "content": content, **controls.components, "more": more
         }  # fmt: skip
@@ -80,8 +91,12 @@ class LearnPanel(Panel):
         self.outputs += [self.unfinished, self.carried, self.seen, self.clock]
 
     def show(self) -> list[Any]:
-        self.plot = gr.HTML(visible=False)
-        self.strip = strip("Previews", 4, ["fullscreen"], "learned-strip")
+        """At first, the validation losses and previews of a bundled style's training."""
+        previews, style = first_previews(), LearnedStyle.open(SHIPPED / f"{FIRST_LEARNED}{SUFFIX}")
+        chart = lines({"loss": style.record.history}, CHART_TITLE, "step", "loss")
+        self.plot = gr.HTML(chart)
+        first = [(style.thumbnail, "painting"), *previews] if previews else None
+        self.strip = strip("Previews", 4, ["fullscreen"], "learned-strip", first)
         return [self.plot, self.strip]
 
     def waiting(self) -> Updates:
@@ -99,7 +114,7 @@ class LearnPanel(Panel):
         new = f"{len(validations)} {[words for _, words in known.previews]}"
         updates: Updates = {self.status: progress_bar(known.report) + line(pace(known.report))}
         if new != seen:
-            chart = lines({"loss": validations}, "Validation loss", "step", "loss")
+            chart = lines({"loss": validations}, CHART_TITLE, "step", "loss")
             updates |= {self.seen: new, self.plot: gr.HTML(chart, visible=len(validations) > 1)}
             drawn = [(file, words) for preview, words in known.previews if (file := self._shown(preview))]
             if drawn:

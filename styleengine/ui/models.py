@@ -8,7 +8,7 @@ from styleengine.backbones import named_backbones
 from styleengine.engine import StyleEngine
 from styleengine.errors import StyleEngineError
 from styleengine.stylization import model_name
-from styleengine.ui.page import model_title
+from styleengine.ui.page import licence_of, model_title
 
 MOST_SHOWN = 100  # characters of a name in an error
 
@@ -20,9 +20,15 @@ def model_choice(engine: StyleEngine, start: str | None = None) -> gr.Dropdown:
         [(model_title(name), model_name(name)) for name in names],
         value=start or model_name(engine.backbone.name),
         label="Model",
-        info="Downloaded on first use.",
+        info=model_info(start or engine.backbone.name),
         interactive=True,
     )
+
+
+def model_info(model: str) -> str:
+    """The licence of a model's weights, and that others are downloaded, as Markdown."""
+    words, licence, address = licence_of(model)
+    return f"{words} [{licence}]({address}). Others are downloaded on first use." if address else words
 
 
 def chosen_model(engine: StyleEngine, choice: gr.Dropdown, value: Any) -> str:

@@ -1,13 +1,15 @@
-"""Theme, style sheet, header, footer and the options of `launch`."""
+"""Theme, style sheet, scripts, header, footer and the options of `launch`."""
 
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_space
 from starlette.middleware import Middleware
 
 from styleengine.backbones import Backbone, named_backbones
+from styleengine.stylization import model_name
 from styleengine.ui.page_cache import PageCache
 from styleengine.video import MOST_BYTES
 
@@ -31,6 +33,17 @@ VERMILION = gr.themes.Color(
     c950="#35130d",
 )
 
+HERE = Path(__file__).parent
+SCRIPTS = ("page.js", "results.js")
+HUB = "https://huggingface.co"
+CC_BY_SA = ("CC BY-SA 4.0", "https://creativecommons.org/licenses/by-sa/4.0/")
+GPL = ("GPL 2.0", "https://www.gnu.org/licenses/old-licenses/gpl-2.0.html")
+OPENRAIL = ("CreativeML OpenRAIL-M", f"{HUB}/spaces/CompVis/stable-diffusion-license")
+APACHE = ("Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+DDPMS = ("ddpm-celebahq-256", "ddpm-church-256", "ddpm-bedroom-256")
+OWN = ("mini", "figures")  # trained by this project
+LICENCES = {"mini": CC_BY_SA, "figures": GPL, "sd15": OPENRAIL, **dict.fromkeys(DDPMS, APACHE)}  # of the weights
+
 
 def launch_options() -> dict[str, Any]:
     """The options that Gradio 6 takes at `launch`: appearance, error display, MCP server and limits."""
@@ -44,7 +57,8 @@ def launch_options() -> dict[str, Any]:
     ).set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
     return {
         "theme": theme,
-        "css": CSS,
+        "css": (HERE / "page.css").read_text(),
+        "head": "".join(f"<script>{(HERE / name).read_text()}</script>" for name in SCRIPTS),
         "show_error": True,
         "mcp_server": True,
         "footer_links": ["api"],
@@ -54,48 +68,39 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def header(title: str) -> None:
-    gr.HTML(
-        f"<h1>{escape(title)}</h1><p>Diffusion style transfer from a style image, a text prompt or a learned "
-        "style.</p>",
-        elem_classes="masthead",
-    )
+def header(title: str, backbone: Backbone | None = None) -> None:
+    """The title, the model with its licence, and on a Space a button that duplicates it."""
+    words = "Redraws a photo in the style of a painting, of a text or of a learned style, with diffusion models."
+    model = f'<p class="model">{model_words(backbone)}</p>' if backbone else ""
+    with gr.Row(elem_classes="titlebar"):
+        gr.HTML(f"<h1>{escape(title)}</h1><p>{words}</p>{model}", elem_classes="masthead")
+        if get_space():
+            gr.DuplicateButton("Duplicate this Space", size="sm", min_width=180, elem_classes="duplicate")
 
 
-def footer(backbone: Backbone) -> None:
-    gr.HTML(f"<p>{escape(model_words(backbone))}</p>", elem_classes="colophon")
+def footer() -> None:
+    """The place of the visitor's last results, which `results.js` fills."""
+    script = "window.styleengine?.show()"
+    gr.HTML('<div class="place"></div>', elem_classes="kept-results", js_on_load=script, apply_default_css=False)
 
 
 def model_words(backbone: Backbone) -> str:
-    """The model and its device, for the footer."""
+    """The model, its device and the licence of its weights, as HTML."""
     machine = "the GPU" if backbone.device.type == "cuda" else "the CPU"
-    return f"Model: {model_title(backbone.name)}, on {machine}."
+    words, licence, address = licence_of(backbone.name)
+    link = f'<a href="{escape(address)}" target="_blank" rel="noopener">{escape(licence)}</a>.' if address else ""
+    return f"Model: {escape(model_title(backbone.name))}, on {machine}. {words} {link}"
+
+
+def licence_of(model: str) -> tuple[str, str, str]:
+    """The licence of a model's weights, or where it is stated: words, then the name and address that end them."""
+    if model in LICENCES:
+        return ("Weights: this project's, under" if model in OWN else "Weights: under", *LICENCES[model])
+    if model == model_name(model) and model.count("/") == 1:  # a hub id
+        return "The licence is stated on", "the model's page", f"{HUB}/{model.partition('@')[0]}"
+    return "The licence is stated in the model's files.", "", ""
 
 
 def model_title(name: str) -> str:
     known = named_backbones().get(name)
     return known.title if known else f"“{Path(name).name}”"
-
-
-CSS = """
-.gradio-container > main { max-width: 1280px; margin: 0 auto; }
-.masthead h1 { font-size: 1.75rem; font-weight: 650; letter-spacing: -0.01em; margin: 0; }
-.masthead p, .colophon p { color: var(--body-text-color-subdued); margin: 0.15rem 0 0; }
-.colophon { font-size: 0.85rem; }
-.masthead .html-container, .colophon .html-container, .status .html-container { padding: 0; }
-.status { min-height: 2.2rem; }
-.status p { margin: 0 0 6px; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums; }
-.bar { height: 6px; border-radius: 3px; overflow: hidden; background: var(--border-color-primary); }
-.bar div { height: 100%; background: var(--color-accent); transition: width 0.2s linear; }
-.dice { align-self: end !important; height: 44px; font-size: 1.5rem; line-height: 1; padding: 0 !important; }
-[id$=examples] :is(.table-wrap, table, tr, td, td .container) { margin: 0; padding: 0; border: 0; background: none; }
-[id$=examples] thead { display: none; }
-[id$=examples] tbody { display: flex; flex-wrap: wrap; gap: 12px; }
-[id$=examples] tr { display: flex; gap: 2px; cursor: pointer; }
-[id$=examples] tr:hover { outline: 2px solid var(--color-accent); outline-offset: 2px; }
-#h-space-examples td:nth-child(n + 3) { display: none; }
-[id$=examples] td :is(.container, img, video) { width: 68px; height: 68px; border-radius: 4px; object-fit: cover; }
-.chart { width: 100%; max-width: 640px; fill: var(--body-text-color); font-size: 12px; }
-.chart .grid { stroke: var(--border-color-primary); fill: none; }
-@media (max-width: 640px) { .result { height: 380px !important; } }
-"""

@@ -1,4 +1,4 @@
-"""The output side of a tab: Run and Cancel, status, download, and what a subclass shows."""
+"""The output side of a tab: Run and Cancel, a frame with the status and what a subclass shows, and the download."""
 
 from abc import ABC, abstractmethod
 from html import escape
@@ -17,16 +17,17 @@ WAITING_WORDS = "Waiting in the queue …"
 class Panel(ABC):
     """Creates its components at the place of the call. Its methods return the states of a run as Gradio updates.
 
-    `show` creates what a subclass shows between status and download, and returns these components.
+    `show` creates what a subclass shows in the frame below the status, and returns these components.
     """
 
     def __init__(self, hint: str, download: str, run: str = "Run", cancel: str = "Cancel") -> None:
         with gr.Row():
             self.run = gr.Button(run, variant="primary", scale=3, elem_classes="run")
             self.cancel = gr.Button(cancel, variant="secondary", scale=1, min_width=96, interactive=False)
-        self.status = gr.HTML(line(hint), elem_classes="status")
         self.clock: gr.Timer | None = None  # active during a run
-        shown = self.show()
+        with gr.Column(elem_classes="frame"):
+            self.status = gr.HTML(line(hint), elem_classes="status")
+            shown = self.show()
         self.download = gr.DownloadButton(download, interactive=False)
         self.outputs: list[Any] = [self.run, self.cancel, self.status, *shown, self.download]
 
@@ -47,6 +48,10 @@ class Panel(ABC):
         updates: Updates = {**self.busy(False), self.status: "".join(map(line, sentences))}
         return {**updates, self.download: gr.DownloadButton(value=file, interactive=True)} if file else updates
 
+    def kept(self) -> list[Any]:
+        """The components with a finished run's files, which the browser keeps small copies of."""
+        return [self.download]
+
     def busy(self, busy: bool) -> Updates:
         updates: Updates = {self.run: gr.Button(interactive=not busy), self.cancel: gr.Button(interactive=busy)}
         return {**updates, self.clock: gr.Timer(active=busy)} if self.clock else updates
@@ -55,15 +60,16 @@ class Panel(ABC):
         """Adds what is computed after `run`: by default nothing."""
 
 
-def strip(label: str, columns: int, buttons: list[Any], elem_classes: str) -> gr.Gallery:
-    """Images side by side, not yet visible."""
+def strip(label: str, columns: int, buttons: list[Any], elem_classes: str, first: Any = None) -> gr.Gallery:
+    """Images side by side: the `first` ones, or none and not yet visible."""
     return gr.Gallery(
+        first or None,
         label=label,
         columns=columns,
         height="auto",
         object_fit="contain",
         interactive=False,
-        visible=False,
+        visible=bool(first),
         buttons=buttons,
         elem_classes=elem_classes,
     )
@@ -77,7 +83,9 @@ def progress_words(report: Report) -> str:
 
 def progress_bar(report: Report) -> str:
     percent = 100 * report.step / max(1, report.total)
-    return f'{line(progress_words(report))}<div class="bar"><div style="width: {percent:.1f}%"></div></div>'
+    named = f'role="progressbar" aria-label="Progress" aria-valuenow="{percent:.0f}"'
+    bar = f'<div class="bar" {named}><div style="width: {percent:.1f}%"></div></div>'
+    return f"{line(progress_words(report))}{bar}"
 
 
 def duration(seconds: float) -> str:

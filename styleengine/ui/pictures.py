@@ -18,9 +18,24 @@ PAINTER_QUEUE = {"concurrency_id": "painter", "concurrency_limit": 2}  # images 
 LAYER_FORMATS = ("PNG", "WEBP")
 
 
+UPLOAD_WORDS = {
+    "Content": "# A photo\nDrop or choose a file",
+    "Style": "# A painting\nDrop or choose a file",
+    "Painting": "# A painting\nDrop or choose a file",
+    "Preview image": "# A photo\nOptional",
+}  # by label; other inputs have Gradio's words
+
+
 def picture(label: str, height: int) -> gr.Image:
     """An image input for upload, drag and drop, or paste."""
-    return gr.Image(label=label, height=height, min_width=140, sources=["upload", "clipboard"], buttons=[])
+    return gr.Image(
+        label=label,
+        height=height,
+        min_width=140,
+        sources=["upload", "clipboard"],
+        buttons=[],
+        placeholder=UPLOAD_WORDS.get(label.partition(" (")[0]),
+    )
 
 
 def painter(content: gr.Image, accent: str, label: str = "Paint where the style applies") -> gr.ImageMask:

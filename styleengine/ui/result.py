@@ -13,7 +13,7 @@ from PIL import Image
 
 from styleengine.images import fit
 from styleengine.stylization import Stylization, VideoStylization
-from styleengine.ui.examples import first_result
+from styleengine.ui.examples import EXAMPLE_WORDS, first_result
 from styleengine.ui.panel import Panel, Updates, strip
 from styleengine.ui.runs import Report
 
@@ -21,7 +21,7 @@ Drawn: TypeAlias = Stylization | list[Stylization]
 
 RESULTS = "styleengine-results"  # a folder in Gradio's cache
 RESULT_AGE = 24 * 3600  # seconds after which results are deleted
-HINT = "Choose a content and a style image, or click an example below."
+HINT = "Choose a content and a style image, or click an example."
 
 DETAIL_WORDS = {
     "autoencoder_psnr": "autoencoder reconstruction {:.1f} dB PSNR",
@@ -36,11 +36,12 @@ class ResultPanel(Panel):
 
     def __init__(self, hint: str = HINT, download: str = "Download PNG", method: str = "") -> None:
         self.method = method
-        super().__init__(hint, download)
+        self.first = self.example()
+        super().__init__(f"{hint} {EXAMPLE_WORDS}" if self.first else hint, download)
 
     def show(self) -> list[Any]:
         self.slider = gr.ImageSlider(
-            first_result(self.method),
+            self.first,
             label="Before and after",
             interactive=False,
             height=560,
@@ -49,6 +50,10 @@ class ResultPanel(Panel):
             elem_classes="result",
         )
         return [self.slider]
+
+    def example(self) -> tuple[Image.Image, Image.Image] | None:
+        """What the slider shows at first: a content and its result."""
+        return first_result(self.method)
 
     def working(self, report: Report, content: Image.Image | None) -> Updates:
         updates = super().working(report, content)
@@ -80,7 +85,10 @@ class StripPanel(ResultPanel):
         return [*shown, self.strip]
 
     def waiting(self) -> Updates:
-        return {**super().waiting(), self.strip: gr.Gallery(visible=False)}
+        return {**super().waiting(), self.strip: gr.Gallery(value=None, visible=False)}
+
+    def kept(self) -> list[Any]:
+        return [*super().kept(), self.strip]
 
     def finished(self, result: Drawn, content: Image.Image | None) -> Updates:
         updates = super().finished(result, content)

@@ -23,6 +23,7 @@ from styleengine.style_library import StyleLibrary
 from styleengine.ui.compare_panel import ComparePanel, files
 from styleengine.ui.endpoints import add_api, connect_page
 from styleengine.ui.examples import content_style_examples
+from styleengine.ui.layout import columns, inputs_part, result_part, settings_part
 from styleengine.ui.pictures import path_of, picture
 from styleengine.ui.result import save
 from styleengine.ui.runs import Job, Report, RunJob, Runner
@@ -73,12 +74,16 @@ class CompareJob:
 def build(runner: Runner) -> None:
     library, inputs = StyleLibrary(), {}
     known = [(contender.title, name) for name, contender in contenders().items()]
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=5, min_width=320):
-            gr.Markdown(WORDS)
+    gr.Markdown(WORDS)
+    with columns():
+        with inputs_part():
             with gr.Row():
-                inputs["content"] = picture("Content", height=240)
-                inputs["style"] = picture("Style", height=240)
+                pair = [picture("Content", height=240), picture("Style", height=240)]
+                inputs["content"], inputs["style"] = pair
+            examples = content_style_examples(pair, "compare-examples")
+        with result_part():
+            panel = ComparePanel()
+        with settings_part():
             inputs["methods"] = gr.CheckboxGroup(known, value=list(START), label="Methods")
             info = "QS-Attn takes the style from these words, not from the style image."
             inputs["prompt"] = gr.Textbox("", label="Prompt for QS-Attn", info=info, max_lines=2)
@@ -88,10 +93,6 @@ def build(runner: Runner) -> None:
             )
             info = "0 is the size recommended for each method."
             inputs["size"] = gr.Slider(0, 1024, value=0, step=8, label="Size", info=info)
-        with gr.Column(scale=6, min_width=320):
-            panel = ComparePanel()
-            pair = [inputs["content"], inputs["style"]]
-            examples = content_style_examples(pair, "compare-examples")
     connect(runner, library, panel, inputs, examples)
 
 
@@ -111,7 +112,7 @@ def connect(
         return str(sheet), {"results": rows}, pictures, str(table)
 
     content: Any = inputs["content"]
-    connect_page(NAME, runner, panel, prepare, inputs, examples)
+    connect_page(NAME, runner, panel, prepare, inputs, examples, title="")
     panel.connect_click(content)
     more = [gr.Gallery(label="Results", visible=False), gr.File(label="Measures", visible=False)]
     add_api(

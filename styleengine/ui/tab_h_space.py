@@ -11,6 +11,7 @@ from styleengine.methods.h_space import HSpaceSettings
 from styleengine.stylization import model_name
 from styleengine.ui.examples import FIGURES, h_space_examples
 from styleengine.ui.form import Form
+from styleengine.ui.layout import columns, inputs_part, result_part, settings_part
 from styleengine.ui.result import StripPanel
 from styleengine.ui.runs import Job, Runner
 from styleengine.ui.tab import Tab
@@ -22,12 +23,16 @@ MASK_WORDS = "Paint where the content is injected. The style image is unchanged 
 def build(runner: Runner) -> None:
     own = model_name(runner.engine.backbone.name)
     form = Form(runner, H_SPACE, model=START_MODELS.get(own))
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=5, min_width=320):
+    with columns():
+        with inputs_part():
             with gr.Row():
                 pair = [form.show("content"), form.show("style")]
+            place_of_examples = gr.Column()
             with gr.Accordion("Mask", open=False):
                 form.show_mask(MASK_WORDS, "Paint where the content is injected")
+        with result_part():
+            panel = StripPanel("gamma", "γ", method=H_SPACE.name)
+        with settings_part():
             form.controls.show("gamma")
             strip = gr.Checkbox(label="A strip of γ = 0, 0.2, … 1 instead of one γ")
             with gr.Row():
@@ -40,11 +45,10 @@ def build(runner: Runner) -> None:
                 form.controls.show("size", "steps", "injections")
             form.controls.show_seed()
             form.controls.show_rare()
-        with gr.Column(scale=6, min_width=320):
-            panel = StripPanel("gamma", "γ", method=H_SPACE.name)
-            shown = [*pair, model, form.controls.components["size"]]
-            size = runner.engine.settings_for(HSpaceSettings, H_SPACE.name, None).size
-            examples = h_space_examples(shown, own, size)
+    with place_of_examples:  # they also set the model and the size, which come later on the page
+        shown = [*pair, model, form.controls.components["size"]]
+        size = runner.engine.settings_for(HSpaceSettings, H_SPACE.name, None).size
+        examples = h_space_examples(shown, own, size)
 
     def prepare_page(values: Mapping[str, Any]) -> Job:
         job = form.job(values)

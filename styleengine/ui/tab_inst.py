@@ -9,6 +9,7 @@ from styleengine.methods import INST
 from styleengine.style_library import StyleLibrary
 from styleengine.ui.endpoints import shown
 from styleengine.ui.form import Form
+from styleengine.ui.layout import columns, inputs_part, result_part, settings_part
 from styleengine.ui.learn_panel import LearnPanel, connect_learning
 from styleengine.ui.learning import Learning
 from styleengine.ui.panel import Updates, line
@@ -34,17 +35,19 @@ def build(runner: Runner) -> None:
 def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> None:
     form = Form(runner, INST, library)
     controls = form.controls
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=5, min_width=320):
+    with columns():
+        with inputs_part():
             content = form.show("content", label="Content (leave empty for text-to-image)")
             choice.show()
-            controls.show("mix", "prompt", "strength", "guidance", "adain")
+            controls.show("prompt")
+        with result_part():
+            panel = ResultPanel(APPLY_HINT, method=INST.name)
+        with settings_part():
+            controls.show("mix", "strength", "guidance", "adain")
             with gr.Row():
                 controls.show("size", "steps")
             controls.show_seed()
             controls.show_rare()
-        with gr.Column(scale=6, min_width=320):
-            panel = ResultPanel(APPLY_HINT, method=INST.name)
 
     form.inputs = {"style": choice.style, "content": content, "style_2": choice.style_2}
     form.connect(panel)

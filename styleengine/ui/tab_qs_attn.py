@@ -15,11 +15,12 @@ from styleengine.ui.endpoints import shown as error_shown
 from styleengine.ui.examples import content_words_examples
 from styleengine.ui.form import Form
 from styleengine.ui.gpu import on_gpu, refusal
+from styleengine.ui.layout import columns, inputs_part, result_part, settings_part
 from styleengine.ui.result import StripPanel
 from styleengine.ui.runs import Job, Runner
 from styleengine.ui.tab import Tab
 
-HINT = "Choose a content image and type a style, or click an example below."
+HINT = "Choose a content image and type a style, or click an example."
 MOST_VARIATIONS = 6
 ANCHOR_SECONDS = 5  # of GPU time on ZeroGPU
 VARIATION_WORDS = "Results with different seeds, from the seed above on."
@@ -31,10 +32,20 @@ ANCHOR_WORDS = (
 
 def build(runner: Runner) -> None:
     form = Form(runner, QS_ATTN)
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=5, min_width=320):
+    with columns():
+        with inputs_part():
             content = form.show("content")
-            form.controls.show("prompt", "balance", "source_text")
+            form.controls.show("prompt")
+            shown = [content, form.controls.components["prompt"]]
+            examples = content_words_examples(shown, SUGGESTIONS, "qs-attn-examples")
+        with result_part():
+            panel = StripPanel("seed", "seed", HINT, QS_ATTN.name)
+            with gr.Accordion("Anchor positions", open=False):
+                gr.Markdown(ANCHOR_WORDS)
+                show = gr.Button("Show the anchors", elem_classes="look")
+                overlay = gr.Image(label="Anchors", interactive=False, buttons=["fullscreen"], elem_classes="anchors")
+        with settings_part():
+            form.controls.show("balance", "source_text")
             form.show_model()
             with gr.Row():
                 form.controls.show("size", "steps")
@@ -42,14 +53,6 @@ def build(runner: Runner) -> None:
             form.controls.show_seed()
             count = gr.Slider(1, MOST_VARIATIONS, value=1, step=1, label="Variations", info=VARIATION_WORDS)
             form.controls.show_rare()
-        with gr.Column(scale=6, min_width=320):
-            panel = StripPanel("seed", "seed", HINT, QS_ATTN.name)
-            with gr.Accordion("Anchor positions", open=False):
-                gr.Markdown(ANCHOR_WORDS)
-                show = gr.Button("Show the anchors", elem_classes="look")
-                overlay = gr.Image(label="Anchors", interactive=False, buttons=["fullscreen"], elem_classes="anchors")
-            shown = [content, form.controls.components["prompt"]]
-            examples = content_words_examples(shown, SUGGESTIONS, "qs-attn-examples")
 
     def prepare_page(values: Mapping[str, Any]) -> Job:
         job, wanted = form.job(values), values["count"]

@@ -5,6 +5,7 @@ import gradio as gr
 from styleengine.methods import ZSTAR
 from styleengine.ui.examples import content_style_examples
 from styleengine.ui.form import Form
+from styleengine.ui.layout import columns, inputs_part, result_part, settings_part
 from styleengine.ui.result import ResultPanel
 from styleengine.ui.runs import Runner
 from styleengine.ui.tab import Tab
@@ -16,14 +17,18 @@ MASK_WORDS = (
 
 def build(runner: Runner) -> None:
     form = Form(runner, ZSTAR)
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=5, min_width=320):
+    with columns():
+        with inputs_part():
             with gr.Row():
                 pair = [form.show("content"), form.show("style")]
+            examples = content_style_examples(pair)
             with gr.Accordion("More styles", open=False):
                 form.show_more_styles()
             with gr.Accordion("Mask", open=False):
                 form.show_mask(MASK_WORDS)
+        with result_part():
+            panel = ResultPanel(method=ZSTAR.name)
+        with settings_part():
             form.controls.show("strength", "query_preservation")
             with gr.Row():
                 form.controls.show("size", "steps")
@@ -31,9 +36,6 @@ def build(runner: Runner) -> None:
             form.controls.show_seed()
             form.show_presets()
             form.controls.show_rare()
-        with gr.Column(scale=6, min_width=320):
-            panel = ResultPanel(method=ZSTAR.name)
-            examples = content_style_examples(pair)
     form.connect(panel, examples)
 
 

@@ -12,6 +12,7 @@ from styleengine.errors import StyleEngineError
 from styleengine.images import fit
 from styleengine.stylization import VideoStylization
 from styleengine.ui.charts import lines
+from styleengine.ui.examples import EXAMPLE_WORDS, first_clip
 from styleengine.ui.gpu import ZERO
 from styleengine.ui.panel import Panel, Updates, duration, line, progress_bar
 from styleengine.ui.result import notes, place
@@ -22,7 +23,7 @@ COMPARING_QUEUE = {"concurrency_id": "comparing", "concurrency_limit": 1}
 STATE_SECONDS = 3600.0
 RENEW_SECONDS = 10.0  # between two requests of a page on ZeroGPU, in whose name the next slice asks for a GPU
 NO_POSTER = Image.new("RGB", (1, 1))
-HINT = "Choose a clip and a style image, or click an example below."
+HINT = "Choose a clip and a style image, or click an example."
 SERIES = {"result": "result", "alone": "per-frame stylization", "clip": "original clip"}
 
 
@@ -40,12 +41,19 @@ class VideoPanel(Panel):
     """A panel with the last frame during a run, then the clip beside the original and a plot of the differences."""
 
     def __init__(self) -> None:
-        super().__init__(HINT, "Download MP4")
+        self.first = first_clip()
+        super().__init__(f"{HINT} {EXAMPLE_WORDS}" if self.first else HINT, "Download MP4")
 
     def show(self) -> list[Any]:
         self.frame = gr.Image(label="Last finished frame", interactive=False, height=320, visible=False, buttons=[])
         self.video = gr.Video(
-            label="Before and after", interactive=False, height=420, loop=True, buttons=[], elem_classes="clip"
+            self.first,
+            label="Before and after",
+            interactive=False,
+            height=420,
+            loop=True,
+            buttons=[],
+            elem_classes="clip",
         )
         self.plot = gr.HTML(visible=False)
         self.compared = gr.State(None, time_to_live=STATE_SECONDS)

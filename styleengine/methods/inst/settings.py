@@ -66,8 +66,8 @@ class InSTLearningSettings(Settings):
         ge=1,
         le=MOST_STEPS,
     )
-    size: int = knob(512, "Side of the square crops of the painting, in pixels.", ge=32, le=1024)
-    learning_rate: float = knob(1e-4, "AdamW's learning rate, multiplied by the batch size.", gt=0, le=0.1)
+    size: int = knob(512, "Side of the square crops of the painting, in pixels.", rare=True, ge=32, le=1024)
+    learning_rate: float = knob(1e-4, "AdamW's learning rate, multiplied by the batch size.", rare=True, gt=0, le=0.1)
     full_rate_steps: int = knob(
         0,
         "Steps at the full learning rate. After them the rate falls in inverse proportion to the step; 0: never.",
@@ -75,8 +75,8 @@ class InSTLearningSettings(Settings):
         ge=0,
         le=MOST_STEPS,
     )
-    batch: int = knob(4, "Batch size: noised crops of the painting per step.", ge=1, le=32)
-    views: int = knob(8, "Crops of the painting, some mirrored; 1 is the centre only.", ge=1, le=64)
+    batch: int = knob(4, "Batch size: noised crops of the painting per step.", rare=True, ge=1, le=32)
+    views: int = knob(8, "Crops of the painting, some mirrored; 1 is the centre only.", rare=True, ge=1, le=64)
     seed: int = knob(
         0, "Random seed of the crops and the noise. The initial weights are always the same.", ge=0, le=2**31 - 1
     )
