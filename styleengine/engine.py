@@ -345,9 +345,10 @@ class StyleEngine:
         known = LearnedStyle.open(path, with_state=True) if path and path.exists() else None
         name = name or (known.record.name if known else Path(file_name(sources[0])).stem)
         with self._turn(on_step, settings, paintings[0]):
-            states = inst.learn(backbone, paintings, self._clip, settings, name=name, known=known, cache=self.cache)
             report = on_step and (lambda state: on_step(self._learning_event(backbone, state, content)))
-            return inst.learned(states, path, seconds, report)
+            # No variable of this function references the learner, so that after an error its memory is released.
+            options: Any = {"name": name, "known": known, "cache": self.cache}
+            return inst.learned(inst.learn(backbone, paintings, self._clip, settings, **options), path, seconds, report)
 
     def inst_apply(
         self,

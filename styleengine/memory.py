@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import gc
 import traceback
 from collections.abc import Iterator
 
@@ -39,7 +40,7 @@ def memory_in_words(sentence: str) -> Iterator[None]:
     """Within the context, an out-of-memory error becomes a StyleEngineError with this sentence.
 
     The memory of the failed call is released first, also on the GPU. The new error has the original message
-    as a note and references no tensor.
+    as a note and references no tensor, as long as the function that enters the context has none among its variables.
     """
     try:
         yield
@@ -50,6 +51,7 @@ def memory_in_words(sentence: str) -> Iterator[None]:
         _let_go(error)
     else:
         return
+    gc.collect()  # networks can be in reference cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     refused = StyleEngineError(sentence)
@@ -57,14 +59,25 @@ def memory_in_words(sentence: str) -> Iterator[None]:
     raise refused from None
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Clears the stack frames, all finished, that an exception and its causes reference."""
+def _let_go(error: BaseException) -> None:
+    """Clears the finished stack frames that an exception, its causes and its contexts reference.
+
+    Cleared frames still reference their functions, with closures, and the context managers' frames the traceback.
+    Therefore its entries are separated.
+    """
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+    found: list[BaseException | None] = [error]
+    while found:
+        one = found.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        entry, one.__traceback__ = one.__traceback__, None
+        while entry is not None:
+            following, entry.tb_next = entry.tb_next, None
+            entry = following
+        found += [one.__cause__, one.__context__]
 
 
 def share_heaps() -> None:

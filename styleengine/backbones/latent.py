@@ -57,8 +57,9 @@ class LatentBackbone(Backbone):
         result = function(x)
         if self.vae.dtype != torch.float16 or bool(result.isfinite().all()):
             return result
-        self.vae.float()
+        del result
         try:
+            self.vae.float()  # may run out of memory halfway
             return function(x)
         finally:
             self.vae.half()  # exact: the weights were float16
