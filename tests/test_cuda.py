@@ -105,6 +105,17 @@ def test_a_cached_run_gives_the_same_pixels(engine: StyleEngine, cat: Image.Imag
     assert first == second
 
 
+def test_what_is_cached_does_not_change_the_pixels_of_a_batch(
+    engine: StyleEngine, cat: Image.Image, coffee: Image.Image
+) -> None:
+    contents = [cat.rotate(angle) for angle in (0, 90, 180)]
+    cold = [result.image.tobytes() for result in engine.zstar_all([contents[0], contents[2]], coffee, SMALL)]
+    engine.cache.clear()
+    for content in contents:
+        engine.zstar(content, coffee, SMALL)
+    assert [result.image.tobytes() for result in engine.zstar_all([contents[0], contents[2]], coffee, SMALL)] == cold
+
+
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_attention_at_stable_diffusions_head_sizes_is_near_the_cpus(dtype: torch.dtype, head_dim: int) -> None:
