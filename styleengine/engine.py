@@ -15,7 +15,7 @@ from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
 from styleengine.learned_style import SUFFIX, LearnedStyle
-from styleengine.memory import at_most, gpu_memory, memory_in_words, pixels_at_once
+from styleengine.memory import at_most, batch_size, gpu_memory, kept_on_host, memory_in_words
 from styleengine.method import Call, Inputs, Kind, Method, opened_styles, several
 from styleengine.methods import (
     METHODS,
@@ -53,7 +53,8 @@ class StyleEngine:
 
     `model` is "mini" (embedded), "sd15", a local diffusers folder or a hub id; the default is
     $STYLEENGINE_MODEL, else "sd15" with CUDA, else "mini". `device` and `dtype` default to the best available.
-    `cache_bytes` limits the cache between runs, by default to 2 GiB or an eighth of a GPU's memory, if that is less.
+    `cache_bytes` limits the cache between runs, by default to 2 GiB or an eighth of a GPU's memory, if that is less; on
+    a GPU of less than 10 GiB to 2 GiB, which are mostly the host's.
 
     Runs from several threads are queued in order. While a run waits, its `on_step`
     is called with the phase “waiting” every few tenths of a second, so that it can be cancelled.
@@ -73,7 +74,8 @@ class StyleEngine:
     ) -> None:
         self.backbone: Backbone = load_backbone(model, device, dtype)
         memory = gpu_memory(self.backbone.device)
-        self.cache = ByteCache(at_most(CACHE_BYTES, CACHE_SHARE, memory) if cache_bytes is None else cache_bytes)
+        cached = CACHE_BYTES if kept_on_host(self.backbone.device) else at_most(CACHE_BYTES, CACHE_SHARE, memory)
+        self.cache = ByteCache(cached if cache_bytes is None else cache_bytes)
         self._backbones = ByteCache(at_most(BACKBONE_BYTES, BACKBONE_SHARE, memory))
         self._backbones.get_or_make(self.backbone.name, lambda: self.backbone)
         self._turns = Turns()  # a tap changes the U-Net for all threads, so runs are serialized
@@ -395,4 +397,4 @@ class StyleEngine:
 
     def _batch_size(self, pixels: int, styles: int = 1) -> int:
         """The batch size for images of `pixels` pixels, each with the keys and values of `styles` styles."""
-        return max(1, 2 * pixels_at_once(self.backbone.device) // (pixels * (1 + styles)))
+        return batch_size(pixels, styles, self.backbone.device, self.backbone.dtype.itemsize)

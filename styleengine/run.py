@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
+from torch.utils._pytree import tree_map
 
 from styleengine import ddim
 from styleengine.attention import KeysValues, Queries, Recorder, tapped
@@ -20,11 +21,12 @@ from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
+from styleengine.memory import RECORDED_AT_MOST, kept_on_host, to_host
 from styleengine.phases import WAITING, Phase, inverting
 from styleengine.settings import Settings
 from styleengine.stylization import InputRecord, OnStep, StepEvent, Stylization
 
-LARGEST_RECORD = 1 << 30  # bytes of recorded tensors of one image
+LARGEST_RECORD = RECORDED_AT_MOST
 SMALL_LATENTS = (
     32 * 32
 )  # positions; a CPU evaluates a batch of two 1.5 times as fast as two images, of 40 × 40 no faster
@@ -71,7 +73,8 @@ class Recording:
     """What to record of an inversion: keys and values, or queries, of some self-attention layers at some levels.
 
     It is recorded where inversion evaluates ε last, so that it costs no further evaluation of the U-Net. Beyond
-    `LARGEST_RECORD` bytes nothing is kept, and `at` evaluates the U-Net there again, with the same result.
+    `LARGEST_RECORD` bytes nothing is kept, and `at` evaluates the U-Net there again, with the same result. On a small
+    GPU it is kept in the host's memory.
     """
 
     what: Literal["keys_values", "queries"]
@@ -79,9 +82,12 @@ class Recording:
     levels: Collection[int]
 
     def at(self, run: "Run", path: Trajectory, level: int) -> dict[int, Any]:
-        """The recorded tensors of a level, by layer."""
+        """The recorded tensors of a level on the run's device, by layer."""
         known = getattr(path, self.what).get(level, {})
-        return known if all(layer in known for layer in self.layers) else self._evaluated(run, path, level)[1]
+        if not all(layer in known for layer in self.layers):
+            return self._evaluated(run, path, level)[1]
+        wanted = {layer: known[layer] for layer in self.layers}
+        return tree_map(lambda x: x.to(run.backbone.device, non_blocking=True), wanted)
 
     def noise(self, run: "Run", path: Trajectory, level: int) -> torch.Tensor:
         """ε_θ at the level's `evaluated` latents, recorded in the trajectory."""
@@ -97,7 +103,8 @@ class Recording:
         nbytes = sum(x.nbytes for x in chain.from_iterable(found.values()))  # of (k, v), or of the rows of q
         if nbytes * len(self.levels) <= LARGEST_RECORD * len(noise):
             kept = getattr(path, self.what)
-            kept[level] = kept.get(level, {}) | found
+            moved = tree_map(to_host, found) if kept_on_host(run.backbone.device) else found
+            kept[level] = kept.get(level, {}) | moved
         return noise, found
 
 

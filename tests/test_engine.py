@@ -972,19 +972,24 @@ def gpu(engine: StyleEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
 
 def test_memory_that_torch_caches_on_a_gpu_counts_as_free(gpu: Callable[..., StyleEngine]) -> None:
     pixels = 512 * 512
-    fresh = gpu(free=12)._batch_size(pixels)
-    assert gpu(free=1, reserved=14, allocated=3)._batch_size(pixels) == fresh == 12
+    fresh = gpu(free=6)._batch_size(pixels)
+    assert gpu(free=1, reserved=8, allocated=3)._batch_size(pixels) == fresh > 2
     assert gpu(free=1, reserved=3, allocated=3)._batch_size(pixels) == 1
     assert gpu(free=0)._batch_size(pixels) == 1
 
 
-def test_each_style_adds_to_the_memory_of_a_picture(gpu: Callable[..., StyleEngine]) -> None:
-    sizes = [gpu(free=12)._batch_size(512 * 512, styles) for styles in (1, 2, 3, 5, 100)]
-    assert sizes == [12, 8, 6, 4, 1]
+def test_each_style_and_each_pixel_adds_to_the_memory_of_a_picture(gpu: Callable[..., StyleEngine]) -> None:
+    engine = gpu(free=8)
+    of_styles = [engine._batch_size(512 * 512, styles) for styles in (1, 2, 3, 5, 100)]
+    of_sides = [engine._batch_size(side * side) for side in (512, 640, 768, 1024, 4096)]
+    for sizes in (of_styles, of_sides):
+        assert sizes == sorted(set(sizes), reverse=True)
+        assert sizes[-1] == 1
+    assert gpu(free=1000)._batch_size(64 * 64) == 32
 
 
-@pytest.mark.parametrize(("total", "cached", "weights"), [(4, 0.5, 2), (8, 1, 4), (16, 2, 6), (80, 2, 6)])
-def test_on_a_small_gpu_the_caches_take_a_share_of_it(
+@pytest.mark.parametrize(("total", "cached", "weights"), [(4, 2, 2), (8, 2, 4), (12, 1.5, 6), (16, 2, 6), (80, 2, 6)])
+def test_on_a_small_gpu_the_caches_take_a_share_of_it_or_the_hosts_memory(
     gpu: Callable[..., StyleEngine], total: float, cached: float, weights: float
 ) -> None:
     engine = gpu(free=1, total=total)
