@@ -165,7 +165,7 @@ def true_shape(folder: Path, size: int, batch: int, dtype: str, repeats: int, sa
     if not (folder / "model_index.json").exists():
         write_model(folder)
     backbone = with_text_encoder(load_backbone(str(folder), dtype=getattr(torch, dtype)))
-    settings = InSTLearningSettings(size=size, batch=batch, save_memory=save_memory)
+    settings = InSTLearningSettings(size=size, batch=batch, save_memory="on" if save_memory else "off")
     patches, width, pooled = CLIP_L
     generator = torch.Generator().manual_seed(0)
     shapes = (settings.views, 4, size // 8, size // 8), (settings.views, pooled), (settings.views, patches, width)

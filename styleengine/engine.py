@@ -16,7 +16,7 @@ from styleengine.disk_cache import disk_cache
 from styleengine.errors import StyleEngineError
 from styleengine.images import ImageSource, check_output, open_image, open_mask, working_size
 from styleengine.learned_style import SUFFIX, LearnedStyle
-from styleengine.memory import at_most, gpu_memory, memory_in_words, pixels_at_once
+from styleengine.memory import at_most, batch_size, gpu_memory, kept_on_host, memory_in_words
 from styleengine.method import Call, Inputs, Kind, Method, opened_styles, several
 from styleengine.methods import METHODS, h_space, inst, qs_attn, zstar
 from styleengine.methods.h_space import HSpaceSettings
@@ -48,8 +48,8 @@ class StyleEngine:
 
     `model` is "mini" (embedded), "sd15", a local diffusers folder or a hub id; the default is
     $STYLEENGINE_MODEL, else "sd15" with CUDA, else "mini". `device` and `dtype` default to the best available.
-    `cache_bytes` limits the cache between runs, by default to 2 GiB or an eighth of a GPU's memory, if that is less.
-    If $STYLEENGINE_DISK_CACHE names a folder, inversions are cached there, too, until a day after their last use.
+    `cache_bytes` limits the cache between runs, by default to 2 GiB, or an eighth of a larger GPU's memory if that is
+    less. If $STYLEENGINE_DISK_CACHE names a folder, inversions are cached there, too, until a day after their last use.
 
     Runs from several threads are queued in order. While a run waits, its `on_step`
     is called with the phase “waiting” every few tenths of a second, so that it can be cancelled.
@@ -69,8 +69,8 @@ class StyleEngine:
     ) -> None:
         self.backbone: Backbone = load_backbone(model, device, dtype)
         memory = gpu_memory(self.backbone.device)
-        capacity = at_most(CACHE_BYTES, CACHE_SHARE, memory) if cache_bytes is None else cache_bytes
-        self.cache = ByteCache(capacity, disk_cache(self.backbone.device))
+        cached = CACHE_BYTES if kept_on_host(self.backbone.device) else at_most(CACHE_BYTES, CACHE_SHARE, memory)
+        self.cache = ByteCache(cached if cache_bytes is None else cache_bytes, disk_cache(self.backbone.device))
         self._backbones = ByteCache(at_most(BACKBONE_BYTES, BACKBONE_SHARE, memory))
         self._backbones.get_or_make(self.backbone.name, lambda: self.backbone)
         self._turns = Turns()  # a tap changes the U-Net for all threads, so runs are serialized
@@ -347,9 +347,10 @@ class StyleEngine:
         known = LearnedStyle.open(path, with_state=True) if path and path.exists() else None
         name = name or (known.record.name if known else Path(file_name(sources[0])).stem)
         with self._turn(on_step, settings, paintings[0]):
-            states = inst.learn(backbone, paintings, self.clip, settings, name=name, known=known, cache=self.cache)
             report = on_step and (lambda state: on_step(self._learning_event(backbone, state, content)))
-            return inst.learned(states, path, seconds, report)
+            # No variable of this function references the learner, so that after an error its memory is released.
+            options: Any = {"name": name, "known": known, "cache": self.cache}
+            return inst.learned(inst.learn(backbone, paintings, self.clip, settings, **options), path, seconds, report)
 
     def inst_apply(
         self,
@@ -382,10 +383,7 @@ class StyleEngine:
 
     @contextlib.contextmanager
     def _turn(self, on_step: OnStep | None, settings: Settings, shown: Image.Image | None) -> Iterator[None]:
-        """The context of each run: exclusive use of the networks; trims the cache and converts out-of-memory errors.
-
-        Entered when the run's turn comes. `shown` is the preview until then.
-        """
+        """The context of each run, in its turn: trims the cache, converts out-of-memory errors. `shown` until then."""
         size = getattr(settings, "size", None)
         sentence = f"There is not enough memory for images of size {size}. Choose a smaller size or fewer styles."
         with self._turns.one(waiting(on_step, shown)), memory_in_words(sentence), self.cache.trimming():
@@ -397,4 +395,4 @@ class StyleEngine:
 
     def _batch_size(self, pixels: int, styles: int = 1) -> int:
         """The batch size for images of `pixels` pixels, each with the keys and values of `styles` styles."""
-        return max(1, 2 * pixels_at_once(self.backbone.device) // (pixels * (1 + styles)))
+        return batch_size(pixels, styles, self.backbone.device, self.backbone.dtype.itemsize)

@@ -1,6 +1,7 @@
 """CLIP embeddings of images and texts, and CLIP's patch tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,24 @@ class Clip:
     @property
     def nbytes(self) -> int:
         return sum(weight.nbytes for weight in self.model.parameters())
+
+    @contextmanager
+    def checkpointing(self, wanted: bool) -> Iterator[None]:
+        """Within the context, the image encoder uses gradient checkpointing layer by layer, if `wanted`.
+
+        Without it CLIP needs most of the memory of a gradient. transformers checkpoints in training mode only.
+        """
+        encoder: Any = self.model.vision_model
+        if not wanted or encoder.config.attention_dropout:
+            yield
+            return
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        encoder.train()
+        try:
+            yield
+        finally:
+            encoder.eval()
+            self.model.gradient_checkpointing_disable()
 
     def framed(self, pictures: torch.Tensor) -> torch.Tensor:
         """The central square of each image at CLIP's resolution."""

@@ -4,6 +4,7 @@ A method plans its phases, inverts images, predicts noise at levels of its sched
 its images to `Run.result`.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
+from torch.utils._pytree import tree_map
 
 from styleengine import ddim
 from styleengine.attention import KeysValues, Queries, Recorder, tapped
@@ -20,11 +22,15 @@ from styleengine.cache import ByteCache
 from styleengine.disk_cache import storable
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
-from styleengine.phases import WAITING, Phase
+from styleengine.memory import RECORDED_AT_MOST, as_kept
+from styleengine.phases import WAITING, Phase, inverting
 from styleengine.settings import Settings
 from styleengine.stylization import InputRecord, OnStep, StepEvent, Stylization
 
-LARGEST_RECORD = 1 << 30  # bytes of recorded tensors of one image
+LARGEST_RECORD = RECORDED_AT_MOST
+SMALL_LATENTS = (
+    32 * 32
+)  # positions; a CPU evaluates a batch of two 1.5 times as fast as two images, of 40 × 40 no faster
 
 
 @storable
@@ -73,9 +79,10 @@ class Trajectory:
             if kind == "evaluated":
                 path.evaluated[level] = x
             elif kind == "keys":
-                path.keys_values.setdefault(level, {})[layer[0]] = (x, named[f"values.{level}.{layer[0]}"])
+                values = named[f"values.{level}.{layer[0]}"]
+                path.keys_values.setdefault(level, {})[layer[0]] = (as_kept(x), as_kept(values))
             elif kind == "queries":
-                path.queries.setdefault(level, {})[layer[0]] = x
+                path.queries.setdefault(level, {})[layer[0]] = as_kept(x)
         return path
 
     def split(self) -> "list[Trajectory]":
@@ -95,7 +102,8 @@ class Recording:
     """What to record of an inversion: keys and values, or queries, of some self-attention layers at some levels.
 
     It is recorded where inversion evaluates ε last, so that it costs no further evaluation of the U-Net. Beyond
-    `LARGEST_RECORD` bytes nothing is kept, and `at` evaluates the U-Net there again, with the same result.
+    `LARGEST_RECORD` bytes nothing is kept, and `at` evaluates the U-Net there again, with the same result. On a small
+    GPU it is kept in the host's memory.
     """
 
     what: Literal["keys_values", "queries"]
@@ -103,9 +111,12 @@ class Recording:
     levels: Collection[int]
 
     def at(self, run: "Run", path: Trajectory, level: int) -> dict[int, Any]:
-        """The recorded tensors of a level, by layer."""
+        """The recorded tensors of a level on the run's device, by layer."""
         known = getattr(path, self.what).get(level, {})
-        return known if all(layer in known for layer in self.layers) else self._evaluated(run, path, level)[1]
+        if not all(layer in known for layer in self.layers):
+            return self._evaluated(run, path, level)[1]
+        wanted = {layer: known[layer] for layer in self.layers}
+        return tree_map(lambda x: x.to(run.backbone.device, non_blocking=True), wanted)
 
     def noise(self, run: "Run", path: Trajectory, level: int) -> torch.Tensor:
         """ε_θ at the level's `evaluated` latents, recorded in the trajectory."""
@@ -119,9 +130,10 @@ class Recording:
             noise = run.noise(path.evaluated[level], level)
         found: dict[int, Any] = getattr(recorder, self.what)
         nbytes = sum(x.nbytes for x in chain.from_iterable(found.values()))  # of (k, v), or of the rows of q
-        if nbytes * len(self.levels) <= LARGEST_RECORD:
+        if nbytes * len(self.levels) <= LARGEST_RECORD * len(noise):
             kept = getattr(path, self.what)
-            kept[level] = kept.get(level, {}) | found
+            moved = tree_map(as_kept, found)
+            kept[level] = kept.get(level, {}) | moved
         return noise, found
 
 
@@ -214,6 +226,46 @@ class Run:
 
         self.begin(phase)
         return self.cache.get_or_make(self.key(image, size, iterations), make)
+
+    def batch_pays(self, size: tuple[int, int]) -> bool:
+        """Whether images of `size` (width, height) are inverted faster in a batch than one by one.
+
+        They are on a GPU, and on a CPU if the latents are small.
+        """
+        return self.backbone.device.type == "cuda" or math.prod(size) <= SMALL_LATENTS * self.backbone.multiple**2
+
+    def invert_all(
+        self,
+        images: Sequence[Image.Image],
+        size: tuple[int, int],
+        iterations: int,
+        phases: Sequence[Phase],
+        record: "Recording | None" = None,
+    ) -> list[Trajectory]:
+        """As `invert`, for several images of one working size. `phases` are those of `phases_of`.
+
+        Kernels round by the size of the batch (about 10⁻⁶ in float32). Therefore a batch, with what was recorded, is
+        one entry of the cache, and is not put together from images that were inverted alone: what is cached does not
+        change the result. For the same reason styles, which are reused with other contents, are always inverted alone.
+        """
+        if len(phases) == len(images):
+            return [
+                self.invert(image, size, iterations, phase, record) for image, phase in zip(images, phases, strict=True)
+            ]
+
+        def make() -> Trajectory:
+            x_0 = torch.cat([self.backbone.encode(to_tensor(fit(image, size))) for image in images])
+            return self.inverted(x_0, iterations, phases[0], record)
+
+        self.begin(phases[0])
+        key = ("batch", record, *(self.key(image, size, iterations) for image in images))
+        return self.cache.get_or_make(key, make).split()
+
+    def phases_of(self, what: str, count: int, size: tuple[int, int]) -> list[Phase]:
+        """The phases of `invert_all`: one for all, if they are inverted as a batch, or else one for each image."""
+        if count > 1 and self.batch_pays(size):
+            return [inverting(f"{what}s 1–{count}")]
+        return [inverting(f"{what} {i + 1}") for i in range(count)]
 
     def inverted(
         self, x_0: torch.Tensor, iterations: int, phase: Phase, record: "Recording | None" = None

@@ -68,6 +68,15 @@ def inversion_iterations_knob() -> Any:
     return knob(1, text, rare=True, ge=1, le=8)
 
 
+SaveMemory = Literal["auto", "on", "off"]
+
+
+def save_memory_knob() -> Any:
+    """The setting `save_memory` of methods with gradients. Results record “on” or “off”, as it was used."""
+    text = "Gradient checkpointing: less memory, slower. “auto” uses it if a GPU's free memory requires it."
+    return knob("auto", text, rare=True)
+
+
 class Settings(BaseModel):
     """Immutable, checked settings; subclasses add fields with `knob`.
 
@@ -85,6 +94,8 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _stricter_than_pydantic(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation == SaveMemory:
+            return "on" if value else "off"  # of records of earlier versions
         if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
             raise PydanticCustomError("number_type", "must be a number, not true or false")
         if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():

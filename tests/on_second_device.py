@@ -1,6 +1,7 @@
 """Every method, mode and mask on a device whose tensors refuse to mix with the CPU's: the same pixels as on the CPU."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from method_runs import LATENT_RUNS, PIXEL_RUNS, largest_difference, mean_differ
 from models import write_random_clip, write_random_pixel_model, write_tiny_tokenizer
 from second_device import NAME, second_device
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
-from styleengine import StyleEngine
+from styleengine import StyleEngine, ZStarSettings
 
 RUNS = [("latent", name) for name in LATENT_RUNS] + [("pixel", name) for name in PIXEL_RUNS]
 # Where a difference of rounding grows: the second style's anchors are chosen in the first's result, and x264 decides
@@ -74,3 +76,25 @@ def test_a_run_gives_the_cpus_pixels(
             assert mean_difference(images, reference) < MEAN_DIFFERENCE[name]
         else:
             assert largest_difference(images, reference) <= 1
+
+
+@pytest.mark.parametrize("query_preservation", [0.0, 0.5])
+def test_recorded_tensors_on_the_host_give_the_same_pixels(
+    engines: dict[str, StyleEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query_preservation: float
+) -> None:
+    engine, given = engines["latent"], pictures(tmp_path / "given")
+    settings = ZStarSettings(size=64, steps=4, query_preservation=query_preservation)
+
+    def twice() -> list[bytes]:
+        engine.cache.clear()
+        with second_device():
+            return [engine.zstar(given.content, given.style, settings).image.tobytes() for _ in range(2)]
+
+    expected = twice()
+    monkeypatch.setattr("styleengine.memory.kept_on_host", lambda device: True)
+    assert twice() == expected
+    paths: list[Any] = list(engine.cache._entries.values())
+    recorded = [path.keys_values for path in paths] + [path.queries for path in paths]
+    tensors = [x for levels in recorded for layers in levels.values() for x in tree_leaves(layers)]
+    assert tensors
+    assert {x.device.type for x in tensors} == {"cpu"}

@@ -128,7 +128,7 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if there:
         _refuse_mixture(func, args, tensors)
     result = func(*inner_args, **inner_kwargs)
-    if not there and not _is_second(wanted):
+    if not _is_second(wanted) and (wanted is not None or not there):
         return result
     if func._schema.is_mutable:  # gives back the tensors that it changed
         known = {id(tensor.inner): tensor for tensor in tensors if isinstance(tensor, SecondDeviceTensor)}

@@ -1,6 +1,5 @@
 """Every method on a GPU in float16, and its memory. Skipped without CUDA."""
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from benchmarks.sd15_shape import write_model
 from styleengine import Cancelled, InSTSettings, StepEvent, StyleEngine, StyleEngineError, ZStarSettings
 from styleengine.attention import StyleTokens, attend, attend_with_styles
-from styleengine.memory import PIXELS_PER_GIGABYTE_ON_CUDA, pixels_at_once
+from styleengine.memory import batch_bytes, free_memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -106,6 +105,17 @@ def test_a_cached_run_gives_the_same_pixels(engine: StyleEngine, cat: Image.Imag
     assert first == second
 
 
+def test_what_is_cached_does_not_change_the_pixels_of_a_batch(
+    engine: StyleEngine, cat: Image.Image, coffee: Image.Image
+) -> None:
+    contents = [cat.rotate(angle) for angle in (0, 90, 180)]
+    cold = [result.image.tobytes() for result in engine.zstar_all([contents[0], contents[2]], coffee, SMALL)]
+    engine.cache.clear()
+    for content in contents:
+        engine.zstar(content, coffee, SMALL)
+    assert [result.image.tobytes() for result in engine.zstar_all([contents[0], contents[2]], coffee, SMALL)] == cold
+
+
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_attention_at_stable_diffusions_head_sizes_is_near_the_cpus(dtype: torch.dtype, head_dim: int) -> None:
@@ -163,7 +173,6 @@ def test_too_little_memory_for_a_model_is_a_sentence_and_leaves_nothing() -> Non
     allocated = torch.cuda.memory_allocated()
     with at_most_more(4 * MIB), pytest.raises(StyleEngineError, match="not enough memory to load the model"):
         StyleEngine("mini", device=DEVICE, dtype="float32")
-    gc.collect()  # networks are in reference cycles
     assert torch.cuda.memory_allocated() <= allocated + 4 * MIB
     assert StyleEngine("mini", device=DEVICE).backbone.device.type == DEVICE
 
@@ -183,13 +192,12 @@ def test_the_cache_stays_within_its_bound(engine: StyleEngine, cat: Image.Image,
 
 def test_memory_that_torch_holds_counts_as_free(engine: StyleEngine) -> None:
     device = engine.backbone.device
-    before, taken = pixels_at_once(device), 256 * MIB
-    of_taken = taken / 2**30 * PIXELS_PER_GIGABYTE_ON_CUDA
+    before, taken = free_memory(device), 256 * MIB
     held = torch.empty(taken, dtype=torch.uint8, device=device)
-    assert before - pixels_at_once(device) == pytest.approx(of_taken, rel=0.1)
+    assert before - free_memory(device) == pytest.approx(taken, rel=0.1)
     del held
     assert torch.cuda.memory_reserved() - torch.cuda.memory_allocated() >= taken
-    assert before - pixels_at_once(device) == pytest.approx(0, abs=of_taken / 10)
+    assert before - free_memory(device) == pytest.approx(0, abs=taken / 10)
 
 
 def test_a_large_run_leaves_the_batch_size_as_it_was(
@@ -197,11 +205,11 @@ def test_a_large_run_leaves_the_batch_size_as_it_was(
 ) -> None:
     engine.zstar(cat, coffee, SMALL)  # CUDA's libraries take their own memory
     engine.cache.clear()
-    before = pixels_at_once(engine.backbone.device)
+    before = free_memory(engine.backbone.device)
     engine.zstar(cat, coffee, LARGE)
     engine.cache.clear()
     assert torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > 64 * MIB
-    assert pixels_at_once(engine.backbone.device) == pytest.approx(before, rel=0.05)
+    assert free_memory(engine.backbone.device) == pytest.approx(before, rel=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +226,7 @@ def test_the_peak_of_a_batch_is_within_the_estimate(
 ) -> None:
     """The estimate says how much free memory a batch of that many needs."""
     styles, pixels = 1, 512 * 512
-    estimate = int(count * pixels * (1 + styles) / 2 / PIXELS_PER_GIGABYTE_ON_CUDA * 2**30)
+    estimate = batch_bytes(pixels, count, styles)
     true_shape.cache.clear()
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
@@ -230,3 +238,18 @@ def test_the_peak_of_a_batch_is_within_the_estimate(
     torch.cuda.reset_peak_memory_stats()
     true_shape.zstar_all(contents, coffee.resize((512, 512)), ZStarSettings(size=512))
     assert torch.cuda.max_memory_allocated() - before <= estimate
+
+
+def test_recorded_tensors_in_pinned_memory_give_the_same_pixels(
+    engine: StyleEngine, cat: Image.Image, coffee: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a small GPU."""
+    settings = SMALL.replace(query_preservation=0.5)
+    expected = engine.zstar(cat, coffee, settings).image.tobytes()
+    engine.cache.clear()
+    monkeypatch.setattr("styleengine.memory.kept_on_host", lambda device: True)
+    assert [engine.zstar(cat, coffee, settings).image.tobytes() for _ in range(2)] == [expected] * 2
+    recorded = [path.keys_values for path in engine.cache._entries.values() if getattr(path, "keys_values", None)]
+    tensors = [x for levels in recorded for layers in levels.values() for pair in layers.values() for x in pair]
+    assert tensors
+    assert all(x.is_pinned() for x in tensors)

@@ -1,5 +1,6 @@
 """The CLIP model of a backbone."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,17 +37,19 @@ def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImagePr
                 f"network and try again, or choose a model with a CLIP in its folder “{CLIP_FOLDER}”."
             ) from error
     with memory_in_words(too_large(f"CLIP of {backbone.title}")):
-        try:
-            model: Any = CLIPModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
-            )
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise StyleEngineError(
-                f"The CLIP of the model “{backbone.title}” could not be loaded ({reason(error, folder)}). It must be "
-                "a CLIPModel with its tokenizer and image processor, with safetensors weights."
-            ) from error
-        return model.to(backbone.device).eval().requires_grad_(False), tokenizer, processor
+        return _loaded(backbone, folder)
+
+
+def _loaded(backbone: Backbone, folder: Path) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorPil]:
+    try:
+        model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise StyleEngineError(
+            f"The CLIP of the model “{backbone.title}” could not be loaded ({reason(error, folder)}). It must be "
+            "a CLIPModel with its tokenizer and image processor, with safetensors weights."
+        ) from error
+    return model.to(backbone.device).eval().requires_grad_(False), tokenizer, processor

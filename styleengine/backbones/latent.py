@@ -53,12 +53,17 @@ class LatentBackbone(Backbone):
         return (encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean).float()
 
     def _by_autoencoder(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """function(x), image by image: the autoencoder needs more memory than the U-Net."""
+        return torch.cat([self._sound(function, row) for row in x.split(1)])
+
+    def _sound(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """function(x), in float32 if it overflows in float16, as some images do with Stable Diffusion's autoencoder."""
         result = function(x)
         if self.vae.dtype != torch.float16 or bool(result.isfinite().all()):
             return result
-        self.vae.float()
+        del result
         try:
+            self.vae.float()  # may run out of memory halfway
             return function(x)
         finally:
             self.vae.half()  # exact: the weights were float16

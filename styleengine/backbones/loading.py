@@ -20,6 +20,7 @@ from styleengine.backbones.latent import LatentBackbone
 from styleengine.backbones.origins import (
     MODELS,
     RECOMMENDED_FILE,
+    Origin,
     default_model,
     origin_of,
     recommended_by,
@@ -62,25 +63,30 @@ def load_backbone(
     origin = origin_of(name)
     device = working_device(device)
     dtype = working_dtype(dtype, device)
-    folder = Path(origin.location)
     with memory_in_words(too_large(model_name(name))):
-        if not folder.is_dir():
-            folder, revision = download(name, origin)
-        else:
-            revision = folder_revision(folder)
-        parts = _read(name, folder, dtype)
-        common: dict[str, Any] = {
-            "name": name,
-            "revision": revision,
-            "alphas_cumprod": parts.pop("alphas_cumprod").float().to(device),
-            "device": device,
-            "dtype": dtype,
-            "recommended": recommended_by(origin, folder),
-            "folder": folder,
-        }
-        backbone = LatentBackbone(**common, **parts) if "vae" in parts else PixelBackbone(**common, **parts)
-        for network in backbone.networks:
-            network.to(device).eval().requires_grad_(False)
+        return _loaded(name, origin, device, dtype)
+
+
+def _loaded(name: str, origin: Origin, device: torch.device, dtype: torch.dtype) -> Backbone:
+    """The backbone; its networks are referenced by no frame outside, so that a failure releases them."""
+    folder = Path(origin.location)
+    if not folder.is_dir():
+        folder, revision = download(name, origin)
+    else:
+        revision = folder_revision(folder)
+    parts = _read(name, folder, dtype)
+    common: dict[str, Any] = {
+        "name": name,
+        "revision": revision,
+        "alphas_cumprod": parts.pop("alphas_cumprod").float().to(device),
+        "device": device,
+        "dtype": dtype,
+        "recommended": recommended_by(origin, folder),
+        "folder": folder,
+    }
+    backbone = LatentBackbone(**common, **parts) if "vae" in parts else PixelBackbone(**common, **parts)
+    for network in backbone.networks:
+        network.to(device).eval().requires_grad_(False)
     return backbone
 
 

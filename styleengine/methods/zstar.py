@@ -19,7 +19,7 @@ from styleengine.cache import ByteCache
 from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
 from styleengine.method import Call, Kind, Method, Role, styles_and_mask
 from styleengine.metrics import psnr
-from styleengine.phases import RECONSTRUCTION, STYLIZING, inverting
+from styleengine.phases import RECONSTRUCTION, STYLIZING
 from styleengine.run import Run, part_of
 from styleengine.settings import knob
 from styleengine.style_attention import (
@@ -93,16 +93,12 @@ def stylize_all(
     check(backbone, styles, settings)
     styles = [style for style in styles if style.weight > 0]
     run = Run(backbone, ddim.Schedule.spaced(backbone.alphas_cumprod, settings.steps), on_step, cache)
-    phases = [inverting(f"content {i + 1}") for i in range(len(contents))]
+    size = run.working_size(contents[0], settings.size)
+    phases = run.phases_of("content", len(contents), size)
     last = [STYLIZING] + [RECONSTRUCTION] * settings.measure_reconstruction
     run.plan([*phases, *style_phases(styles), *last], contents[0])
-    size = run.working_size(contents[0], settings.size)
 
-    queries = queries_of_contents(settings)
-    inverted = [
-        run.invert(content, size, settings.inversion_iterations, phase, queries)
-        for content, phase in zip(contents, phases, strict=True)
-    ]
+    inverted = run.invert_all(contents, size, settings.inversion_iterations, phases, queries_of_contents(settings))
     attention = StyleAttention(run, settings, styles, invert_styles(run, styles, settings), size)
     x_0 = attention.sample(inverted, STYLIZING)
     images = to_images(backbone.decode(x_0))

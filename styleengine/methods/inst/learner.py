@@ -23,6 +23,7 @@ from styleengine.backbones import PLACEHOLDER, LatentBackbone
 from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.learned_style import LearnedStyle, StyleRecord, fitting_name, thumbnail_of
+from styleengine.memory import learning_bytes, saving
 from styleengine.method import several
 from styleengine.methods.inst.draws import STEP_DRAW, VALIDATION_DRAW, generator_of
 from styleengine.methods.inst.inversion import AttentionInversion, PlainWord
@@ -80,7 +81,10 @@ def learn(
 
     Raises StyleEngineError if `known` is of other paintings, another model or settings.
     """
-    learner = Learner(backbone, prepare(backbone, paintings, clip, settings, cache), settings)
+    views = prepare(backbone, paintings, clip, settings, cache)
+    needed = learning_bytes(settings.size**2, settings.batch, backbone.dtype.itemsize)
+    settings = settings.replace(save_memory=saving(settings.save_memory, needed, backbone.device))
+    learner = Learner(backbone, views, settings)
     sha256, shown = hash_of(paintings), several(paintings)[0]
     name = fitting_name(name or (known.record.name if known else ""))
     if known:
@@ -220,7 +224,7 @@ class Learner:
         timesteps = (places * len(backbone.alphas_cumprod)).long().to(x_0.device)
         alpha, noise = backbone.alphas_cumprod[timesteps].view(-1, 1, 1, 1), noise.to(x_0)
         z_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise
-        with checkpointing(backbone.unet, self.settings.save_memory):
+        with checkpointing(backbone.unet, self.settings.save_memory == "on"):
             errors = (backbone.predict_noise_with_gradient(z_t, timesteps, condition) - noise).square()
         return (errors / alpha if backbone.prediction_type == "v_prediction" else errors).mean()
 

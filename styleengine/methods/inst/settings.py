@@ -3,7 +3,7 @@
 from typing import Literal
 
 from styleengine.backbones import PLACEHOLDER
-from styleengine.settings import Settings, knob, size_knob
+from styleengine.settings import SaveMemory, Settings, knob, save_memory_knob, size_knob
 
 MOST_STEPS = 10_000
 
@@ -88,4 +88,4 @@ class InSTLearningSettings(Settings):
     dropout: float = knob(0.05, "Dropout rate after each layer during training.", rare=True, ge=0, le=0.9)
     check_every: int = knob(25, "Validate every so many steps.", rare=True, ge=1, le=1000)
     patience: int = knob(8, "Stop after this many validations without improvement; 0: never.", rare=True, ge=0, le=1000)
-    save_memory: bool = knob(False, "Gradient checkpointing: less memory, slower.", rare=True)
+    save_memory: SaveMemory = save_memory_knob()

@@ -180,7 +180,8 @@ class Guide:
             wanted.append(cut(picture, self.boxes[turn], side))
         if not wanted:
             return {}
-        embeddings, tokens = self._through(self.clip.embed, torch.cat(wanted))
+        with self.clip.checkpointing(self._saves):
+            embeddings, tokens = self.clip.embed(torch.cat(wanted))
         terms: dict[str, Callable[[], torch.Tensor]] = {}
         if whole:
             terms["global_whole"] = lambda: self._global(embeddings[:1])
@@ -209,5 +210,9 @@ class Guide:
         return contrastive_loss(self._through(features, x_in), self.layers)
 
     def _through(self, function: Callable[[torch.Tensor], Any], x: torch.Tensor) -> Any:
-        """function(x), with gradient checkpointing if `save_memory` is set."""
-        return checkpoint(function, x, use_reentrant=False) if self.settings.save_memory else function(x)
+        """function(x), with gradient checkpointing if `save_memory` is “on”."""
+        return checkpoint(function, x, use_reentrant=False) if self._saves else function(x)
+
+    @property
+    def _saves(self) -> bool:
+        return self.settings.save_memory == "on"

@@ -8,6 +8,7 @@ After Hwang and Lee, "Query-Selected Global Attention for Text guided Image Styl
 Diffusion Model"; the losses around it are those of its base, ZeCon (Yang, Hwang and Ye, 2023).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ from styleengine import ddim
 from styleengine.backbones import Backbone
 from styleengine.cache import ByteCache
 from styleengine.images import content_hash, fit, to_images
+from styleengine.memory import guidance_bytes, saving
 from styleengine.method import Call, Kind, Method, Role
 from styleengine.methods.qs_attn.clip_losses import similarity
 from styleengine.methods.qs_attn.guide import Guide
@@ -55,6 +57,8 @@ def stylize(
         for number in range(len(rounds))
     ]
     size = runs[0].working_size(content, settings.size)
+    needed = guidance_bytes(math.prod(size), settings.patches + 1, backbone.dtype.itemsize)
+    settings = settings.replace(save_memory=saving(settings.save_memory, needed, backbone.device))
     picture, notes = content, [clip.note_on(text) for text in (settings.source_text, *(p.text for p in prompts))]
     for run, asked in zip(runs, rounds, strict=True):
         picture, note = _sampled(run, fit(picture, size), asked, clip, settings)

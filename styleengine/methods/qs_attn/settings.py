@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from styleengine.settings import Settings, knob, size_knob
+from styleengine.settings import SaveMemory, Settings, knob, save_memory_knob, size_knob
 
 SUGGESTIONS = ("a sketch with crayon", "golden", "a watercolor painting", "wooden", "red bricks")
 Selection = Literal["global", "local", "local_global", "random"]
@@ -82,7 +82,7 @@ class QSAttnSettings(Settings):
     mse: float = knob(5000.0, "Weight of the pixels' mean squared error.", title="MSE", rare=True, ge=0, le=100_000)
     perceptual: float = knob(100.0, "Weight of the difference of CLIP's patch tokens.", rare=True, ge=0, le=100_000)
     range_loss: float = knob(50.0, "Weight of the penalty for out-of-range colours.", rare=True, ge=0, le=100_000)
-    save_memory: bool = knob(False, "Gradient checkpointing: less memory, slower.", rare=True)
+    save_memory: SaveMemory = save_memory_knob()
 
     @property
     def unguided_steps(self) -> int:
