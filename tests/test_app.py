@@ -900,6 +900,7 @@ def learn_in_browser(page: Page, files: dict[str, Path], name: str, **numbers: i
     expect_status(page, "Choose a painting")
     upload(page, "Painting", files["style"])
     page.locator(".style-name").locator("textarea, input").fill(name)
+    page.get_by_role("button", name="More settings").locator("visible=true").click()
     fill(page, **numbers)
     run(page)
 

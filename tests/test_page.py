@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ DESK = {"width": 1280, "height": 900}
 NAMELESS = """() => [...document.querySelectorAll("button, a[href], input, textarea, select, img, [role=slider]")]
     .filter(element => element.offsetParent && !element.closest("[aria-hidden=true]"))
     .filter(element => !(element.ariaLabel || element.alt || element.title || element.innerText?.trim()
+        || element.querySelector("img[alt]:not([alt=''])")
         || element.labels?.length || element.getAttribute("aria-labelledby")))
     .map(element => element.outerHTML.slice(0, 200))"""
 UNREACHABLE = """() => [...document.querySelectorAll("button, input, textarea, select, a[href]")]
@@ -115,10 +117,13 @@ def test_every_tab_shows_a_finished_example_at_first(visit: Callable[..., Page])
         if "Video" in label:
             expect(page.locator(".clip:visible video").first).to_be_visible(timeout=PATIENCE)
         elif "Learn" in label:
-            expect(page.locator(".chart:visible")).to_have_attribute("aria-label", "Validation loss.", timeout=PATIENCE)
+            chart = page.locator(".chart:visible")
+            expect(chart).to_have_attribute("aria-label", re.compile("Validation loss. At the end"), timeout=PATIENCE)
             expect(page.locator(".learned-strip:visible button img")).to_have_count(4, timeout=PATIENCE)
         else:
             expect(page.locator(".result:visible img")).to_have_count(2, timeout=PATIENCE)
+        if label == "Apply":
+            expect(page.get_by_text("The prompt, with * for the learned style").first).to_be_visible()
         expect_status(page, "What is shown here is a finished example.")
         if label == "Compare":
             expect(page.locator(".strip:visible button img")).to_have_count(3)
@@ -206,6 +211,20 @@ def test_an_example_is_chosen_by_keyboard_and_its_progress_announced(visit: Call
     expect(page.locator("#examples img").first).to_have_attribute("alt", "astronaut")
 
 
+def test_the_slider_is_moved_by_keyboard(visit: Callable[..., Page]) -> None:
+    page = visit()
+    slider = page.locator(".result:visible [data-testid=slider]")
+    expect(slider).to_have_attribute("role", "slider", timeout=PATIENCE)
+    page.wait_for_timeout(500)  # its place is measured
+    slider.focus()
+    expect(slider).to_have_attribute("aria-valuenow", "50")
+    page.keyboard.press("ArrowRight")
+    expect(slider).to_have_attribute("aria-valuenow", "55")
+    page.keyboard.press("End")
+    expect(slider).to_have_attribute("aria-valuenow", "100")
+    expect(page.locator(".result:visible img").last).to_have_attribute("style", re.compile(r"0px 100%\)"))
+
+
 # The visitor's last results
 
 
@@ -266,6 +285,16 @@ def test_the_newest_results_are_kept_and_each_is_small(visit: Callable[..., Page
     stored = json.loads(page.evaluate(f"localStorage.getItem('{KEY}')"))
     copy = Image.open(io.BytesIO(base64.b64decode(stored[0]["image"].partition(",")[2])))
     assert (copy.format, copy.size) == ("JPEG", (768, 384))
+
+
+def test_of_several_results_each_is_kept_once_under_its_caption(visit: Callable[..., Page]) -> None:
+    page = visit()
+    gallery = [{"image": {"url": png(color)}, "caption": f"seed {color}"} for color in ("red", "blue")]
+    sheet = {"url": png("green")}
+    keep_all = "([sheet, gallery]) => styleengine.keep('QS-Attn', sheet, gallery)"
+    page.evaluate(keep_all, [sheet, gallery])
+    page.evaluate(keep_all, [sheet, gallery])  # a cancelled run leaves the files of the one before
+    assert kept(page) == ["QS-Attn, seed blue", "QS-Attn, seed red"]
 
 
 @pytest.mark.parametrize(

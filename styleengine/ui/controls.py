@@ -130,5 +130,8 @@ def _check(knob: Knob, value: Any) -> None:
 
 
 def plain_markdown(text: str) -> str:
-    """Text for a component that renders Markdown: “*” stays an asterisk, for which Gradio ignores a backslash."""
-    return text.replace("*", "&#42;")
+    """Help text in which an asterisk before a space stays one.
+
+    Gradio knows no escape, and takes two asterisks on a line for emphasis. Browsers show a carriage return as a space.
+    """
+    return text.replace("* ", "*\r")

@@ -106,6 +106,12 @@ def h_space_examples(inputs: Sequence[Component], model: str, size: int) -> Exam
     return gr.Examples(rows, list(inputs), label=LABEL, elem_id="h-space-examples", preload=False)
 
 
+def content_examples(inputs: Sequence[Component], elem_id: str) -> Examples | None:
+    """Contents alone; `elem_id` as in `content_style_examples`."""
+    contents = [[content] for content in pictures("content")[:MOST]]
+    return gr.Examples(contents, list(inputs), label=LABEL, elem_id=elem_id, preload=False) if contents else None
+
+
 def clip_style_examples(inputs: Sequence[Component]) -> Examples | None:
     """Pairs of clip and style."""
     return _pairs(pictures("video"), inputs, "clip-examples")

@@ -1,7 +1,9 @@
 // What Gradio's page lacks: after Run, its progress comes into view; names for screen readers; progress is announced.
 (() => {
   "use strict";
-  const RUNS = "button.run, button.go-on, [id$=examples] tbody tr";
+  const RUNS = "button.run, button.go-on, [id$=examples] :is(tbody tr, button)";
+  const SLIDER = "[data-testid=slider]"; // of an image slider
+  const SLIDES = { ArrowLeft: -0.05, ArrowRight: 0.05, Home: -1, End: 1 }; // shares of its width
   const ANNOUNCE_EVERY = 15000; // milliseconds between two announcements of the same phase
   const visible = (element) => element.offsetParent !== null;
   const every = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -14,6 +16,31 @@
     if (top >= 0 && top < innerHeight * 0.6) return;
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     frame.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
+  }
+
+  /** Moves an image slider by keyboard. It listens to the mouse only, so this is a short drag. */
+  function slide(event) {
+    const handle = event.target instanceof Element && event.target.closest(SLIDER);
+    if (!handle || !(event.key in SLIDES)) return;
+    event.preventDefault();
+    const [frame, at] = [handle.parentElement.getBoundingClientRect(), handle.getBoundingClientRect()];
+    const [x, clientY] = [at.x + at.width / 2, at.y + at.height / 2];
+    const to = Math.max(frame.left, Math.min(frame.right, x + SLIDES[event.key] * frame.width));
+    const drag = (type, target, clientX) =>
+      target.dispatchEvent(new MouseEvent(type, { bubbles: true, cancelable: true, view: window, clientX, clientY }));
+    drag("mousedown", handle, x);
+    drag("mousemove", window, to);
+    drag("mouseup", window, to);
+    requestAnimationFrame(() => nameSlider(handle));
+  }
+
+  function nameSlider(handle) {
+    const [frame, at] = [handle.parentElement.getBoundingClientRect(), handle.getBoundingClientRect()];
+    if (!frame.width) return;
+    set(handle, "tabindex", "0");
+    set(handle, "role", "slider");
+    set(handle, "aria-label", "Share of the image before");
+    set(handle, "aria-valuenow", String(Math.round((100 * (at.x + at.width / 2 - frame.x)) / frame.width)));
   }
 
   function fileName(url) {
@@ -41,6 +68,7 @@
       every("img", pair).forEach((image, place) => set(image, "alt", place ? "After" : "Before"))
     );
     every(".block img[alt='']:not([id$=examples] img)").forEach((image) => set(image, "alt", labelOf(image)));
+    every(SLIDER).filter(visible).forEach(nameSlider);
     every("button.upload-container, .source-selection button").forEach((button) => {
       button.dataset.plain ||= button.getAttribute("aria-label") || button.title || "Upload a file";
       const label = labelOf(button);
@@ -80,6 +108,8 @@
   function start() {
     document.body.append(announcer);
     document.addEventListener("click", showProgress);
+    document.addEventListener("keydown", slide);
+    document.addEventListener("focusin", (event) => event.target.matches?.(SLIDER) && nameSlider(event.target));
     changed.observe(document.body, { childList: true, subtree: true, characterData: true });
     nameThings();
   }

@@ -8,6 +8,7 @@ from styleengine.errors import StyleEngineError
 from styleengine.methods import INST
 from styleengine.style_library import StyleLibrary
 from styleengine.ui.endpoints import shown
+from styleengine.ui.examples import content_examples
 from styleengine.ui.form import Form
 from styleengine.ui.layout import columns, inputs_part, result_part, settings_part
 from styleengine.ui.learn_panel import LearnPanel, connect_learning
@@ -18,7 +19,7 @@ from styleengine.ui.runs import Runner
 from styleengine.ui.style_choice import StyleChoice
 from styleengine.ui.tab import Tab
 
-APPLY_HINT = "Choose a style, and a content image or a prompt."
+APPLY_HINT = "Choose a style, and a content image or a prompt, or click an example."
 
 
 def build(runner: Runner) -> None:
@@ -38,6 +39,7 @@ def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> 
     with columns():
         with inputs_part():
             content = form.show("content", label="Content (leave empty for text-to-image)")
+            examples = content_examples([content], "inst-examples")
             choice.show()
             controls.show("prompt")
         with result_part():
@@ -50,7 +52,7 @@ def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> 
             controls.show_rare()
 
     form.inputs = {"style": choice.style, "content": content, "style_2": choice.style_2}
-    form.connect(panel)
+    form.connect(panel, examples)
 
     def upload_style(upload: Any) -> Updates:
         try:
