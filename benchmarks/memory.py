@@ -6,6 +6,10 @@ Live tensors are counted at their exact sizes, with fused attention, whose matri
 weights, the workspaces of a GPU's kernels, and fragmentation. `styleengine.memory` estimates from these figures.
 """
 
+import styleengine.networks  # noqa: F401 - before diffusers is imported, which would import xformers
+
+# isort: split
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

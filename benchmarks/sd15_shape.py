@@ -6,6 +6,10 @@ not exist.
     python -m benchmarks.sd15_shape --folder sd15-shape --steps 30
 """
 
+import styleengine.networks  # noqa: F401 - before diffusers is imported, which would import xformers
+
+# isort: split
+
 import argparse
 import resource
 import time

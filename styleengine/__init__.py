@@ -69,11 +69,5 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
 
 
-def _has_cuda(_: logging.LogRecord) -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-# diffusers imports xformers if it is installed. Without CUDA, its warning to reinstall it does not apply.
-logging.getLogger("xformers").addFilter(_has_cuda)
+# Kernels are tested before they are used, so the advice to reinstall xformers where they do not load does not apply.
+logging.getLogger("xformers").setLevel(logging.ERROR)

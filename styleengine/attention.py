@@ -1,14 +1,15 @@
-"""Fused attention for all methods, and a tap on a U-Net's self-attention layers.
+"""Fused attention for all methods and for the U-Net, and a tap on a U-Net's self-attention layers.
 
 Shapes are (batch, heads, tokens, head dimension). No N×2N matrix is built: styles, weights
 and region masks go through one call of a fused kernel.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,13 +41,15 @@ def xformers_works(device: torch.device, dtype: torch.dtype, head_dim: int) -> b
 
 
 def _xformers_runs(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Calls xformers once and raises its errors, including asynchronous CUDA errors."""
+    """Calls xformers once, with a gradient, and raises its errors, including asynchronous CUDA errors."""
     from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]
 
-    q = torch.zeros(1, 8, 1, head_dim, device=device, dtype=dtype)
-    out = memory_efficient_attention(q, q, q, scale=1.0)
+    with torch.enable_grad():
+        q = torch.zeros(1, 8, 1, head_dim, device=device, dtype=dtype).requires_grad_()
+        out = memory_efficient_attention(q, q, q, scale=1.0)
+        (gradient,) = torch.autograd.grad(out.sum(), q)
     torch.cuda.synchronize(device)
-    return not out.any()  # attention over zeros is zero
+    return not out.any() and bool(gradient.isfinite().all())  # attention over zeros is zero
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
@@ -138,16 +141,24 @@ def self_attention_layers(unet: UNet2DConditionModel) -> list[Attention]:
     (`unet.attn_processors` lists the mid block last; the papers number it between down and up.)
     A U-Net without transformers, such as a DDPM's, has none.
     """
+    return [block.attn1 for block in transformer_blocks(unet)]
+
+
+def transformer_blocks(unet: Any) -> list[Any]:
+    """The U-Net's transformer blocks in the order of execution."""
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     transformers = (t for block in blocks for t in getattr(block, "attentions", None) or ())
-    return [block.attn1 for t in transformers for block in getattr(t, "transformer_blocks", ())]
+    return [block for t in transformers for block in getattr(t, "transformer_blocks", ())]
 
 
-class _TappedAttention:
-    """A diffusers attention processor that projects to q, k and v, calls the tap, and applies the output projection."""
+class _Processor:
+    """A diffusers attention processor: projects to q, k and v, applies `attend`, and projects its output.
 
-    def __init__(self, layer: int, tap: Tap) -> None:
-        self.layer, self.tap = layer, tap
+    For self-attention and cross-attention in transformer blocks, without masks.
+    """
+
+    def __init__(self, attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = attend) -> None:
+        self.attend = attend
 
     def __call__(
         self,
@@ -157,16 +168,24 @@ class _TappedAttention:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        batch, tokens, _ = hidden_states.shape
-
         def heads(projected: torch.Tensor) -> torch.Tensor:
-            return projected.view(batch, tokens, attn.heads, -1).transpose(1, 2)
+            return projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
-        projections: tuple[Any, ...] = (attn.to_q, attn.to_k, attn.to_v)  # diffusers' annotations allow None
-        q, k, v = (heads(project(hidden_states)) for project in projections)
-        out = self.tap(self.layer, q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        to_q, to_k, to_v = attn.to_q, cast(Any, attn.to_k), cast(Any, attn.to_v)  # diffusers' annotations allow None
+        out = self.attend(heads(to_q(hidden_states)), heads(to_k(context)), heads(to_v(context)))
         output: Any = attn.to_out
-        return output[1](output[0](out.to(hidden_states.dtype)))
+        return output[1](output[0](out.transpose(1, 2).flatten(2).to(hidden_states.dtype)))
+
+
+def use_fused_attention(unet: Any) -> None:
+    """Sends all attention of the U-Net's transformer blocks through `attend`, self-attention and cross-attention.
+
+    diffusers would use PyTorch's kernels only. A U-Net without transformers is left as it is.
+    """
+    for block in transformer_blocks(unet):
+        for module in filter(None, (block.attn1, block.attn2)):
+            module.set_processor(_Processor())
 
 
 @contextmanager
@@ -176,7 +195,7 @@ def tapped(unet: UNet2DConditionModel, tap: Tap, layers: Sequence[int]) -> Itera
     before = {layer: modules[layer].processor for layer in layers}
     try:
         for layer in layers:
-            processor: Any = _TappedAttention(layer, tap)
+            processor: Any = _Processor(functools.partial(tap, layer))
             modules[layer].set_processor(processor)
         yield
     finally:

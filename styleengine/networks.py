@@ -1,22 +1,20 @@
 """The diffusers classes that the package uses.
 
-diffusers imports xformers if it is installed. Without CUDA, xformers has no kernels and prints long warnings,
-so it is disabled here.
+diffusers imports xformers if it is installed, which prints long warnings where its kernels do not load. diffusers does
+not need it: `styleengine.attention` calls xformers itself, after a test. So it is disabled here.
 """
 
-import torch
 from diffusers.utils import import_utils
 
-if not torch.cuda.is_available():
-    import_utils._xformers_available = False
+import_utils._xformers_available = False
 
-from diffusers import (
+from diffusers import (  # noqa: E402
     AutoencoderKL,
     AutoencoderTiny,
     DDIMScheduler,
     UNet2DConditionModel,
     UNet2DModel,
 )
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention  # noqa: E402
 
 __all__ = ["Attention", "AutoencoderKL", "AutoencoderTiny", "DDIMScheduler", "UNet2DConditionModel", "UNet2DModel"]

@@ -8,6 +8,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ["STYLEENGINE_STYLES"] = tempfile.mkdtemp(prefix="styleengine-styles-")
 
+
+import styleengine.networks  # noqa: F401 - before diffusers is imported, which would import xformers
+
+# isort: split
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

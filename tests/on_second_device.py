@@ -59,6 +59,11 @@ def test_an_engine_on_the_device_has_all_its_weights_there(engines: dict[str, St
             assert {tensor.device.type for tensor in network.state_dict().values()} == {NAME}
 
 
+def test_attention_on_the_device_goes_through_one_processor(engines: dict[str, StyleEngine]) -> None:
+    processors = {type(processor) for processor in engines["latent"].backbone.unet.attn_processors.values()}
+    assert [kind.__module__ for kind in processors] == ["styleengine.attention"]
+
+
 @pytest.mark.parametrize(("kind", "name"), RUNS)
 def test_a_run_gives_the_cpus_pixels(
     engines: dict[str, StyleEngine], on_cpu: dict[str, StyleEngine], tmp_path: Path, kind: str, name: str

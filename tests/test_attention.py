@@ -3,14 +3,15 @@
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from styleengine import Cancelled, attention
+from styleengine import Cancelled, StyleEngine, attention
 from styleengine.attention import (
     Recorder,
     StyleTokens,
@@ -19,6 +20,7 @@ from styleengine.attention import (
     log_mask,
     self_attention_layers,
     tapped,
+    use_fused_attention,
 )
 from styleengine.backbones import Backbone
 
@@ -317,6 +319,102 @@ def test_an_error_that_cuda_reports_asynchronously_is_found_by_the_probe(
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     assert attention.xformers_works(*cuda) is not late
     assert asked == [cuda[0]]
+
+
+@pytest.fixture
+def fake_xformers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """An xformers that works; gives the shapes of the keys in the order of its calls."""
+    shapes: list[tuple[int, ...]] = []
+
+    def memory_efficient_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        assert q.shape[0] == k.shape[0] == v.shape[0]
+        shapes.append(tuple(k.shape))  # (batch, tokens, heads, head dimension)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return (q @ k.transpose(-1, -2) * scale).softmax(-1).matmul(v).transpose(1, 2)
+
+    ops = type(sys)("xformers.ops")
+    ops.memory_efficient_attention = memory_efficient_attention  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "xformers", type(sys)("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    monkeypatch.setattr(attention, "xformers_works", lambda *_: True)
+    return shapes
+
+
+@pytest.fixture
+def fused(backbone: Backbone) -> Iterator[Backbone]:
+    """The backbone with the processors that a GPU's U-Net has."""
+    before = dict(backbone.unet.attn_processors)
+    use_fused_attention(backbone.unet)
+    yield backbone
+    backbone.unet.set_attn_processor(before)
+
+
+def test_all_attention_of_the_unet_goes_through_one_kernel_with_the_same_result(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = plain_prediction(backbone)
+    before = dict(backbone.unet.attn_processors)
+    use_fused_attention(backbone.unet)
+    try:
+        assert torch.equal(plain_prediction(backbone), expected)
+    finally:
+        backbone.unet.set_attn_processor(before)
+
+
+def test_xformers_computes_self_attention_and_cross_attention_of_all_layers(
+    fused: Backbone, fake_xformers: list[tuple[int, ...]]
+) -> None:
+    found = plain_prediction(fused)
+    assert len(fake_xformers) == 2 * 16
+    words = fused.condition([""]).shape[1]
+    assert [shape[1] for shape in fake_xformers[1::2]] == [words] * 16
+    assert [shape[1] for shape in fake_xformers[::2]] == [64] * 2 + [16] * 2 + [4] * 2 + [1] + [4] * 3 + [16] * 3 + [
+        64
+    ] * 3
+    fake_xformers.clear()
+    with tapped(fused.unet, Recorder(), range(10, 16)):
+        torch.testing.assert_close(plain_prediction(fused), found, atol=1e-6, rtol=0)
+    assert len(fake_xformers) == 2 * 16
+    use_fused_attention(fused.unet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "xformers_works", lambda *_: False)
+        torch.testing.assert_close(plain_prediction(fused), found, atol=1e-5, rtol=0)
+
+
+def test_xformers_computes_gradients_too(fused: Backbone, fake_xformers: list[tuple[int, ...]]) -> None:
+    condition = fused.condition([""]).requires_grad_()
+    x_t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def gradient() -> torch.Tensor:
+        with torch.enable_grad():
+            loss = fused.predict_noise_with_gradient(x_t, 500, condition).square().sum()
+            return torch.autograd.grad(loss, condition)[0]
+
+    found = gradient()
+    assert len(fake_xformers) == 2 * 16
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "xformers_works", lambda *_: False)
+        torch.testing.assert_close(gradient(), found, atol=1e-3, rtol=1e-3)
+
+
+def test_a_unet_without_transformers_keeps_its_processors(pixel_engine: StyleEngine) -> None:
+    unet: Any = pixel_engine.backbone.unet
+    layers = [module for module in unet.modules() if hasattr(module, "processor")]
+    before = [layer.processor for layer in layers]
+    use_fused_attention(unet)
+    assert before
+    assert [layer.processor for layer in layers] == before
+
+
+def test_where_xformers_has_no_kernels_nothing_is_printed() -> None:
+    """Neither by diffusers, nor by the probe of a GPU, which imports it."""
+    code = (
+        "import torch; from styleengine import attention, networks; "
+        "print(attention.xformers_works(torch.device('cuda'), torch.float16, 40))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "xformers" not in done.stderr.lower()
+    assert done.stdout.strip() in ("True", "False")
 
 
 def test_layers_are_in_the_order_of_execution(backbone: Backbone) -> None:

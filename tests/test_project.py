@@ -18,10 +18,10 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 60  # lines
 # The layers of modules, lowest first: a module imports from its own layer and from lower ones, never from higher ones.
 LAYERS = [
     {"errors", "image_files", "memory", "networks", "phases", "turns", "version"},
-    {"images", "settings", "cache", "disk_cache", "file_hashes"},
+    {"attention", "images", "settings", "cache", "disk_cache", "file_hashes"},
     {"contact_sheet", "stylization", "workfolder", "containers", "frame_colors", "mp4_index", "sound"},
     {"backbones", "metrics"},
-    {"ddim", "attention", "measures", "perceptual", "video", "styles"},
+    {"ddim", "measures", "perceptual", "video", "styles"},
     {"run"},
     {"sain"},
     {"style_attention"},

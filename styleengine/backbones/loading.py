@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from styleengine.attention import use_fused_attention
 from styleengine.backbones.base import PREDICTION_TYPES, Backbone
 from styleengine.backbones.devices import working_device, working_dtype
 from styleengine.backbones.hub import download
@@ -87,6 +88,8 @@ def _loaded(name: str, origin: Origin, device: torch.device, dtype: torch.dtype)
     backbone = LatentBackbone(**common, **parts) if "vae" in parts else PixelBackbone(**common, **parts)
     for network in backbone.networks:
         network.to(device).eval().requires_grad_(False)
+    if device.type != "cpu":  # on the CPU, diffusers' processor calls the same kernel
+        use_fused_attention(backbone.unet)
     return backbone
 
 
