@@ -490,6 +490,29 @@ def test_a_model_index_names_the_parts() -> None:
     assert hub.named_parts("nonsense") == hub.named_parts("[1]") == set()
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_the_index_is_downloaded_first_and_then_the_files_it_names(
+    monkeypatch: pytest.MonkeyPatch, model_folder: Path, half: bool
+) -> None:
+    files = [file.relative_to(model_folder).as_posix() for file in model_folder.rglob("*") if file.is_file()]
+    files += ["unet/diffusion_pytorch_model.fp16.safetensors", "safety_checker/config.json"]
+    asked: list[list[str]] = []
+
+    def snapshot_download(location: str, revision: str, allow_patterns: list[str]) -> str:
+        assert (location, revision) == ("owner/name", "v1")
+        asked.append(allow_patterns)
+        return str(model_folder)
+
+    monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda self, location, revision: files)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    assert hub.download("a name", origins.Origin("owner/name", "v1"), half)[0] == model_folder
+    assert asked[0] == ["model_index.json"]
+    assert ("unet/diffusion_pytorch_model.fp16.safetensors" in asked[1]) is half
+    assert (UNET_WEIGHTS in asked[1]) is not half
+    assert {"clip/model.safetensors", "text_encoder/model.safetensors"} <= set(asked[1])
+    assert "safety_checker/config.json" not in asked[1]
+
+
 def test_a_model_whose_weights_are_float16_files_loads(model_copy: Path, backbone: Backbone) -> None:
     for folder, name in (
         ("unet", "diffusion_pytorch_model"),
