@@ -436,6 +436,98 @@ def test_only_safetensors_are_downloaded_at_the_pinned_revision(
     assert len(str(asked["revision"])) == 40
 
 
+SD_FILES = [
+    "README.md",
+    "model_index.json",
+    "v1-5-pruned.safetensors",
+    "v1-5-pruned-emaonly.safetensors",
+    "feature_extractor/preprocessor_config.json",
+    "safety_checker/model.safetensors",
+    "scheduler/scheduler_config.json",
+    "tokenizer/merges.txt",
+    "tokenizer/vocab.json",
+    *(f"{part}/config.json" for part in ("text_encoder", "unet", "vae")),
+    *(f"text_encoder/model{kind}" for kind in (".safetensors", ".fp16.safetensors")),
+    "text_encoder/pytorch_model.bin",
+    *(
+        f"{part}/diffusion_pytorch_model{kind}"
+        for part in ("unet", "vae")
+        for kind in (".safetensors", ".fp16.safetensors", ".non_ema.safetensors", ".bin")
+    ),
+]
+PARTS = {"unet", "vae", "text_encoder", "tokenizer", "scheduler", "clip"}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_only_the_files_that_are_loaded_are_downloaded(half: bool) -> None:
+    chosen = hub.loaded_files(SD_FILES, PARTS, half)
+    weights = [file for file in chosen if file.endswith(".safetensors")]
+    kind = ".fp16.safetensors" if half else ".safetensors"
+    networks = ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model")
+    assert weights == [name + kind for name in networks]
+    assert {Path(file).parent.as_posix() for file in chosen} == {*PARTS, "."} - {"clip"}
+    assert not [file for file in chosen if file.endswith((".bin", ".md"))]
+
+
+def test_a_network_at_the_top_level_is_downloaded_and_half_only_where_there_is_any() -> None:
+    files = [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "diffusion_pytorch_model.bin",
+        "scheduler_config.json",
+    ]
+    for half in (False, True):
+        assert hub.loaded_files([*files, "model_index.json"], {"unet", "scheduler", "clip"}, half) == [
+            files[0],
+            files[1],
+            files[3],
+            "model_index.json",
+        ]
+
+
+def test_a_model_index_names_the_parts() -> None:
+    index = '{"_class_name": "X", "unet": ["diffusers", "U"], "safety_checker": ["s", "S"], "vae": [null, null]}'
+    assert hub.named_parts(index) == {"unet", "clip"}
+    assert hub.named_parts("nonsense") == hub.named_parts("[1]") == set()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_index_is_downloaded_first_and_then_the_files_it_names(
+    monkeypatch: pytest.MonkeyPatch, model_folder: Path, half: bool
+) -> None:
+    files = [file.relative_to(model_folder).as_posix() for file in model_folder.rglob("*") if file.is_file()]
+    files += ["unet/diffusion_pytorch_model.fp16.safetensors", "safety_checker/config.json"]
+    asked: list[list[str]] = []
+
+    def snapshot_download(location: str, revision: str, allow_patterns: list[str]) -> str:
+        assert (location, revision) == ("owner/name", "v1")
+        asked.append(allow_patterns)
+        return str(model_folder)
+
+    monkeypatch.setattr(hub.HfApi, "list_repo_files", lambda self, location, revision: files)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    assert hub.download("a name", origins.Origin("owner/name", "v1"), half)[0] == model_folder
+    assert asked[0] == ["model_index.json"]
+    assert ("unet/diffusion_pytorch_model.fp16.safetensors" in asked[1]) is half
+    assert (UNET_WEIGHTS in asked[1]) is not half
+    assert {"clip/model.safetensors", "text_encoder/model.safetensors"} <= set(asked[1])
+    assert "safety_checker/config.json" not in asked[1]
+
+
+def test_a_model_whose_weights_are_float16_files_loads(model_copy: Path, backbone: Backbone) -> None:
+    for folder, name in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        file = model_copy / folder / f"{name}.safetensors"
+        file.rename(file.with_name(f"{name}.fp16.safetensors"))
+    loaded = load_backbone(str(model_copy), "cpu")
+    for ours, other in zip(loaded.networks, backbone.networks, strict=True):
+        for name, weight in ours.state_dict().items():
+            assert torch.equal(weight, other.state_dict()[name])
+
+
 # Choice and identity
 
 

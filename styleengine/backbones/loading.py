@@ -72,7 +72,7 @@ def _loaded(name: str, origin: Origin, device: torch.device, dtype: torch.dtype)
     """The backbone; its networks are referenced by no frame outside, so that a failure releases them."""
     folder = Path(origin.location)
     if not folder.is_dir():
-        folder, revision = download(name, origin)
+        folder, revision = download(name, origin, half=device.type == "cuda" and dtype == torch.float16)
     else:
         revision = folder_revision(folder)
     parts = _read(name, folder, dtype)
@@ -161,11 +161,19 @@ def _read_latent_model(folder: Path, options: Mapping[str, Any]) -> tuple[dict[s
     vae_class = VAE_CLASSES[json.loads((folder / "model_index.json").read_text())["vae"][1]]
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     return {
-        "unet": UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options),
-        "vae": vae_class.from_pretrained(folder, subfolder="vae", **options),
+        "unet": UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **_variant(folder / "unet"), **options),
+        "vae": vae_class.from_pretrained(folder, subfolder="vae", **_variant(folder / "vae"), **options),
         "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
-        "text_encoder": CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **options),
+        "text_encoder": CLIPTextModel.from_pretrained(
+            folder, subfolder="text_encoder", **_variant(folder / "text_encoder"), **options
+        ),
     }, scheduler
+
+
+def _variant(folder: Path) -> dict[str, str]:
+    """The option for weights of which only the float16 files are there."""
+    names = [file.name for file in folder.glob("*.safetensors")]
+    return {"variant": "fp16"} if names and all(".fp16." in name for name in names) else {}
 
 
 def _read_pixel_model(folder: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
