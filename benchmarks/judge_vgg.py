@@ -93,7 +93,7 @@ def style_loss(image: Sequence[torch.Tensor], style: Sequence[torch.Tensor]) -> 
     """
     losses = []
     for index in FIRSTS:
-        (mean, spread), (mean_s, spread_s) = _statistics(image[index]), _statistics(style[index])
+        (mean, spread), (mean_s, spread_s) = channel_statistics(image[index]), channel_statistics(style[index])
         distance = (mean - mean_s).norm(dim=1) + (spread - spread_s).norm(dim=1)
         losses.append(distance / (mean_s.norm(dim=1) + spread_s.norm(dim=1)))
     return torch.stack(losses).mean()
@@ -104,7 +104,7 @@ def content_loss(image: Sequence[torch.Tensor], content: Sequence[torch.Tensor])
 
     0 = the same content, about 2 = unrelated ones. Channels that are 0 everywhere in both count as equal.
     """
-    return F.mse_loss(_normalised(image[CONTENT_LAYER]), _normalised(content[CONTENT_LAYER]))
+    return F.mse_loss(normalised(image[CONTENT_LAYER]), normalised(content[CONTENT_LAYER]))
 
 
 def measure(trunk: Vgg16, image: Image.Image, content: Image.Image, style: Image.Image) -> dict[str, float]:
@@ -115,13 +115,13 @@ def measure(trunk: Vgg16, image: Image.Image, content: Image.Image, style: Image
     return {"VGG style loss": float(style_loss(x, s)), "VGG content loss": float(content_loss(x, c))}
 
 
-def _statistics(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def channel_statistics(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     flat = features.flatten(2)
     return flat.mean(2), (flat.var(2, unbiased=False) + FLAT).sqrt()
 
 
-def _normalised(features: torch.Tensor) -> torch.Tensor:
-    mean, spread = _statistics(features)
+def normalised(features: torch.Tensor) -> torch.Tensor:
+    mean, spread = channel_statistics(features)
     return (features - mean[..., None, None]) / spread[..., None, None]
 
 

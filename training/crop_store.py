@@ -54,6 +54,16 @@ def load_crops(work: Path, name: str, side: int = SIDE) -> np.ndarray:
     return np.load(cache, mmap_mode="r")
 
 
+def chosen_crops(work: Path, name: str, indices: np.ndarray) -> np.ndarray:
+    """Some crops of a set, decoded from its shards: uint8 (len(indices), SIDE, SIDE, 3), in the order of `indices`."""
+    wanted = {int(index): place for place, index in enumerate(indices)}
+    array = np.empty((len(indices), SIDE, SIDE, 3), np.uint8)
+    for index, jpeg in enumerate(_members(work, name, "jpg")):
+        if index in wanted:
+            array[wanted[index]] = _decoded((jpeg, SIDE))
+    return array
+
+
 def precision() -> str:
     """Accelerate's mixed precision: bfloat16 if the device supports it natively, else float32."""
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # else torchrun's processes form no group
