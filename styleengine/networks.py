@@ -11,10 +11,25 @@ import_utils._xformers_available = False
 from diffusers import (  # noqa: E402
     AutoencoderKL,
     AutoencoderTiny,
+    ConfigMixin,
     DDIMScheduler,
+    ModelMixin,
     UNet2DConditionModel,
     UNet2DModel,
 )
+from diffusers.configuration_utils import register_to_config  # noqa: E402
 from diffusers.models.attention_processor import Attention  # noqa: E402
+from diffusers.models.autoencoders.vae import DecoderTiny  # noqa: E402
 
-__all__ = ["Attention", "AutoencoderKL", "AutoencoderTiny", "DDIMScheduler", "UNet2DConditionModel", "UNet2DModel"]
+__all__ = [
+    "Attention",
+    "AutoencoderKL",
+    "AutoencoderTiny",
+    "ConfigMixin",
+    "DDIMScheduler",
+    "DecoderTiny",
+    "ModelMixin",
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "register_to_config",
+]

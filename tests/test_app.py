@@ -328,7 +328,7 @@ def test_the_qs_attn_api_gives_a_png_with_the_record(qs_attn: Callable[..., Job]
     assert read_record(path) == record
     assert record["method"] == "qs_attn"
     expected = QSAttnSettings(prompt="ink | oil::2", balance=0.7, size=64, steps=2, patches=2)
-    assert record["settings"] == expected.model_dump()
+    assert record["settings"] == {**expected.model_dump(), "save_memory": "off"}
     assert roles(record) == ["content"]
 
 
@@ -673,7 +673,7 @@ def test_a_style_learned_over_the_api_can_be_applied_mixed_and_uploaded_again(
     style = LearnedStyle.open(file)
     assert style.record.model_dump(mode="json") == {**record, "history": [list(entry) for entry in record["history"]]}
     assert (record["name"], record["step"], record["complete"]) == ("my cat", 6, True)
-    assert record["settings"] == InSTLearningSettings(**LEARN, seed=3).model_dump()
+    assert record["settings"] == {**InSTLearningSettings(**LEARN, seed=3).model_dump(), "save_memory": "off"}
     content = handle_file(files["content"])
     path, drawn = client.predict(content=content, style="my cat", **QUICK, api_name="/inst_apply")
     with Image.open(path) as image:

@@ -94,12 +94,15 @@ def test_a_model_that_does_not_fit_leaves_no_network_behind(
 
 
 def test_a_second_model_that_does_not_fit_leaves_the_first_one(
-    engine: StyleEngine,
+    model_folder: Path,
     pixel_model_folder: Path,
     made: list[weakref.ref],
     alive_at_release: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    engine = StyleEngine(str(model_folder), device="cpu")
+    made.clear()
+    alive_at_release.clear()
     with failing_at(monkeypatch, 1), pytest.raises(StyleEngineError, match="not enough memory to load"):
         engine.with_model(str(pixel_model_folder))
     assert made
@@ -206,7 +209,7 @@ def left_nothing(
 @pytest.fixture
 def warm(engine: StyleEngine) -> StyleEngine:
     """With its CLIP loaded, which the engine keeps."""
-    engine._clip()
+    engine.clip()
     return engine
 
 

@@ -669,7 +669,7 @@ def test_the_result_has_the_contents_shape_and_records_how_it_was_made(
     previews: list[Image.Image] = []
     result = engine.qs_attn(coffee, "oil", fast, on_step=lambda event: previews.append(event.preview()))
     assert result.image.size == previews[-1].size == (96, 64)
-    assert result.record()["settings"] == {**fast.model_dump(), "prompt": "oil"}
+    assert result.record()["settings"] == {**fast.model_dump(), "prompt": "oil", "save_memory": "off"}
     assert [entry.role for entry in result.inputs] == ["content"]
     assert result.method == "qs_attn"
 

@@ -86,8 +86,7 @@ def connect_page(
             **ENGINE_QUEUE,
         )
         panel.connect_comparison(run)
-        keep = f"(...files) => window.styleengine?.keep({json.dumps(title)}, ...files)"
-        run.success(None, panel.kept(), js=keep, api_visibility="private", queue=False)
+        _keep_copies(run, panel, title)
 
     start_on(panel.run.click, f"{name}_live")
     if examples:
@@ -95,6 +94,12 @@ def connect_page(
     _connect_clock(name, runner, panel, ticket_box)
     panel.cancel.click(cancel, inputs=ticket_box, outputs=[panel.run, panel.cancel, panel.status], **quiet)
     gr.on([], cancel_for_client, api_name=f"{name}_cancel", api_visibility="undocumented", queue=False)
+
+
+def _keep_copies(run: Any, panel: Panel, title: str) -> None:
+    """After a finished run, the browser keeps small copies of its files under the `title`."""
+    keep = f"(...files) => window.styleengine?.keep({json.dumps(title)}, ...files)"
+    run.success(None, panel.kept(), js=keep, api_visibility="private", queue=False)
 
 
 def _connect_clock(name: str, runner: Runner, panel: Panel, ticket_box: gr.Textbox) -> None:

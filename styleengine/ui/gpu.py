@@ -51,7 +51,8 @@ def seconds(job: Any, *_: Any) -> int:
 
 def on_gpu(function: Function) -> Function:
     """Requests a GPU for each call on ZeroGPU, for the time its job needs; elsewhere returns the function unchanged."""
-    return spaces.GPU(duration=seconds)(function) if spaces else function
+    lend: Any = spaces and spaces.GPU(duration=seconds)
+    return lend(function) if lend else function
 
 
 def refusal(error: gr.Error) -> Exception:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DecoderTiny
 from torch import nn
+
+from styleengine.attention import attend
+from styleengine.networks import ConfigMixin, DecoderTiny, ModelMixin, register_to_config
 
 MOST_KEYS = 1024  # of one attention; above it, keys and values are average-pooled
 SMALLEST_SPREAD = 1e-5
@@ -31,8 +31,7 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         context = pooled(context)
         q, k, v = self._heads(self.to_q(x)), self._heads(self.to_k(context)), self._heads(self.to_v(context))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(1, 2).reshape(x.shape))
+        return self.to_out(attend(q, k, v).transpose(1, 2).reshape(x.shape))
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
