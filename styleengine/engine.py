@@ -383,7 +383,7 @@ class StyleEngine:
 
     @contextlib.contextmanager
     def _turn(self, on_step: OnStep | None, settings: Settings, shown: Image.Image | None) -> Iterator[None]:
-        """The context of each run, in its turn: trims the cache, converts out-of-memory errors. `shown` until then."""
+        """The context of each run in its turn; `shown` is the preview before. Converts out-of-memory errors."""
         size = getattr(settings, "size", None)
         sentence = f"There is not enough memory for images of size {size}. Choose a smaller size or fewer styles."
         with self._turns.one(waiting(on_step, shown)), memory_in_words(sentence), self.cache.trimming():

@@ -28,9 +28,8 @@ from styleengine.settings import Settings
 from styleengine.stylization import InputRecord, OnStep, StepEvent, Stylization
 
 LARGEST_RECORD = RECORDED_AT_MOST
-SMALL_LATENTS = (
-    32 * 32
-)  # positions; a CPU evaluates a batch of two 1.5 times as fast as two images, of 40 × 40 no faster
+# Positions: a CPU evaluates a batch of two 1.5 times as fast as two images of this size, of 40 × 40 no faster.
+SMALL_LATENTS = 32 * 32
 
 
 @storable

@@ -36,7 +36,7 @@ from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.ui import clip_slices, gpu
 from styleengine.ui.clip_slices import ClipSlices
 from styleengine.ui.runs import Job, Report, Runner
-from styleengine.video import open_clip
+from styleengine.video import VideoClip, open_clip
 
 END = b""
 
@@ -148,19 +148,20 @@ def test_errors_and_cancelling_reach_the_other_process(
         list(outcomes)
 
 
+@pytest.fixture
+def clip(astronaut: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoClip:
+    """A clip of six frames, of which each slice redraws one."""
+    monkeypatch.setattr(clip_slices, "SLICE_SECONDS", 0.0)
+    return open_clip(write_raw(tmp_path / "pan.mp4", panned(astronaut, 6, (96, 64), 6)))
+
+
 def test_a_clip_in_slices_is_that_of_one_run(
-    engine: StyleEngine,
-    astronaut: Image.Image,
-    coffee: Image.Image,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    engine: StyleEngine, clip: VideoClip, coffee: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ZStarVideoSettings(size=64, steps=2, rate=0, frames=4)
-    clip = open_clip(write_raw(tmp_path / "pan.mp4", panned(astronaut, 4, (96, 64), 6)))
     inputs, whole = {"clip": clip, "style": [Style(coffee)]}, tmp_path / "whole.mp4"
     expected = engine.zstar_video(clip, [Style(coffee)], settings, output=whole)
     engine.cache.clear()
-    monkeypatch.setattr(clip_slices, "SLICE_SECONDS", 0.0)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     output, runner = tmp_path / "sliced.mp4", Runner(engine)
     job = Job("zstar_video", inputs, settings, {"output": output, "keep_partial": True})
@@ -184,14 +185,8 @@ def test_a_clip_in_slices_is_that_of_one_run(
 
 
 def test_a_cancelled_clip_in_slices_keeps_the_frames_of_all_of_them(
-    engine: StyleEngine,
-    astronaut: Image.Image,
-    coffee: Image.Image,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    engine: StyleEngine, clip: VideoClip, coffee: Image.Image, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(clip_slices, "SLICE_SECONDS", 0.0)
-    clip = open_clip(write_raw(tmp_path / "pan.mp4", panned(astronaut, 6, (96, 64), 6)))
     settings = ZStarVideoSettings(size=64, steps=8, rate=0, frames=6)
     options = {"output": tmp_path / "out.mp4", "keep_partial": True}
     runner = Runner(engine)

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from benchmarks.judge_vgg import FIRSTS, Vgg16, channel_statistics, content_loss, load_vgg16, normalised, style_loss
 from styleengine.backbones import embedded_autoencoder
@@ -37,6 +38,7 @@ CONTENT_WEIGHT = 1.0  # the style's is an option
 IDENTITY_WEIGHTS = {"identity_1": 6.0, "identity_2": 1.0}
 DECODER_RATE = 0.3  # of the learning rate, for the autoencoder's decoder
 WARM_UP = 200  # steps
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 HELD_OUT = 24  # pairs
 CONTENTS = {"photo": 0.8, "painting": 0.1, "drawing": 0.1}  # kinds of crops, and their shares
 STYLES = {"painting": 0.45, "drawing": 0.2, "redrawn": 0.25, "abstract picture": 0.1}
@@ -231,6 +233,7 @@ class Trainer:
 
     def __init__(self, folder: Path, cape: bool, rate: float) -> None:
         self.folder, self.rate, self.step = folder, rate, 0
+        self.checkpoint = folder / "state.safetensors"
         self.model = fresh_model(cape)
         self.ema = EMAModel(self.model.parameters(), 0.998, use_ema_warmup=True, power=0.75)
         named = list(self.model.named_parameters())
@@ -255,23 +258,35 @@ class Trainer:
         """The model with the averaged weights."""
         self.ema.store(self.model.parameters())
         self.ema.copy_to(self.model.parameters())
-        yield self.model
-        self.ema.restore(self.model.parameters())
+        try:
+            yield self.model
+        finally:
+            self.ema.restore(self.model.parameters())
 
     def save(self) -> None:
         """Writes the checkpoint whole, and the exported averaged model."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "ema": self.ema}
-        state = {"step": self.step, **{name: part.state_dict() for name, part in parts.items()}}
-        torch.save(state, self.folder / "state.partial")
-        (self.folder / "state.partial").replace(self.folder / "state.pt")
+        tensors = {"step": torch.tensor(self.step)}
+        for (name, parameter), average in zip(self.model.named_parameters(), self.ema.shadow_params, strict=True):
+            parts = {"weight": parameter.data, "average": average, **self.optimizer.state[parameter]}
+            tensors |= {f"{part}.{name}": x.contiguous() for part, x in parts.items()}
+        partial = self.checkpoint.with_suffix(".partial")
+        save_file(tensors, partial)
+        partial.replace(self.checkpoint)
         with self.averaged() as model:
             export(model, self.folder / "model")
 
+    @torch.no_grad()
     def resume(self) -> None:
-        state = torch.load(self.folder / "state.pt", weights_only=True)
-        self.step = state["step"]
-        for name in ("model", "optimizer", "ema"):
-            getattr(self, name).load_state_dict(state[name])
+        """Continues from the checkpoint, if there is one."""
+        if not self.checkpoint.exists():
+            return
+        tensors = load_file(self.checkpoint)
+        self.step = self.ema.optimization_step = int(tensors["step"])
+        for (name, parameter), average in zip(self.model.named_parameters(), self.ema.shadow_params, strict=True):
+            parameter.copy_(tensors[f"weight.{name}"])
+            average.copy_(tensors[f"average.{name}"])
+            moments = {part: torch.empty_like(parameter).copy_(tensors[f"{part}.{name}"]) for part in MOMENTS}
+            self.optimizer.state[parameter] = {"step": tensors[f"step.{name}"], **moments}
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -280,7 +295,7 @@ def train(arguments: argparse.Namespace) -> None:
     contents, styles = pools(arguments.work, "train", arguments.pool, np.random.default_rng(0))
     held_out = pools(arguments.work, "held-out", 2 * HELD_OUT, np.random.default_rng(1))
     losses, trainer = Losses(load_vgg16()), Trainer(folder, not arguments.without_cape, arguments.rate)
-    if arguments.resume and (folder / "state.pt").exists():
+    if arguments.resume:
         trainer.resume()
     model, first_step = trainer.model, trainer.step
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
