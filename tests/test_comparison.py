@@ -292,7 +292,11 @@ def page(address: str, browser: Browser, files: list[Path]) -> Iterator[Page]:
 
 
 def run(page: Page) -> None:
+    """Starts a run and waits until the example's results have gone, so that the next ones are its own."""
+    strip = page.locator(".strip:visible button img")
+    example = strip.first.get_attribute("src")
     page.locator("button.run:visible").click()
+    expect(page.locator(f'.strip:visible img[src="{example}"]')).to_have_count(0, timeout=PATIENCE)
 
 
 def test_results_appear_one_by_one_and_a_click_compares_one(page: Page) -> None:

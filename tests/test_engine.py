@@ -726,7 +726,7 @@ def test_a_model_is_loaded_when_it_is_its_turn(
 
     fresh = copy.copy(engine)
     fresh._backbones = ByteCache(1 << 30)
-    monkeypatch.setattr("styleengine.engine.load_backbone", load)
+    monkeypatch.setattr("styleengine.engine_core.load_backbone", load)
     fresh.with_model("a")
     fresh.with_model("a")
     with engine._turns.one():
@@ -965,7 +965,7 @@ def gpu(engine: StyleEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *device: properties)
         backbone = copy.copy(engine.backbone)
         backbone.device = torch.device("cuda")
-        monkeypatch.setattr("styleengine.engine.load_backbone", lambda *arguments: backbone)
+        monkeypatch.setattr("styleengine.engine_core.load_backbone", lambda *arguments: backbone)
         return StyleEngine("any")
 
     return make

@@ -29,6 +29,7 @@ LAYERS = [
     {"style_library"},
     {"method"},
     {"methods"},
+    {"engine_core"},
     {"engine", "found_inputs"},
     {"batch", "comparison", "rerun"},
     {"console"},

@@ -35,7 +35,8 @@ from training.crop_store import as_tensor, chosen_crops, load_words, precision
 SIDE = 128
 DEEPEST = FIRSTS[3:]  # relu4_1 and relu5_1, for the content loss
 CONTENT_WEIGHT = 1.0  # the style's is an option
-IDENTITY_WEIGHTS = {"identity_1": 6.0, "identity_2": 1.0}
+IDENTITY_WEIGHTS = {"identity_1": 12.0, "identity_2": 2.0}
+IDENTITY_EVERY = 4  # steps between two with identity losses, which cost a fifth of a step
 DECODER_RATE = 0.3  # of the learning rate, for the autoencoder's decoder
 WARM_UP = 200  # steps
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
@@ -167,23 +168,28 @@ def validated(model: StyTr2, losses: Losses, held_out: tuple[Pool, Pool], path: 
 def step_losses(
     model: StyTr2, losses: Losses, contents: Pool, styles: Pool, batch: int, rng: np.random.Generator, number: int
 ) -> dict[str, torch.Tensor]:
-    """The four losses of one step. The identity losses alternate between contents and styles, one image each."""
+    """The losses of one step. Every fourth has the identity losses of one image, a content or a style in turn."""
     of_content, of_style = (rng.integers(0, len(pool.views), batch) for pool in (contents, styles))
     content, style = contents.pixels(of_content), styles.pixels(of_style)
-    same = (content if number % 2 else style)[:1]
-    z_c, z_s, z = encoded(content), encoded(style), encoded(same)
-    with autocast():
-        result, copy = (model.decode(model(*pair)).float() for pair in ((z_c, z_s), (z, z)))
-    features = losses.features(torch.cat([result, copy]))
-    of_result, of_copy = ([layer[part] for layer in features] for part in (slice(batch), slice(batch, None)))
-    with torch.no_grad():
-        wanted = losses.features(same)
-    return {
-        "content": losses.content(of_result, losses.of_contents(contents, of_content)),
-        "style": losses.style(of_result, losses.of_styles(styles, of_style)),
-        "identity_1": F.mse_loss(copy, same),
-        "identity_2": losses.identity_2(of_copy, wanted),
+    features = losses.features(redrawn(model, content, style))
+    found = {
+        "content": losses.content(features, losses.of_contents(contents, of_content)),
+        "style": losses.style(features, losses.of_styles(styles, of_style)),
     }
+    if number % IDENTITY_EVERY == 0:
+        same = (style if number % (2 * IDENTITY_EVERY) else content)[:1]
+        copy = redrawn(model, same, same)
+        with torch.no_grad():
+            wanted = losses.features(same)
+        found["identity_1"] = F.mse_loss(copy, same)
+        found["identity_2"] = losses.identity_2(losses.features(copy), wanted)
+    return found
+
+
+def redrawn(model: StyTr2, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+    z_c, z_s = encoded(content), encoded(style)
+    with autocast():
+        return model.decode(model(z_c, z_s)).float()
 
 
 def fresh_model(cape: bool) -> StyTr2:
@@ -215,7 +221,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--decay-share", type=float, default=0.3, help="share of the training with decaying rate")
-    parser.add_argument("--style-weight", type=float, default=10.0)
+    parser.add_argument("--style-weight", type=float, default=14.0)
     parser.add_argument("--pool", type=int, default=2500, help="contents, and styles")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report-minutes", type=float, default=6)
