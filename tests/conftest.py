@@ -7,6 +7,8 @@ import tempfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ["STYLEENGINE_STYLES"] = tempfile.mkdtemp(prefix="styleengine-styles-")
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers share two cores; so do the processes that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 import styleengine.networks  # noqa: F401 - before diffusers is imported, which would import xformers
@@ -28,9 +30,6 @@ from transformers.utils import logging as transformers_logging
 
 from styleengine import StyleEngine, ZStarSettings, file_hashes
 from styleengine.backbones import Backbone
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # two workers share two cores
-    torch.set_num_threads(1)
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
