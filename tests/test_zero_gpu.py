@@ -3,6 +3,7 @@
 import contextvars
 import inspect
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -86,6 +87,7 @@ def _outcomes(function: Callable, arguments: bytes) -> Iterator[Any]:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> ForkedGPU:
+    gpu.freeze_forks()
     made = ForkedGPU()
     monkeypatch.setattr(gpu, "spaces", SimpleNamespace(GPU=made))
     return made
@@ -146,6 +148,48 @@ def test_errors_and_cancelling_reach_the_other_process(
     runner.release(ticket)
     with pytest.raises(Cancelled):
         list(outcomes)
+
+
+COLLECT_IN_A_FORK = """
+import gc, multiprocessing, sys
+from unittest.mock import MagicMock
+import av
+from styleengine.ui import gpu
+
+gc.disable()  # what is garbage stays so until the fork collects it
+container = av.open(sys.argv[1])
+stream = container.streams.video[0]
+stream.thread_type, stream.codec_context.thread_count = "FRAME", 2
+frames = container.decode(stream)
+next(frames)  # its threads have begun
+cycle = [frames]
+cycle.append(cycle)
+del container, stream, frames, cycle
+gpu.ZERO = sys.argv[2] == "zero"
+gpu.prepare(MagicMock())  # an engine
+process = multiprocessing.get_context("fork").Process(target=gc.collect)
+process.start()
+process.join(float(sys.argv[3]))
+print("hung" if process.is_alive() else process.exitcode)
+process.kill()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.parametrize(("place", "seconds", "ended"), [("zero", 60, "0"), ("elsewhere", 3, "hung")])
+def test_a_forked_process_does_not_free_a_decoder_whose_threads_it_lacks(
+    place: str, seconds: float, ended: str, astronaut: Image.Image, tmp_path: Path
+) -> None:
+    clip = write_raw(tmp_path / "pan.mp4", panned(astronaut, 6, (96, 64), 6))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COLLECT_IN_A_FORK, str(clip), place, str(seconds)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.stdout.split() == [ended], done.stderr
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Support for ZeroGPU Spaces, where each call runs in a forked process that gets a GPU."""
 
+import gc
 import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,13 +65,26 @@ def refusal(error: gr.Error) -> Exception:
     return RuntimeError(words) if words.isidentifier() else StyleEngineError(words)
 
 
+@cache
+def freeze_forks() -> None:
+    """From now on, no forked process collects garbage of the app.
+
+    To free a clip's decoder, for example, means to wait for its threads, which do not exist in the fork. Frozen before
+    the fork, since other hooks of the fork may already collect; once more within, since another thread's fork may have
+    thawed the objects meanwhile.
+    """
+    if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+        os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze, after_in_child=gc.freeze)
+
+
 def prepare(engine: StyleEngine) -> None:
     """On ZeroGPU: loads the embedded models and CLIP before processes are forked, and caches inversions on disk.
 
-    What a call loads or caches in memory is lost at its end.
+    What a call loads or caches in memory is lost at its end. What is garbage in the app stays so in a call's process.
     """
     if not ZERO:
         return
+    freeze_forks()
     engine.cache.disk = engine.cache.disk or disk_cache(engine.backbone.device, store().parent)
     embedded = [name for name, origin in named_backbones().items() if Path(origin.location).is_dir()]
     for model in embedded:
