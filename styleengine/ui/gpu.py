@@ -57,12 +57,18 @@ def on_gpu(function: Function) -> Function:
     return lend(function) if lend else function
 
 
+class RefusedError(StyleEngineError):
+    """ZeroGPU lends no GPU, or took it back. What a run saved on disk before is complete."""
+
+
 def refusal(error: gr.Error) -> Exception:
     """ZeroGPU's error as one for the user: no GPU, no quota, time over. The name of another exception is unexpected."""
-    words = str(error.message)
+    words = str(error.message).strip()
     if words == "GPU task aborted":
         words = "The run took longer than the GPU was lent for. Choose fewer steps or a smaller size."
-    return RuntimeError(words) if words.isidentifier() else StyleEngineError(words)
+    if words.isidentifier():
+        return RuntimeError(words)
+    return RefusedError(words if words.endswith((".", "!", "?")) else f"{words}.")
 
 
 @cache
