@@ -32,6 +32,14 @@ OTHER_STEP_SECONDS = 0.5  # with inversions
 SIDE = 512
 FRAMES_AFTER = 2  # steps of as many frames may follow when a slice's time is up: a frame, and a batch's inversion
 
+SENTENCES = {  # for what ZeroGPU says in words of its own
+    "GPU task aborted": "The run took longer than the GPU was lent for. Choose fewer steps or a smaller size.",
+    "Expired ZeroGPU proxy token": (
+        "The page was open, or the run waited, for so long that ZeroGPU no longer accepts the page's token. Reload the "
+        "page and start the run again."
+    ),
+}
+
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -62,10 +70,12 @@ class RefusedError(StyleEngineError):
 
 
 def refusal(error: gr.Error) -> Exception:
-    """ZeroGPU's error as one for the user: no GPU, no quota, time over. The name of another exception is unexpected."""
+    """ZeroGPU's error as one for the user: no GPU, no quota, time over, an expired token of the visitor.
+
+    The name of another exception is unexpected.
+    """
     words = str(error.message).strip()
-    if words == "GPU task aborted":
-        words = "The run took longer than the GPU was lent for. Choose fewer steps or a smaller size."
+    words = SENTENCES.get(words, words)
     if words.isidentifier():
         return RuntimeError(words)
     return RefusedError(words if words.endswith((".", "!", "?")) else f"{words}.")
