@@ -11,6 +11,7 @@ writing files, is not included.
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -31,6 +32,7 @@ from styleengine.methods import METHODS
 CONTENTS = STYLES = 100
 MACHINES = (1, 8, 64)
 MIB = 2**20
+ALL_KEPT = "all inversions kept"
 
 
 @dataclass(frozen=True)
@@ -129,22 +131,27 @@ def works(contents: int, styles: int, processes: int, costs: Costs) -> list[Work
 def cost_rows(
     costs: Costs, contents: int, styles: int, machines: Sequence[int], price: float | None, what: str
 ) -> dict[str, dict[str, Cell]]:
-    """A table row for each number of machines. All are paid, by `price` for an hour, until the last has finished."""
+    """For each number of machines a table row with the cache as it is, and one with a cache that holds everything.
+
+    All machines are paid, `price` for an hour, until the last has finished.
+    """
     rows: dict[str, dict[str, Cell]] = {}
     for count in machines:
-        of_each = works(contents, styles, count, costs)
-        hours = max(work.seconds(costs) for work in of_each) / 3600
-        row: dict[str, Cell] = {
-            "content inversions": str(sum(work.contents for work in of_each)),
-            "style inversions": str(sum(work.styles for work in of_each)),
-            "samplings": str(sum(work.samplings for work in of_each)),
-            "U-Net rows": str(sum(work.rows(costs) for work in of_each)),
-            "hours": hours,
-            f"{what} hours": hours * count,
-        }
-        if price is not None:
-            row["dollars"] = hours * count * price
-        rows[f"{count} {what}{'s' if count > 1 else ''}"] = row
+        name = f"{count} {what}{'s' if count > 1 else ''}"
+        for title, known in ((name, costs), (f"{name}, {ALL_KEPT}", replace(costs, capacity=sys.maxsize))):
+            of_each = works(contents, styles, count, known)
+            hours = max(work.seconds(known) for work in of_each) / 3600
+            row: dict[str, Cell] = {
+                "content inversions": str(sum(work.contents for work in of_each)),
+                "style inversions": str(sum(work.styles for work in of_each)),
+                "samplings": str(sum(work.samplings for work in of_each)),
+                "U-Net rows": str(sum(work.rows(known) for work in of_each)),
+                "hours": hours,
+                f"{what} hours": hours * count,
+            }
+            if price is not None:
+                row["dollars"] = hours * count * price
+            rows[title] = row
     return rows
 
 

@@ -96,6 +96,12 @@ def test_each_machine_is_paid_until_the_last_has_finished() -> None:
     assert "dollars" not in cost_rows(costs, 3, 1, [2], None, "GPU")["2 GPUs"]
 
 
+def test_the_table_compares_with_a_cache_that_holds_everything() -> None:
+    rows = cost_rows(replace(COSTS, capacity=130), 4, 2, [1], None, "GPU")  # of four contents, it holds three
+    numbers = {name: (row["content inversions"], row["style inversions"]) for name, row in rows.items()}
+    assert numbers == {"1 GPU": ("8", "2"), "1 GPU, all inversions kept": ("4", "2")}
+
+
 @pytest.mark.parametrize(("count", "processes"), [(10, 3), (6, 4), (3, 4), (10_000, 64)])
 def test_parts_are_those_of_accelerate(count: int, processes: int) -> None:
     todo = tasks(ZSTAR, ["content"], [f"style-{i}" for i in range(count)]) if count < 100 else list(range(count))
