@@ -1,6 +1,7 @@
 """Everything that only a GPU can answer, in one command of under ten minutes: times, rows, memory, pictures.
 
     python -m benchmarks.gpu --to gpu                     # Stable Diffusion 1.5, downloaded once
+    python -m benchmarks.gpu --to gpu --price 2.5         # also the cost of 10,000 pictures, at 2.5 dollars an hour
     python -m benchmarks.gpu --to gpu --random            # random weights of its shape, without a network
     python -m benchmarks.gpu --to gpu --random --small    # small networks, for a test of this script on a CPU
 
@@ -24,7 +25,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.gpu_experiments import EXPERIMENTS  # noqa: E402 - needs the path above
+from benchmarks import batch_cost  # noqa: E402 - needs the path above
+from benchmarks.gpu_experiments import EXPERIMENTS  # noqa: E402
 from benchmarks.gpu_parts import PARTS, Bench, Row, Rows, loading  # noqa: E402
 from benchmarks.machine import commit, machine  # noqa: E402
 from benchmarks.sd15_shape import write_model, write_pixel_model  # noqa: E402
@@ -69,8 +71,16 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--to", type=Path, required=True, help="the folder for the table and the pictures")
     parser.add_argument("--random", action="store_true", help="random weights of Stable Diffusion 1.5's shape")
     parser.add_argument("--small", action="store_true", help="64 pixels and few steps, and small networks if random")
+    parser.add_argument("--price", type=float, help="dollars for an hour of this GPU: adds the cost of a large batch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)
+
+
+def _batch(rows: dict[str, Row], given: argparse.Namespace) -> str:
+    """The cost of a large batch of Z-STAR+; empty without a price, or before its images have been measured."""
+    costs = batch_cost.of_table(rows) if given.price is not None else None
+    on_gpu = given.device.startswith("cuda")
+    return f"\n# Z-STAR+ for many pictures\n\n{batch_cost.report(costs, on_gpu, given.price)}\n" if costs else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows, text = dict[str, Row](), ""
         for rows in measured(bench, parts):
             minutes = (time.monotonic() - began) / 60
-            text = f"# GPU figures\n\n{about}; {minutes:.1f} minutes\n\n{table(rows, '.4g')}\n"
+            text = f"# GPU figures\n\n{about}; {minutes:.1f} minutes\n\n{table(rows, '.4g')}\n{_batch(rows, given)}"
             (given.to / "gpu.md").write_text(text)
     print(text)
     return 1 if any(PROBLEM in row for row in rows.values()) else 0

@@ -112,6 +112,7 @@ def zstar(bench: Bench) -> Rows:
     for case, content in zip(CASES, (first, second, second), strict=True):
         result, row = cost(engine, lambda content=content: engine.zstar(content, style, settings), bare=True)
         bench.keep("zstar", result.image)
+        row["cached MiB"], row["cache MiB"] = engine.cache.nbytes / 2**20, engine.cache.capacity / 2**20
         yield f"Z-STAR+, {case}", row
 
 

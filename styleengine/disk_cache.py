@@ -81,7 +81,7 @@ class DiskCache:
         """The entry under `key`, or None."""
         path = self._path(key)
         with suppress(OSError, MemoryError):
-            self._check_folder()
+            check_private(self.folder)
             try:
                 return self._read(path)
             except torch.OutOfMemoryError:
@@ -97,7 +97,7 @@ class DiskCache:
         path = self._path(key)
         with suppress(OSError, MemoryError, RuntimeError, SafetensorError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._check_folder()
+            check_private(self.folder)
             if path.is_file() and path.lstat().st_size > entry.nbytes:  # another process knows more of it
                 return
             named = {name: _alone(x) for name, x in entry.tensors().items()}
@@ -110,7 +110,7 @@ class DiskCache:
     def sweep(self, room: int = 0) -> None:
         """Deletes old entries and abandoned partial files, then the least recently used until `room` more bytes fit."""
         with suppress(OSError):
-            self._check_folder()
+            check_private(self.folder)
             now, total = time.time(), room
             for path, status in sorted(self._files(), key=lambda file: file[1].st_mtime, reverse=True):
                 partial = PARTIAL.fullmatch(path.name) is not None
@@ -149,16 +149,17 @@ class DiskCache:
                 with suppress(FileNotFoundError):
                     yield path, path.lstat()
 
-    def _check_folder(self) -> None:
-        """OSError unless the folder is a real one that only this user can open, which it is made if possible."""
-        status = self.folder.lstat()
-        if not stat.S_ISDIR(status.st_mode):
-            raise NotADirectoryError
-        if hasattr(os, "getuid"):
-            if status.st_uid != os.getuid():
-                raise PermissionError
-            if status.st_mode & 0o077:
-                self.folder.chmod(0o700)
+
+def check_private(folder: Path) -> None:
+    """OSError unless the folder is a real one that only this user can open, which it is made if possible."""
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError
+    if hasattr(os, "getuid"):
+        if status.st_uid != os.getuid():
+            raise PermissionError
+        if status.st_mode & 0o077:
+            folder.chmod(0o700)
 
 
 def machine(device: torch.device) -> str:
@@ -186,7 +187,11 @@ def _checksum(named: Tensors, told: Mapping[str, str]) -> str:
 
 def disk_cache(device: torch.device, folder: str | os.PathLike[str] | None = None) -> DiskCache | None:
     """The cache in $STYLEENGINE_DISK_CACHE, else in `folder`; None without either, or if the variable is “off”."""
+    chosen = chosen_folder(folder)
+    return chosen and DiskCache(chosen / "styleengine-inversions", MOST_BYTES, MOST_SECONDS, device)
+
+
+def chosen_folder(folder: str | os.PathLike[str] | None = None) -> Path | None:
+    """The folder in $STYLEENGINE_DISK_CACHE, else `folder`; None without either, or if the variable is “off”."""
     chosen = os.environ.get(VARIABLE) or folder
-    if not chosen or chosen == "off":
-        return None
-    return DiskCache(Path(chosen, "styleengine-inversions"), MOST_BYTES, MOST_SECONDS, device)
+    return None if not chosen or chosen == "off" else Path(chosen)

@@ -6,6 +6,7 @@ that need a GPU are left out. All else is the package's own.
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ torch.version.cuda = "13.0"  # type: ignore[assignment]
 torch._C._cuda_init = lambda: None  # type: ignore[attr-defined]
 torch.cuda._is_in_bad_fork = bool  # type: ignore[assignment]
 
+import gradio as gr  # noqa: E402
 import spaces.zero.torch as zero_torch  # noqa: E402
 from gradio.context import LocalContext  # noqa: E402
 
@@ -35,7 +37,11 @@ packed = zero_torch.pack()  # as at the launch of the app
 zero_torch.init = zero_torch.move = lambda *_, **__: None
 LocalContext.request.set(SimpleNamespace(headers=type("Headers", (dict,), {})({"x-ip-token": "a.e30.b"})))
 job = SimpleNamespace(method="zstar", settings=None, options={"seconds": 31})
-(worker,) = process(job)
+try:
+    (worker,) = process(job)
+except gr.Error as error:
+    print(json.dumps({"refusal": str(gpu.refusal(error))}))
+    sys.exit()
 found = {
     "device": str(next(engine.backbone.unet.parameters()).device),
     "expected": expected,

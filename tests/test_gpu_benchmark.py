@@ -49,9 +49,10 @@ def bench(tmp_path: Path) -> Bench:
 
 def test_the_command_measures_every_part_and_writes_table_and_pictures(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "benchmarks/gpu.py", "--random", "--small", "--device", "cpu"]
+    command += ["--price", "2.5"]
     done = subprocess.run([*command, "--to", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    written = (tmp_path / "gpu.md").read_text()
+    written, batch = (tmp_path / "gpu.md").read_text().split("# Z-STAR+ for many pictures")
     assert re.search(
         r"cores, torch [\d.]+.*; float32 where .*; random weights, small; commit ([0-9a-f]{12}|unknown)", written
     )
@@ -71,6 +72,12 @@ def test_the_command_measures_every_part_and_writes_table_and_pictures(tmp_path:
     assert float(rows["Z-STAR+, 2 × 2 grid"]["images per minute"]) > 0
     assert float(rows["Z-STAR+ in float16"]["distance to float32"]) > 0
     assert all((tmp_path / f"{name}.png").is_file() for name in (*PICTURES, *experiments))
+    assert "Measured on a CPU, not a GPU" in batch
+    priced = table_rows(batch[batch.index("Computed") :])
+    assert priced["1 machine"]["U-Net rows"] == str(200 * 3 + 10_000 * 3)
+    assert float(priced["8 machines"]["dollars"]) == pytest.approx(
+        2.5 * float(priced["8 machines"]["machine hours"]), rel=2e-3
+    )
 
 
 def test_without_a_network_the_parts_that_need_none_still_run(

@@ -8,6 +8,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -21,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 LENT = {"idle": False, "nvidiaIndex": 0, "nvidiaUUID": "none", "allowToken": "token of the loan"}
 
 
-def test_a_call_asks_for_its_time_with_the_visitors_token_and_shares_the_networks(tmp_path: Path) -> None:
+def call(tmp_path: Path, status: int) -> tuple[dict[str, Any], list[tuple[str, dict[str, list[str]]]]]:
+    """What `on_spaces.py` prints where the service answers with that status, and the requests to the service."""
     asked = list[tuple[str, dict[str, list[str]]]]()
 
     class Lender(BaseHTTPRequestHandler):
@@ -29,7 +31,7 @@ def test_a_call_asks_for_its_time_with_the_visitors_token_and_shares_the_network
             address = urlsplit(self.path)
             asked.append((address.path, parse_qs(address.query)))
             body = json.dumps(LENT).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -57,7 +59,11 @@ def test_a_call_asks_for_its_time_with_the_visitors_token_and_shares_the_network
     finally:
         server.shutdown()
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1]), asked
+
+
+def test_a_call_asks_for_its_time_with_the_visitors_token_and_shares_the_networks(tmp_path: Path) -> None:
+    found, asked = call(tmp_path, 200)
     assert found["device"] == "cuda:0"
     assert found["packed"] >= 0.95 * found["expected"] > 0  # tied weights are stored once
     assert (found["forked"], found["disk"], found["parallel"]) == (True, True, 10)
@@ -65,3 +71,8 @@ def test_a_call_asks_for_its_time_with_the_visitors_token_and_shares_the_network
     assert asked[0][1]["durationSeconds"] == [str(gpu.START_SECONDS + 31)]
     assert asked[0][1]["token"] == ["a.e30.b"]
     assert asked[2][1]["fail"] in (["false"], ["False"])
+
+
+def test_an_expired_token_of_the_visitor_is_told_with_what_to_do(tmp_path: Path) -> None:
+    found, _ = call(tmp_path, 401)
+    assert "Reload the page" in found["refusal"]

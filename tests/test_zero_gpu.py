@@ -3,10 +3,12 @@
 import contextvars
 import inspect
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,8 +35,9 @@ from styleengine import (
 )
 from styleengine.errors import Cancelled, TimeUp
 from styleengine.methods.zstar_video import ZStarVideoSettings
-from styleengine.ui import clip_slices, gpu
+from styleengine.ui import clip_slices, gpu, kept_clips
 from styleengine.ui.clip_slices import ClipSlices
+from styleengine.ui.kept_clips import KeptClips
 from styleengine.ui.runs import Job, Report, Runner
 from styleengine.video import VideoClip, open_clip
 
@@ -86,6 +89,7 @@ def _outcomes(function: Callable, arguments: bytes) -> Iterator[Any]:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> ForkedGPU:
+    gpu.freeze_forks()
     made = ForkedGPU()
     monkeypatch.setattr(gpu, "spaces", SimpleNamespace(GPU=made))
     return made
@@ -148,21 +152,63 @@ def test_errors_and_cancelling_reach_the_other_process(
         list(outcomes)
 
 
+COLLECT_IN_A_FORK = """
+import gc, multiprocessing, sys
+from unittest.mock import MagicMock
+import av
+from styleengine.ui import gpu
+
+gc.disable()  # what is garbage stays so until the fork collects it
+container = av.open(sys.argv[1])
+stream = container.streams.video[0]
+stream.thread_type, stream.codec_context.thread_count = "FRAME", 2
+frames = container.decode(stream)
+next(frames)  # its threads have begun
+cycle = [frames]
+cycle.append(cycle)
+del container, stream, frames, cycle
+gpu.ZERO = sys.argv[2] == "zero"
+gpu.prepare(MagicMock())  # an engine
+process = multiprocessing.get_context("fork").Process(target=gc.collect)
+process.start()
+process.join(float(sys.argv[3]))
+print("hung" if process.is_alive() else process.exitcode)
+process.kill()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.parametrize(("place", "seconds", "ended"), [("zero", 60, "0"), ("elsewhere", 3, "hung")])
+def test_a_forked_process_does_not_free_a_decoder_whose_threads_it_lacks(
+    place: str, seconds: float, ended: str, astronaut: Image.Image, tmp_path: Path
+) -> None:
+    clip = write_raw(tmp_path / "pan.mp4", panned(astronaut, 6, (96, 64), 6))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", COLLECT_IN_A_FORK, str(clip), place, str(seconds)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.stdout.split() == [ended], done.stderr
+
+
 @pytest.fixture
 def clip(astronaut: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VideoClip:
-    """A clip of six frames, of which each slice redraws one."""
+    """A clip of six frames, of which each slice redraws one. Unfinished runs are kept in a folder of the test."""
     monkeypatch.setattr(clip_slices, "SLICE_SECONDS", 0.0)
+    monkeypatch.setenv("STYLEENGINE_DISK_CACHE", str(tmp_path / "cache"))
     return open_clip(write_raw(tmp_path / "pan.mp4", panned(astronaut, 6, (96, 64), 6)))
 
 
 def test_a_clip_in_slices_is_that_of_one_run(
-    engine: StyleEngine, clip: VideoClip, coffee: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: StyleEngine, clip: VideoClip, coffee: Image.Image, tmp_path: Path
 ) -> None:
     settings = ZStarVideoSettings(size=64, steps=2, rate=0, frames=4)
     inputs, whole = {"clip": clip, "style": [Style(coffee)]}, tmp_path / "whole.mp4"
     expected = engine.zstar_video(clip, [Style(coffee)], settings, output=whole)
     engine.cache.clear()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     output, runner = tmp_path / "sliced.mp4", Runner(engine)
     job = Job("zstar_video", inputs, settings, {"output": output, "keep_partial": True})
     ticket, asked = runner.admit_without_session("zstar_video"), list[int]()
@@ -181,7 +227,7 @@ def test_a_clip_in_slices_is_that_of_one_run(
     steps, totals = [report.step for report in reports], {report.total for report in reports}
     assert steps == sorted(steps)
     assert len(totals) == 1
-    assert not list(tmp_path.glob("styleengine-clip-*"))
+    assert not list(kept_folder().iterdir())
 
 
 def test_a_cancelled_clip_in_slices_keeps_the_frames_of_all_of_them(
@@ -205,6 +251,173 @@ def test_a_cancelled_clip_in_slices_keeps_the_frames_of_all_of_them(
         result = outcome
     assert not result.complete
     assert result.frames >= 2
+
+
+def clip_job(clip: VideoClip, style: Image.Image, tmp_path: Path, **settings: Any) -> Job:
+    chosen = ZStarVideoSettings(size=64, steps=2, rate=0, frames=4).replace(**settings)
+    options = {"output": tmp_path / "out.mp4", "keep_partial": True}
+    return Job("zstar_video", {"clip": clip, "style": [Style(style)]}, chosen, options)
+
+
+def kept_folder() -> Path:
+    """The folder of the test's kept clips."""
+    folder = KeptClips.usual().folder
+    assert folder
+    return folder
+
+
+class Slices:
+    """Runs the slices of a clip, of which the one after `most` is refused, and keeps count of them."""
+
+    def __init__(self, engine: StyleEngine, most: int = 99) -> None:
+        self.runner, self.most, self.count = Runner(engine), most, 0
+        self.ticket = self.runner.admit_without_session("zstar_video")
+
+    def __call__(self, part: Job) -> Iterator[Any]:
+        if self.count == self.most:
+            raise gpu.refusal(gr.Error("You have exceeded your free ZeroGPU quota (35s requested vs. 3s left). "))
+        self.count += 1
+        return self.runner.run(part, self.ticket, previews=False)
+
+
+def refused_after(slices: int, job: Job, engine: StyleEngine, words: str = "left.. The finished frames are") -> None:
+    """Runs a clip until its next slice is refused."""
+    with pytest.raises(StyleEngineError, match=words):
+        list(ClipSlices(job).outcomes(Slices(engine, slices)))
+
+
+def test_a_refused_clip_continues_after_its_finished_frames(
+    engine: StyleEngine, forked: ForkedGPU, clip: VideoClip, coffee: Image.Image, tmp_path: Path
+) -> None:
+    job = clip_job(clip, coffee, tmp_path)
+    expected = engine.zstar_video(clip, [Style(coffee)], job.settings, output=tmp_path / "whole.mp4")
+    refused_after(2, job, engine)
+    refused_after(0, job, engine)  # nothing more, but what was kept before stays
+    run = Slices(engine)
+    *reports, result = ClipSlices(job).outcomes(run)
+    assert run.count == 2  # of four frames
+    assert result.complete
+    assert result.differences == expected.differences
+    assert result.image.tobytes() == expected.image.tobytes()
+    phases = 1 + 2 + 4  # inversions of the style, of the first frame and of the others; the frames
+    assert {report.total for report in reports} == {phases * job.settings.steps}
+    assert reports[0].step >= 3 * job.settings.steps  # the first frame's inversion, and two frames
+    assert not list(kept_folder().iterdir())
+
+
+def test_only_the_same_run_continues_a_kept_clip(
+    engine: StyleEngine, clip: VideoClip, coffee: Image.Image, astronaut: Image.Image, tmp_path: Path
+) -> None:
+    refused_after(2, clip_job(clip, coffee, tmp_path), engine)
+    for other in (clip_job(clip, astronaut, tmp_path), clip_job(clip, coffee, tmp_path, strength=0.5)):
+        run = Slices(engine)
+        *_, result = ClipSlices(other).outcomes(run)
+        assert (run.count, result.complete) == (4, True)
+    run = Slices(engine)
+    list(ClipSlices(clip_job(clip, coffee, tmp_path)).outcomes(run))
+    assert run.count == 2
+
+
+def test_a_cancelled_clip_continues_after_its_finished_frames(
+    engine: StyleEngine, clip: VideoClip, coffee: Image.Image, tmp_path: Path
+) -> None:
+    job, run = clip_job(clip, coffee, tmp_path, steps=4), Slices(engine)
+    last: Any = None
+    for outcome in ClipSlices(job).outcomes(run):
+        if run.count == 3:
+            run.runner.release(run.ticket)
+        last = outcome
+    assert not last.complete
+    again = Slices(engine)
+    *_, result = ClipSlices(job).outcomes(again)
+    assert result.complete
+    assert again.count < 4
+
+
+@pytest.mark.parametrize("file", ["first.safetensors", "run.json"])
+def test_a_kept_clip_that_is_damaged_starts_from_the_first_frame(
+    engine: StyleEngine, clip: VideoClip, coffee: Image.Image, tmp_path: Path, file: str
+) -> None:
+    job = clip_job(clip, coffee, tmp_path)
+    refused_after(2, job, engine)
+    (kept,) = kept_folder().iterdir()
+    (kept / file).write_bytes(b"damaged")
+    run = Slices(engine)
+    *_, result = ClipSlices(job).outcomes(run)
+    assert result.complete
+    assert run.count == 1 + 4
+
+
+def test_what_is_not_kept_is_not_promised(
+    engine: StyleEngine, clip: VideoClip, coffee: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, alone = clip_job(clip, coffee, tmp_path), r"left\)\.$"
+    refused_after(0, job, engine, alone)  # no frame is finished
+    monkeypatch.setattr(kept_clips, "MOST_BYTES", 100)
+    refused_after(2, job, engine, alone)
+    assert not list(kept_folder().iterdir())
+    monkeypatch.setenv("STYLEENGINE_DISK_CACHE", "off")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    refused_after(2, job, engine, alone)
+    assert not list(tmp_path.glob("styleengine-clip*"))
+
+
+def kept_run(clips: KeptClips, number: int, nbytes: int = 10) -> str:
+    """The name of a new kept folder of that size."""
+    name = f"{number:064x}"
+    work = clips.take(name)
+    (work / "frame").write_bytes(bytes(nbytes))
+    assert clips.keep(name, work)
+    return name
+
+
+def test_the_latest_clips_are_kept_within_number_bytes_and_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "clips"
+    clips = KeptClips(folder)
+
+    def names() -> list[str]:
+        return sorted(path.name for path in folder.iterdir())
+
+    def age(name: str, seconds: float) -> None:
+        os.utime(folder / name, (time.time() - seconds,) * 2)
+
+    kept = [kept_run(clips, number) for number in range(kept_clips.MOST_CLIPS)]
+    for number, name in enumerate(kept):
+        age(name, 1000 - number)
+    kept.append(kept_run(clips, 99))
+    assert names() == kept[1:]
+    monkeypatch.setattr(kept_clips, "MOST_BYTES", sum(map(_size, folder.iterdir())) - 1)
+    clips.sweep()
+    assert names() == kept[2:]
+    running = clips.take("0" * 63 + "f")
+    age(kept[-1], kept_clips.MOST_SECONDS + 1)
+    clips.sweep()
+    assert names() == [*kept[2:-1], running.name]
+    age(running.name, kept_clips.MOST_SECONDS + 1)  # of a run that was killed
+    (folder / "other").mkdir()
+    age("other", kept_clips.MOST_SECONDS + 1)
+    clips.sweep()
+    assert names() == [*kept[2:-1], "other"]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*"))
+
+
+def test_a_kept_clip_is_private_and_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir(mode=0o755)
+    clips = KeptClips(folder)
+    name = kept_run(clips, 1)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    first, second = clips.take(name), clips.take(name)
+    assert ((first / "frame").exists(), (second / "frame").exists()) == (True, False)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    elsewhere = KeptClips(link).take(name)
+    assert folder not in elsewhere.resolve().parents
+    assert not KeptClips(link).keep(name, elsewhere)
+    elsewhere.rmdir()
 
 
 def test_only_on_zero_gpu_is_a_clip_run_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +458,8 @@ def test_each_slice_asks_in_the_name_of_the_latest_request(engine: StyleEngine) 
     [
         ("You have exceeded your free ZeroGPU quota (60s requested vs. 3s left).", StyleEngineError, "60s requested"),
         ("GPU task aborted", StyleEngineError, "fewer steps"),
+        ("Expired ZeroGPU proxy token", StyleEngineError, "Reload the page"),
+        ("No GPU was available", StyleEngineError, r"No GPU was available\.$"),
         ("ZeroDivisionError", RuntimeError, "ZeroDivisionError"),  # in the process: shown as unexpected
     ],
 )

@@ -408,6 +408,27 @@ def test_progress_counts_up_to_its_total_and_shows_the_last_finished_frame(
     assert np.array_equal(np.asarray(during_third[-1]), frames_in(tmp_path / "work")[1])
 
 
+def test_progress_of_a_resumed_run_counts_the_finished_frames_too(
+    engine: StyleEngine, run: Callable[..., VideoStylization], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_batch_size", lambda pixels: 2)
+    whole: list[StepEvent] = []
+    run(on_step=whole.append)
+    with pytest.raises(Cancelled):
+        run(work=tmp_path / "work", on_step=Stopper("stylizing frame 5 of 5", Cancelled))
+    engine.cache.clear()
+    events: list[StepEvent] = []
+    run(work=tmp_path / "work", on_step=events.append)
+    steps = [event.step for event in events]
+    assert steps == sorted(steps)
+    assert {event.total for event in events} == {whole[0].total}
+    before = (
+        2 + 3
+    )  # the inversions of the first frame and of two, and these frames; the state of the fourth is not kept
+    assert steps[0] == before * QUICK.steps
+    assert steps[-1] == whole[0].total
+
+
 def test_no_more_than_two_frames_keys_and_values_are_alive_at_once(
     run: Callable[..., VideoStylization], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,15 +4,16 @@ import importlib
 import pkgutil
 import threading
 import time
+from collections.abc import Callable, Sequence
 
 import gradio as gr
 
-from styleengine.disk_cache import DiskCache
 from styleengine.engine import StyleEngine
 from styleengine.methods import METHODS
 from styleengine.ui import gpu
 from styleengine.ui.blocks import AppBlocks
 from styleengine.ui.form import plain_tab
+from styleengine.ui.kept_clips import KeptClips
 from styleengine.ui.page import footer, header, launch_options
 from styleengine.ui.runs import Runner
 from styleengine.ui.tab import Tab
@@ -37,8 +38,10 @@ def tabs() -> list[Tab]:
 def build(engine: StyleEngine) -> gr.Blocks:
     """The whole app on one engine. Start it with `launch(**launch_options())`."""
     gpu.prepare(engine)
-    if engine.cache.disk:
-        threading.Thread(target=_keep_swept, args=(engine.cache.disk,), daemon=True).start()
+    sweeps = [engine.cache.disk.sweep] if engine.cache.disk else []
+    sweeps += [KeptClips.usual().sweep] if gpu.ZERO else []
+    if sweeps:
+        threading.Thread(target=_keep_swept, args=(sweeps,), daemon=True).start()
     runner = Runner(engine)
     with AppBlocks(title=TITLE, fill_width=True, delete_cache=(CACHE_SWEEP, CACHE_AGE)) as demo:
         header(TITLE, engine.backbone)
@@ -51,10 +54,11 @@ def build(engine: StyleEngine) -> gr.Blocks:
     return demo.queue(max_size=MOST_QUEUED, api_open=False)
 
 
-def _keep_swept(disk: DiskCache) -> None:
-    """Deletes entries that are too old, also while no run does."""
+def _keep_swept(sweeps: Sequence[Callable[[], None]]) -> None:
+    """Deletes what is too old on disk, also while no run does."""
     while True:
-        disk.sweep()
+        for sweep in sweeps:
+            sweep()
         time.sleep(CACHE_SWEEP)
 
 

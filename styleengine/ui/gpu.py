@@ -1,9 +1,11 @@
 """Support for ZeroGPU Spaces, where each call runs in a forked process that gets a GPU."""
 
+import gc
 import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,14 @@ OTHER_STEP_SECONDS = 0.5  # with inversions
 SIDE = 512
 FRAMES_AFTER = 2  # steps of as many frames may follow when a slice's time is up: a frame, and a batch's inversion
 
+SENTENCES = {  # for what ZeroGPU says in words of its own
+    "GPU task aborted": "The run took longer than the GPU was lent for. Choose fewer steps or a smaller size.",
+    "Expired ZeroGPU proxy token": (
+        "The page was open, or the run waited, for so long that ZeroGPU no longer accepts the page's token. Reload the "
+        "page and start the run again."
+    ),
+}
+
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -55,21 +65,42 @@ def on_gpu(function: Function) -> Function:
     return lend(function) if lend else function
 
 
+class RefusedError(StyleEngineError):
+    """ZeroGPU lends no GPU, or took it back. What a run saved on disk before is complete."""
+
+
 def refusal(error: gr.Error) -> Exception:
-    """ZeroGPU's error as one for the user: no GPU, no quota, time over. The name of another exception is unexpected."""
-    words = str(error.message)
-    if words == "GPU task aborted":
-        words = "The run took longer than the GPU was lent for. Choose fewer steps or a smaller size."
-    return RuntimeError(words) if words.isidentifier() else StyleEngineError(words)
+    """ZeroGPU's error as one for the user: no GPU, no quota, time over, an expired token of the visitor.
+
+    The name of another exception is unexpected.
+    """
+    words = str(error.message).strip()
+    words = SENTENCES.get(words, words)
+    if words.isidentifier():
+        return RuntimeError(words)
+    return RefusedError(words if words.endswith((".", "!", "?")) else f"{words}.")
+
+
+@cache
+def freeze_forks() -> None:
+    """From now on, no forked process collects garbage of the app.
+
+    To free a clip's decoder, for example, means to wait for its threads, which do not exist in the fork. Frozen before
+    the fork, since other hooks of the fork may already collect; once more within, since another thread's fork may have
+    thawed the objects meanwhile.
+    """
+    if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+        os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze, after_in_child=gc.freeze)
 
 
 def prepare(engine: StyleEngine) -> None:
     """On ZeroGPU: loads the embedded models and CLIP before processes are forked, and caches inversions on disk.
 
-    What a call loads or caches in memory is lost at its end.
+    What a call loads or caches in memory is lost at its end. What is garbage in the app stays so in a call's process.
     """
     if not ZERO:
         return
+    freeze_forks()
     engine.cache.disk = engine.cache.disk or disk_cache(engine.backbone.device, store().parent)
     embedded = [name for name, origin in named_backbones().items() if Path(origin.location).is_dir()]
     for model in embedded:

@@ -133,7 +133,7 @@ class _ClipRun:
         if done == self.part.count:
             return
         batches = [numbers for numbers in self._batches() if numbers.stop > done]
-        self.run.plan([phase for part in self._phases(batches) for phase in part], self.shown)
+        self.run.plan(self._phases(done), self.shown)
         stylizer = FrameStylizer(
             self.run, self.styles, invert_styles(self.run, self.styles, self.settings), self.settings, self.size
         )
@@ -173,13 +173,16 @@ class _ClipRun:
         batch, count = self.batch, self.part.count
         return [range(1), *(range(i, min(i + batch, count)) for i in range(1, count, batch))]
 
-    def _phases(self, batches: Sequence[range]) -> Iterator[list[Phase]]:
-        yield style_phases(self.styles)
-        for numbers in batches:
-            yield [_inverting(numbers)]
+    def _phases(self, done: int) -> list[Phase]:
+        """The phases of all frames, first those that earlier runs of `done` frames have ended."""
+        finished: list[Phase] = []
+        left: list[Phase] = []
+        for numbers in self._batches():
+            (finished if numbers.stop <= done else left).append(_inverting(numbers))
             for number in numbers:
-                yield [self._painting(number)]
-                yield [self._painting(number, " alone")] * self.settings.compare
+                painting = [self._painting(number), *[self._painting(number, " alone")] * self.settings.compare]
+                (finished if number < done else left).extend(painting)
+        return [*finished, *style_phases(self.styles), *left]
 
     def _inverted(self, frames: Sequence[Image.Image], phase: Phase) -> list[Trajectory]:
         """Each frame's trajectory, inverted as one batch."""
