@@ -25,7 +25,7 @@ from benchmarks.pairs import content_image, style_image
 from benchmarks.speed import CASES, rows_of, timed
 from benchmarks.tables import Cell, table
 from styleengine import StyleEngine, ZStarSettings
-from styleengine.batch import Task, tasks
+from styleengine.batch import Task, in_blocks, tasks
 from styleengine.cache import ByteCache
 from styleengine.methods import METHODS
 
@@ -109,7 +109,7 @@ def work_of(part: Sequence[Task], costs: Costs) -> Work:
         made[role] += 1
         return Entry(nbytes)
 
-    for task in part:
+    for task in in_blocks(part, cache):
         cache.get_or_make(("content", task.content), lambda: invert("content", costs.content_bytes))
         cache.get_or_make(("style", task.style), lambda: invert("style", costs.style_bytes))
     return Work(made["content"], made["style"], len(part))

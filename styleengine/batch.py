@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from styleengine.cache import ByteCache
 from styleengine.contact_sheet import contact_sheet
 from styleengine.engine import StyleEngine
 from styleengine.errors import StyleEngineError
@@ -55,7 +56,7 @@ def style_kind(method: Method) -> str:
 
 
 def tasks(method: Method, contents: Sequence[str], styles: Sequence[str]) -> list[Task]:
-    """All pairs, one style after another, so that a style's keys and values are computed once.
+    """All pairs, one style after another.
 
     A file's name consists of those of content and style, and numbers where two would be equal.
     """
@@ -90,7 +91,7 @@ def made(
 
     A result that is already in the folder, of the same inputs, settings and model, is not made again.
     """
-    for task in todo:
+    for task in in_blocks(todo, engine.cache):
         problem = ""
         try:
             given, chosen = _inputs(method, settings, task)
@@ -100,6 +101,31 @@ def made(
         except StyleEngineError as error:
             problem = str(error)
         yield task, problem
+
+
+def in_blocks(todo: Sequence[Task], cache: ByteCache) -> Iterator[Task]:
+    """The tasks in blocks of as many contents as the cache holds, in each block one style after another.
+
+    So in a block, each content and each style is inverted once. A block ends where there is room for two more of the
+    largest entries only, since the next style comes before the last one leaves. Contents of results that are not made,
+    and so invert nothing, do not count.
+    """
+    left = dict.fromkeys(todo)
+    while left:
+        block, inverted = list(dict.fromkeys(task.content for task in left)), set[str]()
+        for style in dict.fromkeys(task.style for task in left):
+            for task in [task for task in left if task.style == style and task.content in block]:
+                nbytes = cache.nbytes
+                yield task
+                del left[task]
+                if task.content in inverted or cache.nbytes <= nbytes:
+                    continue
+                inverted.add(task.content)
+                if cache.capacity - cache.nbytes < 2 * cache.largest:
+                    block = block[: block.index(task.content) + 1]
+                    break
+        if left:
+            cache.clear()  # so that the next block has all of it
 
 
 def _inputs(method: Method, settings: Settings, task: Task) -> tuple[dict[str, Any], Settings]:

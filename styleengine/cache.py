@@ -38,6 +38,12 @@ class ByteCache:
         with self._lock:
             return sum(entry.nbytes for entry in self._entries.values())
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest entry."""
+        with self._lock:
+            return max((entry.nbytes for entry in self._entries.values()), default=0)
+
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from conftest import counted_evaluations
 from PIL import Image
 
 from styleengine import QSAttnSettings, StyleEngine, StyleEngineError, ZStarSettings
-from styleengine.batch import SHEET, TABLE, batch_methods, made, summarize, tasks
+from styleengine.batch import SHEET, TABLE, Task, batch_methods, in_blocks, made, summarize, tasks
+from styleengine.cache import ByteCache
 from styleengine.cli import main
 from styleengine.contact_sheet import GAP, LINE
 from styleengine.images import open_image
@@ -89,6 +92,51 @@ def test_each_image_is_inverted_once_and_results_are_those_of_single_runs(
     engine.cache.clear()
     alone = engine.zstar(contents[1], styles[1], QUICK)
     assert pixels(folder)["cat--dark.png"] == alone.image.tobytes()
+
+
+@dataclass(frozen=True)
+class Entry:
+    nbytes: int
+
+
+def run_in_blocks(todo: list[Task], cache: ByteCache, made: int = 0) -> tuple[list[Task], list[str]]:
+    """The order of the tasks, of which the first `made` invert nothing, and what was inverted for the others."""
+    order, inverted = list[Task](), list[str]()
+
+    def invert(name: str, nbytes: int) -> Entry:
+        inverted.append(name)
+        return Entry(nbytes)
+
+    for task in in_blocks(todo, cache):
+        order.append(task)
+        if task not in todo[:made]:
+            cache.get_or_make(task.content, partial(invert, task.content, 10))
+            cache.get_or_make(task.style, partial(invert, task.style, 30))
+    return order, inverted
+
+
+def test_a_batch_goes_by_blocks_of_contents_that_the_cache_holds() -> None:
+    todo = tasks(ZSTAR, [f"content-{i}" for i in range(10)], [f"style-{i}" for i in range(5)])
+    order, inverted = run_in_blocks(todo, ByteCache(1000))
+    assert order == todo
+    assert len(inverted) == 10 + 5
+    order, inverted = run_in_blocks(todo, ByteCache(125))  # four contents, and room for two styles more
+    assert sorted(order, key=todo.index) == todo
+    assert [len({task.content for task in order[start : start + 20]}) for start in (0, 20, 40)] == [4, 4, 2]
+    assert len(inverted) == 10 + 3 * 5
+
+
+def test_blocks_are_as_small_where_the_first_results_were_made_before() -> None:
+    todo = tasks(ZSTAR, [f"content-{i}" for i in range(10)], [f"style-{i}" for i in range(5)])
+    order, inverted = run_in_blocks(todo, ByteCache(125), made=10)  # those of the first style
+    assert sorted(order, key=todo.index) == todo
+    assert [name for name in inverted if name.startswith("content")] == [f"content-{i}" for i in range(10)]
+    assert len(inverted) == 10 + 3 * 4
+
+
+def test_without_anything_in_the_cache_the_order_is_by_styles() -> None:
+    todo = tasks(ZSTAR, ["a", "b"], ["s", "t"])
+    assert list(in_blocks(todo, ByteCache(0))) == todo
 
 
 def test_finished_results_are_not_made_again_unless_something_differs(
