@@ -25,7 +25,7 @@ from benchmarks.pairs import content_image, style_image
 from benchmarks.speed import CASES, rows_of, timed
 from benchmarks.tables import Cell, table
 from styleengine import StyleEngine, ZStarSettings
-from styleengine.batch import Task, in_blocks, tasks
+from styleengine.batch import Task, in_blocks, in_tiles, tasks
 from styleengine.cache import ByteCache
 from styleengine.methods import METHODS
 
@@ -125,7 +125,8 @@ def parts(todo: Sequence[Task], processes: int) -> list[Sequence[Task]]:
 def works(contents: int, styles: int, processes: int, costs: Costs) -> list[Work]:
     """The work of each process of a batch."""
     named = [[f"{role}-{i}" for i in range(count)] for role, count in (("content", contents), ("style", styles))]
-    return [work_of(part, costs) for part in parts(tasks(METHODS["zstar"], *named), processes)]
+    todo = in_tiles(tasks(METHODS["zstar"], *named), processes)
+    return [work_of(part, costs) for part in parts(todo, processes)]
 
 
 def cost_rows(

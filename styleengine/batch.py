@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -101,6 +102,16 @@ def made(
         except StyleEngineError as error:
             problem = str(error)
         yield task, problem
+
+
+def in_tiles(todo: Sequence[Task], processes: int) -> list[Task]:
+    """The tasks in an order of which neighbours for one process have about as many contents as styles.
+
+    So they have few of both, and a process inverts little that another one inverts, too.
+    """
+    side = max(1, round(math.sqrt(len(todo) / processes)))
+    tile = {content: i // side for i, content in enumerate(dict.fromkeys(task.content for task in todo))}
+    return sorted(todo, key=lambda task: tile[task.content])
 
 
 def in_blocks(todo: Sequence[Task], cache: ByteCache) -> Iterator[Task]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from styleengine.arguments import add_command, add_model, add_settings, recommended_for, settings_of
-from styleengine.batch import SHEET, TABLE, batch_methods, made, style_kind, summarize, tasks
+from styleengine.batch import SHEET, TABLE, Task, batch_methods, in_tiles, made, style_kind, summarize, tasks
 from styleengine.console import output_folder, progress_bar
 from styleengine.engine import StyleEngine
 from styleengine.errors import StyleEngineError
@@ -79,11 +79,11 @@ def _process(device: str | None) -> Any:
     return PartialState(cpu=device == "cpu")
 
 
-def _share(process: Any, todo: Sequence[Any]) -> list[Any]:
-    """This process's part of the tasks; tasks with the same style stay together."""
+def _share(process: Any, todo: Sequence[Task]) -> list[Task]:
+    """This process's part of the tasks."""
     if process is None:
         return list(todo)
-    with process.split_between_processes(list(todo)) as part:
+    with process.split_between_processes(in_tiles(todo, process.num_processes)) as part:
         return list(part)
 
 

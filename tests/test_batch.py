@@ -15,7 +15,7 @@ from conftest import counted_evaluations
 from PIL import Image
 
 from styleengine import QSAttnSettings, StyleEngine, StyleEngineError, ZStarSettings
-from styleengine.batch import SHEET, TABLE, Task, batch_methods, in_blocks, made, summarize, tasks
+from styleengine.batch import SHEET, TABLE, Task, batch_methods, in_blocks, in_tiles, made, summarize, tasks
 from styleengine.cache import ByteCache
 from styleengine.cli import main
 from styleengine.contact_sheet import GAP, LINE
@@ -132,6 +132,17 @@ def test_blocks_are_as_small_where_the_first_results_were_made_before() -> None:
     assert sorted(order, key=todo.index) == todo
     assert [name for name in inverted if name.startswith("content")] == [f"content-{i}" for i in range(10)]
     assert len(inverted) == 10 + 3 * 4
+
+
+def test_processes_get_tiles_of_contents_and_styles() -> None:
+    todo = tasks(ZSTAR, [f"content-{i}" for i in range(12)], [f"style-{i}" for i in range(12)])
+    tiled = in_tiles(todo, 9)
+    assert sorted(tiled, key=todo.index) == todo
+    for start in range(0, 144, 16):
+        part = tiled[start : start + 16]
+        assert len({task.content for task in part}) == len({task.style for task in part}) == 4
+    assert in_tiles(todo, 1) == todo
+    assert sorted(in_tiles(todo, 1000), key=todo.index) == todo
 
 
 def test_without_anything_in_the_cache_the_order_is_by_styles() -> None:

@@ -14,7 +14,7 @@ from benchmarks import batch_cost
 from benchmarks.batch_cost import Case, Costs, Work, cost_rows, measured_costs, parts, report, works
 from benchmarks.speed import noted_calls, rows_of
 from styleengine import StyleEngine, ZStarSettings
-from styleengine.batch import made, tasks
+from styleengine.batch import in_tiles, made, tasks
 from styleengine.methods import METHODS
 
 ZSTAR = METHODS["zstar"]
@@ -48,7 +48,7 @@ def counted(
         usual, engine.cache.capacity = engine.cache.capacity, costs.capacity
         rows = 0
         try:
-            for part in parts(tasks(ZSTAR, *files), processes):
+            for part in parts(in_tiles(tasks(ZSTAR, *files), processes), processes):
                 engine.cache.clear()
                 with noted_calls(engine.backbone.unet) as shapes:
                     problems = [problem for _, problem in made(engine, ZSTAR, SETTINGS, part, tmp_path)]
