@@ -7,12 +7,14 @@ A backbone encodes images to latents, decodes them, and predicts noise. Methods 
 from styleengine.backbones.base import Backbone, reconstruct
 from styleengine.backbones.clip import load_clip
 from styleengine.backbones.devices import devices, working_device, working_dtype
+from styleengine.backbones.hub import OnBytes
 from styleengine.backbones.latent import PLACEHOLDER, LatentBackbone, cut_note, with_text_encoder
-from styleengine.backbones.loading import embedded_autoencoder, load_backbone
+from styleengine.backbones.loading import embedded_autoencoder, find_model, load_backbone, stated_settings
 from styleengine.backbones.origins import (
     BACKBONES,
     MODELS,
     default_model,
+    model_title,
     named_backbones,
     recommended_settings,
 )
@@ -24,16 +26,20 @@ __all__ = [
     "PLACEHOLDER",
     "Backbone",
     "LatentBackbone",
+    "OnBytes",
     "PixelBackbone",
     "cut_note",
     "default_model",
     "devices",
     "embedded_autoencoder",
+    "find_model",
     "load_backbone",
     "load_clip",
+    "model_title",
     "named_backbones",
     "recommended_settings",
     "reconstruct",
+    "stated_settings",
     "with_text_encoder",
     "working_device",
     "working_dtype",

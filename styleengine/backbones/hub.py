@@ -125,7 +125,7 @@ class _Count:
         if self.error is not None:
             raise self.error
 
-    def bars(self) -> type[tqdm]:
+    def bars(self) -> Any:  # a subclass of tqdm
         count, lock = self, self._lock
 
         class Bar(tqdm):

@@ -77,6 +77,12 @@ def recommended_settings(model: str) -> Mapping[str, Mapping[str, Any]]:
     return recommended_by(origin, Path(origin.location))
 
 
+def model_title(name: str) -> str:
+    """The display name of a model without the remark in parentheses: “Stable Diffusion 1.5”."""
+    known = named_backbones().get(name)
+    return known.title.partition(" (")[0] if known else model_name(name)
+
+
 def origin_of(name: str) -> Origin:
     named = named_backbones()
     if name in named:
