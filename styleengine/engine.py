@@ -37,7 +37,7 @@ class StyleEngine(EngineCore):
     `model` is "mini" (embedded), "sd15", a local diffusers folder or a hub id; the default is
     $STYLEENGINE_MODEL, else "sd15" with CUDA, else "mini". `device` and `dtype` default to the best available.
     `cache_bytes` limits the cache between runs, by default to 2 GiB, or an eighth of a larger GPU's memory if that is
-    less. With `lazy`, the model is loaded at its first use, or by `preload` or `with_model(None)`.
+    less. With `lazy`, a model that is not embedded is loaded at its first use, or by `preload` or `with_model(None)`.
     If $STYLEENGINE_DISK_CACHE names a folder, inversions are cached there, too, until a day after their last use.
 
     Runs from several threads are queued in order. While a run waits, its `on_step`

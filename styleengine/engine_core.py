@@ -17,8 +17,9 @@ from styleengine.backbones import (
     Backbone,
     default_model,
     find_model,
+    is_embedded,
     load_backbone,
-    model_title,
+    short_title,
     stated_settings,
     working_device,
     working_dtype,
@@ -58,6 +59,7 @@ class EngineCore:
         *,
         lazy: bool = False,
     ) -> None:
+        lazy = lazy and not is_embedded(model or default_model())
         self._backbone: Backbone | None = None if lazy else load_backbone(model, device, dtype)
         if self._backbone:
             self.model, self.device, self.dtype = self._backbone.name, self._backbone.device, self._backbone.dtype
@@ -134,7 +136,7 @@ class EngineCore:
             with load.turn(self._turns):
                 return self._backbones.get_or_make(model, files.load)
 
-        return self._backbones.get(model) or self._loads.result(model, model_title(model), make, on_step)
+        return self._backbones.get(model) or self._loads.result(model, short_title(model), make, on_step)
 
     def settings_for(self, settings_class: type[AnySettings], method: str, given: AnySettings | None) -> AnySettings:
         """The method's defaults, overridden by the backbone's recommended values and then by `given`."""
@@ -207,7 +209,7 @@ class EngineCore:
             return self._backbones.get_or_make(key, lambda: Clip(backbone, load.on_bytes))
 
         known: Any = self._backbones.get(key)
-        return known or self._loads.result(key, f"CLIP of {model_title(backbone.name)}", make, on_step)
+        return known or self._loads.result(key, f"CLIP of {short_title(backbone.name)}", make, on_step)
 
     def _batch_size(self, pixels: int, styles: int = 1) -> int:
         """The batch size for images of `pixels` pixels, each with the keys and values of `styles` styles."""

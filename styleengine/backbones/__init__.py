@@ -14,9 +14,10 @@ from styleengine.backbones.origins import (
     BACKBONES,
     MODELS,
     default_model,
-    model_title,
+    is_embedded,
     named_backbones,
     recommended_settings,
+    short_title,
 )
 from styleengine.backbones.pixel import PixelBackbone
 
@@ -33,12 +34,13 @@ __all__ = [
     "devices",
     "embedded_autoencoder",
     "find_model",
+    "is_embedded",
     "load_backbone",
     "load_clip",
-    "model_title",
     "named_backbones",
     "recommended_settings",
     "reconstruct",
+    "short_title",
     "stated_settings",
     "with_text_encoder",
     "working_device",

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from styleengine.errors import TimeUp
-from styleengine.phases import Stage
 from styleengine.ui.gpu import ZERO
 from styleengine.ui.runs import Job, Program, Report, RunJob
 
@@ -34,7 +33,7 @@ class ClipSlices:
             while True:
                 try:
                     for outcome in run(part):
-                        if isinstance(outcome, Report) and outcome.phase.stage is not Stage.WAITING:
+                        if isinstance(outcome, Report) and outcome.phase.counted:
                             total = max(total, outcome.total)  # that of a later slice is what was left
                             done = max(done, total - outcome.total + outcome.step)
                             yield replace(outcome, step=done, total=total)
