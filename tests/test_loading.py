@@ -4,26 +4,36 @@ import os
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from fake_hub import NAME, FakeHub, fake_hub
+from gradio_client import Client, handle_file
 from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from test_app import QUICK, expect_status, fill, run, upload
+from test_learned_style import made_up
 
-from styleengine import StyleEngine, ZStarSettings
-from styleengine.backbones import Backbone
+from styleengine import StyleEngine, ZStarSettings, ui
+from styleengine.backbones import BACKBONES, Backbone
+from styleengine.backbones.origins import Origin
 from styleengine.cache import ByteCache
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.loads import UNEXPECTED, Load, Loads
 from styleengine.methods import METHODS
+from styleengine.style_library import StyleLibrary
 from styleengine.stylization import StepEvent
 
-PATIENCE = 60.0
+PATIENCE = 60.0  # seconds
+SLOW = {"timeout": PATIENCE * 1000}
+BANNER = ".block.model-loading"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -190,3 +200,167 @@ def test_an_unexpected_error_is_raised_but_not_told_to_visitors() -> None:
     with pytest.raises(OSError, match="private"):
         loads.result("a", "A", make, None)
     assert loads.state("a") == (None, UNEXPECTED)
+
+
+# The page
+
+
+@contextmanager
+def launched(engine: StyleEngine) -> Iterator[str]:
+    """The app's address."""
+    demo = ui.build(engine)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **ui.launch_options())
+    yield url
+    demo.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[[str], Page]]:
+    """Opens an address in a fresh tab."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE * 1000)
+
+    def opened(address: str) -> Page:
+        page.goto(address)
+        return page
+
+    yield opened
+    page.close()
+
+
+@pytest.fixture
+def address(hub: FakeHub) -> Iterator[str]:
+    """The app on a lazy engine, whose model comes slowly from the hub."""
+    hub.open.clear()
+    hub.pause = 1.0
+    with launched(StyleEngine(NAME, device="cpu", lazy=True)) as url:
+        yield url
+        hub.open.set()
+
+
+@pytest.fixture
+def page(visit: Callable[[str], Page], address: str) -> Page:
+    return visit(address)
+
+
+@pytest.fixture
+def files(tmp_path: Path, coffee: Image.Image, cat: Image.Image) -> dict[str, Path]:
+    for name, picture in {"content": coffee, "style": cat}.items():
+        picture.save(tmp_path / f"{name}.png")
+    return {name: tmp_path / f"{name}.png" for name in ("content", "style")}
+
+
+def choose(page: Page, files: dict[str, Path]) -> None:
+    for name, label in (("content", "Content"), ("style", "Style")):
+        upload(page, label, files[name])
+    fill(page, **QUICK)
+
+
+def test_the_page_is_there_before_the_model_shows_the_share_and_works_without_a_reload(
+    hub: FakeHub, page: Page, files: dict[str, Path]
+) -> None:
+    banner = page.locator(BANNER)
+    expect(banner).to_contain_text(re.compile(r"Loading owner/name … \d\d %"), **SLOW)
+    expect(page.locator(".masthead .model")).to_contain_text("Model: ", **SLOW)
+    bar = banner.get_by_role("progressbar")
+    before = int(bar.get_attribute("aria-valuenow") or 0)
+    assert 40 < before < 95
+    expect(bar).not_to_have_attribute("aria-valuenow", str(before), **SLOW)
+    choose(page, files)
+    run(page)
+    expect_status(page, re.compile(r"Loading owner/name … \d\d %"))
+    hub.open.set()
+    expect_status(page, "96×64 pixels in")
+    expect(banner).to_be_hidden(**SLOW)
+    page.reload()
+    expect(page.locator("button.run:visible")).to_be_enabled(**SLOW)
+    expect(banner).to_be_hidden(**SLOW)
+    assert hub.sent.count(UNET) == 1
+
+
+def test_a_run_that_waits_for_the_model_can_be_cancelled_and_the_model_still_comes(
+    hub: FakeHub, page: Page, files: dict[str, Path]
+) -> None:
+    choose(page, files)
+    run(page)
+    expect_status(page, "Loading owner/name …")
+    page.get_by_role("button", name="Cancel").locator("visible=true").click()
+    expect_status(page, "Cancelled.")
+    expect(page.locator(BANNER)).to_contain_text("Loading owner/name …", **SLOW)
+    hub.open.set()
+    expect(page.locator(BANNER)).to_be_hidden(**SLOW)
+    run(page)
+    expect_status(page, "96×64 pixels in")
+
+
+def test_a_failure_is_told_on_the_page_and_run_tries_again(
+    hub: FakeHub, visit: Callable[[str], Page], files: dict[str, Path]
+) -> None:
+    hub.status = 500
+    with launched(StyleEngine(NAME, device="cpu", lazy=True)) as url:
+        page = visit(url)
+        banner = page.locator(BANNER)
+        expect(banner).to_contain_text("owner/name could not be loaded. The download of the model", **SLOW)
+        choose(page, files)
+        run(page)
+        expect_status(page, "broke off")
+        hub.status = 200
+        run(page)
+        expect_status(page, "96×64 pixels in")
+        expect(banner).to_be_hidden(**SLOW)
+
+
+def test_calls_of_the_api_wait_for_the_model_with_the_same_words(
+    hub: FakeHub, address: str, files: dict[str, Path]
+) -> None:
+    client = Client(address, verbose=False, download_files=str(files["content"].parent / "downloads"))
+    inputs = {name: handle_file(file) for name, file in files.items()}
+    job = client.submit(**inputs, **QUICK, api_name="/zstar")
+    words: set[str] = set()
+
+    def noted() -> bool:
+        words.update(unit.desc or "" for unit in job.status().progress_data or ())
+        return any(re.fullmatch(r"Loading owner/name … \d\d %", text) for text in words)
+
+    until(noted)
+    hub.open.set()
+    path, record = job.result(PATIENCE)
+    assert Path(path).is_file()
+    assert record["backbone"] == NAME
+
+
+def test_another_model_that_a_visitor_chooses_is_loaded_with_the_same_progress(
+    hub: FakeHub,
+    shared_engine: StyleEngine,
+    visit: Callable[[str], Page],
+    files: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named = {"far": Origin(NAME, title="A far model (large)")}
+    monkeypatch.setattr("styleengine.backbones.origins.BACKBONES", {**BACKBONES, **named})
+    hub.open.clear()
+    with launched(shared_engine) as url:
+        page = visit(url)
+        page.get_by_role("tab", name="h-space").click()
+        choose(page, files)
+        page.get_by_label("Model").locator("visible=true").click()
+        page.get_by_role("option", name="A far model").click()
+        page.wait_for_timeout(500)  # the controls change to the model's values
+        fill(page, **QUICK)
+        run(page)
+        expect_status(page, re.compile(r"Loading A far model … \d\d %"))
+        hub.open.set()
+        expect_status(page, "96×64 pixels in")
+        assert page.locator(BANNER).count() == 0
+
+
+def test_the_styles_that_fit_are_offered_when_the_model_is_there(
+    hub: FakeHub, page: Page, engine: StyleEngine, cat: Image.Image
+) -> None:
+    style = StyleLibrary().add(made_up(engine.backbone, cat))
+    page.get_by_role("tab", name="InST").click()
+    page.get_by_role("tab", name="Apply").click()
+    box = page.get_by_label("Style", exact=True).locator("visible=true")
+    expect(box).to_have_value("", **SLOW)
+    hub.open.set()
+    expect(box).to_have_value(style.record.name, **SLOW)

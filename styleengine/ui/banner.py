@@ -23,7 +23,7 @@ class Banner:
 
     def __init__(self, engine: StyleEngine) -> None:
         self.engine = engine
-        self.shown = gr.HTML("", visible=False, elem_classes="loading")
+        self.shown = gr.HTML("", visible=False, elem_classes="model-loading")
         self.clock = gr.Timer(POLL_SECONDS)
 
     def connect(self, following: Sequence[Follow]) -> None:
