@@ -26,7 +26,7 @@ from styleengine.backbones import (
 )
 from styleengine.cache import ByteCache
 from styleengine.disk_cache import disk_cache
-from styleengine.errors import StyleEngineError
+from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.loads import Load, Loads
 from styleengine.memory import at_most, batch_size, gpu_memory, kept_on_host, memory_in_words
 from styleengine.method import Call, Inputs, Kind, Method
@@ -103,11 +103,14 @@ class EngineCore:
         def load() -> None:
             try:
                 self.with_model(None)
+            except Cancelled:  # the program ends
+                return
             except StyleEngineError as error:
                 log.warning("%s", error)
             except Exception:
                 log.exception("The model could not be loaded")
 
+        self._loads.close_at_exit()
         threading.Thread(target=load, name="styleengine-preload", daemon=True).start()
 
     def with_model(self, model: str | None, *, on_step: OnStep | None = None) -> Self:

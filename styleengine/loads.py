@@ -1,5 +1,6 @@
 """Loading models, each in a thread of its own, for all threads that need it."""
 
+import atexit
 import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterator
@@ -27,6 +28,7 @@ class Load:
     def __init__(self, title: str, make: "Make") -> None:
         self.title, self.error = title, None
         self.users = 1  # threads that wait for the result; Loads counts them
+        self.closed = False
         self._bytes, self._waits = (0, 1), False
         self._result: Any = None
         self._ended = threading.Event()
@@ -79,8 +81,7 @@ class Load:
         self._check()
 
     def _check(self) -> None:
-        """At the end of the program, the threads of a download would be waited for."""
-        if not self.users or not threading.main_thread().is_alive():
+        if self.closed or not self.users:
             raise Cancelled
 
 
@@ -94,6 +95,16 @@ class Loads:
         self._going: dict[Hashable, Load] = {}
         self._problems: dict[Hashable, str] = {}
         self._lock = threading.Lock()
+
+    def close_at_exit(self) -> None:
+        """Ends what is being loaded when the program ends, which would wait for the threads of a download."""
+        register = getattr(threading, "_register_atexit", atexit.register)  # the latter's functions are called too late
+        register(self._close)
+
+    def _close(self) -> None:
+        with self._lock:
+            for load in self._going.values():
+                load.closed = True
 
     def state(self, key: Hashable) -> tuple[StepEvent | None, str]:
         """The event of a load that is going on, or None; why the last one failed, or an empty string."""

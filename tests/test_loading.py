@@ -5,6 +5,8 @@ import os
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -159,6 +161,32 @@ def test_runs_go_on_while_another_model_is_downloaded(
         assert not other.done()
         hub.open.set()
         assert other.result(PATIENCE).backbone.name == NAME
+
+
+PROGRAM = """
+import time
+from huggingface_hub import constants
+from styleengine import StyleEngine
+constants.DOWNLOAD_CHUNK_SIZE = 8192
+engine = StyleEngine("owner/name", device="cpu", lazy=True)
+engine.preload()
+while not engine.loading[0] or engine.loading[0].step < 0.4 * engine.loading[0].total:
+    time.sleep(0.05)
+print("ends")
+"""
+
+
+def test_a_program_that_ends_does_not_wait_for_the_download(hub: FakeHub, tmp_path: Path) -> None:
+    hub.open.clear()
+    hub.pause = 1.0  # minutes for the whole file
+    variables = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdout
+        assert program.stderr
+        assert program.stdout.readline() == "ends\n"
+        assert program.wait(20) == 0
+        assert "Traceback" not in program.stderr.read()
 
 
 def test_a_load_waits_for_its_turn_and_says_so(hub: FakeHub) -> None:
