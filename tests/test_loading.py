@@ -392,3 +392,13 @@ def test_the_styles_that_fit_are_offered_when_the_model_is_there(
     expect(box).to_have_value("", **SLOW)
     hub.open.set()
     expect(box).to_have_value(style.record.name, **SLOW)
+
+
+def test_a_training_waits_for_the_model_and_says_so(hub: FakeHub, page: Page, files: dict[str, Path]) -> None:
+    page.get_by_role("tab", name="InST").click()
+    upload(page, "Painting", files["style"])
+    fill(page, steps=2)
+    run(page)
+    expect_status(page, re.compile(r"Loading owner/name … \d\d %"))
+    hub.open.set()
+    expect_status(page, "Learned “")
