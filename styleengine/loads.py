@@ -1,4 +1,4 @@
-"""Loading models, each in a thread of its own, for all threads that need it."""
+"""Loading models, each once for all threads that need it."""
 
 import atexit
 import contextlib
@@ -19,7 +19,7 @@ NOTHING = Image.new("RGB", (1, 1), "white")  # the preview before a run
 
 
 class Load:
-    """The loading of one model by `make(load)`, in a thread of its own.
+    """The loading of one model by `make(load)`, which `run` calls once.
 
     `make` passes `on_bytes` to the download, and enters `turn` to read the weights. Both raise Cancelled when nobody
     waits for the model any more.
@@ -32,7 +32,7 @@ class Load:
         self._bytes, self._waits = (0, 1), False
         self._result: Any = None
         self._ended = threading.Event()
-        threading.Thread(target=self._run, args=(make,), name="styleengine-loading", daemon=True).start()
+        self._make: Make | None = make
 
     @property
     def ended(self) -> bool:
@@ -69,7 +69,9 @@ class Load:
             raise self.error
         return self._result
 
-    def _run(self, make: "Make") -> None:
+    def run(self) -> None:
+        make, self._make = self._make, None
+        assert make
         try:
             self._result = make(self)
         except BaseException as error:  # noqa: BLE001 - raised by `wait`
@@ -115,23 +117,31 @@ class Loads:
     def result(self, key: Hashable, title: str, make: Make, on_step: OnStep | None) -> Any:
         """What `make` loads, by a load that is going on or by a new one. It ends when all who wait for it have left.
 
+        With `on_step`, a new load has a thread of its own, so that this one can leave. Otherwise it runs here: ZeroGPU
+        places models on the device only in the thread that starts the app.
+
         Raises the error of `make`, or what `on_step` raises.
         """
-        load = self._joined(key, title, make)
+        load, new = self._joined(key, title, make)
         try:
+            if new and on_step:
+                threading.Thread(target=load.run, name="styleengine-loading", daemon=True).start()
+            elif new:
+                load.run()
             return load.wait(on_step)
         finally:
             self._leave(key, load)
 
-    def _joined(self, key: Hashable, title: str, make: Make) -> Load:
+    def _joined(self, key: Hashable, title: str, make: Make) -> tuple[Load, bool]:
+        """The load, and whether it is new and is to be run by the caller."""
         with self._lock:
             load = self._going.get(key)
             if load and not load.ended:
                 load.users += 1
-                return load
+                return load, False
             self._problems.pop(key, None)
             self._going[key] = load = Load(title, make)
-            return load
+            return load, True
 
     def _leave(self, key: Hashable, load: Load) -> None:
         with self._lock:

@@ -394,11 +394,17 @@ def test_the_styles_that_fit_are_offered_when_the_model_is_there(
     expect(box).to_have_value(style.record.name, **SLOW)
 
 
-def test_a_training_waits_for_the_model_and_says_so(hub: FakeHub, page: Page, files: dict[str, Path]) -> None:
-    page.get_by_role("tab", name="InST").click()
-    upload(page, "Painting", files["style"])
-    fill(page, steps=2)
-    run(page)
-    expect_status(page, re.compile(r"Loading owner/name … \d\d %"))
+def test_a_training_waits_for_the_model_and_says_so(hub: FakeHub, address: str, files: dict[str, Path]) -> None:
+    client = Client(address, verbose=False, download_files=str(files["content"].parent / "downloads"))
+    quick = {"steps": 2, "size": 32, "batch": 2, "views": 2}
+    job = client.submit(painting=handle_file(files["style"]), name="slow", **quick, api_name="/inst_learn")
+    words: set[str] = set()
+
+    def noted() -> bool:
+        assert not job.done()
+        words.update(unit.desc or "" for unit in job.status().progress_data or ())
+        return any(re.fullmatch(r"“slow.*”: Loading owner/name … \d\d %", text) for text in words)
+
+    until(noted)
     hub.open.set()
-    expect_status(page, "Learned “")
+    assert job.result(PATIENCE)[1]["name"].startswith("slow")
