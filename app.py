@@ -13,8 +13,8 @@ from styleengine.memory import share_heaps
 silence_libraries()
 share_heaps()
 try:
-    demo = ui.build(StyleEngine())
-except StyleEngineError as error:  # no such model, no network: shown on the page
+    demo = ui.build(StyleEngine(lazy=not ui.gpu.ZERO))
+except StyleEngineError as error:  # no such model: shown on the page
     print(error, file=sys.stderr)
     demo = ui.build_error_page(str(error))
 

@@ -181,7 +181,7 @@ class Part:
 
     def phase(self, phase: Phase) -> Phase:
         """The run's phase as one of the comparison: “Z-STAR+ (1 of 4), inverting content 1”."""
-        if phase.stage is Stage.WAITING:
+        if not phase.counted:
             return phase
         words = phase.title[:1].lower() + phase.title[1:]
         return Phase(Stage.STYLIZING, f"{self.contender.title} ({self.number} of {self.total}), {words}")

@@ -1,5 +1,6 @@
 """StyleEngine: one public method per technique."""
 
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ class StyleEngine(EngineCore):
     `model` is "mini" (embedded), "sd15", a local diffusers folder or a hub id; the default is
     $STYLEENGINE_MODEL, else "sd15" with CUDA, else "mini". `device` and `dtype` default to the best available.
     `cache_bytes` limits the cache between runs, by default to 2 GiB, or an eighth of a larger GPU's memory if that is
-    less. If $STYLEENGINE_DISK_CACHE names a folder, inversions are cached there, too, until a day after their last use.
+    less. With `lazy`, a model that is not embedded is loaded at its first use, or by `preload` or `with_model(None)`.
+    If $STYLEENGINE_DISK_CACHE names a folder, inversions are cached there, too, until a day after their last use.
 
     Runs from several threads are queued in order. While a run waits, its `on_step`
     is called with the phase “waiting” every few tenths of a second, so that it can be cancelled.
@@ -253,7 +255,8 @@ class StyleEngine(EngineCore):
             report = on_step and (lambda state: on_step(self._learning_event(backbone, state, content)))
             # No variable of this function references the learner, so that after an error its memory is released.
             options: Any = {"name": name, "known": known, "cache": self.cache}
-            return inst.learned(inst.learn(backbone, paintings, self.clip, settings, **options), path, seconds, report)
+            clip = functools.partial(self.clip, on_step)
+            return inst.learned(inst.learn(backbone, paintings, clip, settings, **options), path, seconds, report)
 
     def inst_apply(
         self,

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from styleengine.backbones import Backbone, cut_note, load_clip
+from styleengine.backbones import Backbone, OnBytes, cut_note, load_clip
 
 
 class Clip:
     """The CLIP model of a backbone. All functions of images are differentiable.
 
     Images are (batch, 3, height, width) in [−1, 1], of any size. Texts are truncated to `longest_text`
-    tokens, including the start and end tokens.
+    tokens, including the start and end tokens. `on_bytes` is called during a download, as in `hub.download`.
     Raises StyleEngineError if the backbone has no CLIP and none can be downloaded.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.model, self.tokenizer, processor = load_clip(backbone)
+    def __init__(self, backbone: Backbone, on_bytes: OnBytes | None = None) -> None:
+        self.model, self.tokenizer, processor = load_clip(backbone, on_bytes)
         config: Any = self.model.config
         self.side: int = config.vision_config.image_size
         self.longest_text: int = config.text_config.max_position_embeddings

@@ -7,6 +7,7 @@ class Stage(Enum):
     """The stage of a phase, with its display text."""
 
     WAITING = "waiting"
+    LOADING = "loading"
     INVERTING = "inverting"
     STYLIZING = "stylizing"
     RECONSTRUCTING = "reconstruction"
@@ -33,6 +34,11 @@ class Phase(str):
         return text[:1].upper() + text[1:]
 
     @property
+    def counted(self) -> bool:
+        """Whether its steps are the run's own, and not those of waiting for a turn or for a model."""
+        return self.stage not in (Stage.WAITING, Stage.LOADING)
+
+    @property
     def previewed(self) -> bool:
         """Whether there is a result to preview; inversions have none."""
         return self.stage in (Stage.STYLIZING, Stage.LEARNING)
@@ -52,3 +58,8 @@ def inverting(subject: str) -> Phase:
 def stylizing(subject: str) -> Phase:
     """The stylization of one of several parts, such as "frame 3 of 7"."""
     return Phase(Stage.STYLIZING, f"{Stage.STYLIZING.value} {subject}")
+
+
+def loading(title: str) -> Phase:
+    """The loading of a model, whose steps are the bytes of its files."""
+    return Phase(Stage.LOADING, f"{Stage.LOADING.value} {title}")

@@ -195,7 +195,7 @@ def roles(record: dict[str, Any]) -> list[str]:
     return [entry["role"] for entry in record["inputs"]]
 
 
-def expect_status(page: Page, text: str) -> None:
+def expect_status(page: Page, text: str | re.Pattern[str]) -> None:
     expect(page.locator(".status:visible").first).to_contain_text(text, timeout=PATIENCE)
 
 

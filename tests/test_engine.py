@@ -657,6 +657,9 @@ def test_a_run_that_waits_for_its_turn_reports_it_and_can_be_cancelled(
     assert [(event.phase, event.step, event.total) for event in events] == [("waiting", 0, 1)] * 2
     assert events[0].preview().mode == "RGB"
     assert not batches
+    deadline = time.monotonic() + 5
+    while engine._turns._queue and time.monotonic() < deadline:  # the thread that loads a model leaves soon
+        time.sleep(0.02)
     assert not engine._turns._queue
 
 
@@ -720,13 +723,13 @@ def test_a_model_is_loaded_when_it_is_its_turn(
 ) -> None:
     loading: list[int] = []
 
-    def load(*arguments: object) -> Backbone:
+    def load() -> Backbone:
         loading.append(len(engine._turns._queue))
         return engine.backbone
 
     fresh = copy.copy(engine)
     fresh._backbones = ByteCache(1 << 30)
-    monkeypatch.setattr("styleengine.engine_core.load_backbone", load)
+    monkeypatch.setattr("styleengine.engine_core.find_model", lambda *arguments: SimpleNamespace(load=load))
     fresh.with_model("a")
     fresh.with_model("a")
     with engine._turns.one():

@@ -29,6 +29,7 @@ LAYERS = [
     {"style_library"},
     {"method"},
     {"methods"},
+    {"loads"},
     {"engine_core"},
     {"engine", "found_inputs"},
     {"batch", "comparison", "rerun"},

@@ -7,14 +7,17 @@ A backbone encodes images to latents, decodes them, and predicts noise. Methods 
 from styleengine.backbones.base import Backbone, reconstruct
 from styleengine.backbones.clip import load_clip
 from styleengine.backbones.devices import devices, working_device, working_dtype
+from styleengine.backbones.hub import OnBytes
 from styleengine.backbones.latent import PLACEHOLDER, LatentBackbone, cut_note, with_text_encoder
-from styleengine.backbones.loading import embedded_autoencoder, load_backbone
+from styleengine.backbones.loading import embedded_autoencoder, find_model, load_backbone, stated_settings
 from styleengine.backbones.origins import (
     BACKBONES,
     MODELS,
     default_model,
+    is_embedded,
     named_backbones,
     recommended_settings,
+    short_title,
 )
 from styleengine.backbones.pixel import PixelBackbone
 
@@ -24,16 +27,21 @@ __all__ = [
     "PLACEHOLDER",
     "Backbone",
     "LatentBackbone",
+    "OnBytes",
     "PixelBackbone",
     "cut_note",
     "default_model",
     "devices",
     "embedded_autoencoder",
+    "find_model",
+    "is_embedded",
     "load_backbone",
     "load_clip",
     "named_backbones",
     "recommended_settings",
     "reconstruct",
+    "short_title",
+    "stated_settings",
     "with_text_encoder",
     "working_device",
     "working_dtype",

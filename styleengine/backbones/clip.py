@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from styleengine.backbones.base import Backbone
-from styleengine.backbones.hub import download
+from styleengine.backbones.hub import OnBytes, download
 from styleengine.backbones.loading import reason, too_large
 from styleengine.backbones.origins import Origin
 from styleengine.errors import StyleEngineError
@@ -19,17 +19,20 @@ CLIP_ON_HUB = Origin("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe2
 CLIP_FOLDER = "clip"  # of a model's folder: a CLIPModel, its tokenizer and image processor
 
 
-def load_clip(backbone: Backbone) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorPil]:
+def load_clip(
+    backbone: Backbone, on_bytes: OnBytes | None = None
+) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorPil]:
     """The CLIP of a backbone, in float32 on its device: from its folder, else OpenAI's ViT-L/14 from the hub.
 
     The one from the hub is pinned to a revision, so that a version of StyleEngine always uses the same CLIP.
+    `on_bytes` is called during its download, as in `hub.download`.
 
     Raises StyleEngineError if it cannot be loaded, also for lack of memory.
     """
     folder = backbone.folder / CLIP_FOLDER
     if not folder.is_dir():
         try:
-            folder, _ = download(CLIP_ON_HUB.location, CLIP_ON_HUB)
+            folder, _ = download(CLIP_ON_HUB.location, CLIP_ON_HUB, on_bytes=on_bytes)
         except StyleEngineError as error:
             raise StyleEngineError(
                 f"The model “{backbone.title}” has no CLIP to compare images and text with, and "

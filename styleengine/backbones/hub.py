@@ -1,19 +1,24 @@
 """Downloads a model's folder from the hub, pinned to a revision: the files that are loaded, safetensors only."""
 
+import errno
 import json
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from httpx2 import HTTPError  # of the hub's client: not all of them become errors of its own
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from tqdm import tqdm
 
-from styleengine.backbones.origins import Origin
+from styleengine.backbones.origins import RECOMMENDED_FILE, Origin
 from styleengine.errors import StyleEngineError
 
 PATTERNS = ("*.json", "*.txt", "*.safetensors")
@@ -22,16 +27,35 @@ INDEX = "model_index.json"
 NOT_LOADED = {"safety_checker", "feature_extractor"}  # parts of a pipeline
 OWN = {"clip"}  # a folder that no model index names
 HALF = ".fp16."
+CONFIGURATIONS = (INDEX, RECOMMENDED_FILE, "config.json", "unet/config.json")  # what a pixel model's size is read from
+
+OnBytes = Callable[[int, int], None]  # called with the bytes that are here, and those of all files that are loaded
 
 
-def download(name: str, origin: Origin, half: bool = False) -> tuple[Path, str]:
+def download(name: str, origin: Origin, half: bool = False, on_bytes: OnBytes | None = None) -> tuple[Path, str]:
     """The model's folder and its revision. With `half`, weights in float16 where the repository has them.
 
-    Raises StyleEngineError for an unknown model or revision, or if it is not on this machine and the hub cannot be
-    reached.
+    `on_bytes(done, total)` is called when the sizes are known and with each part of a file that arrives, from any
+    thread, one call at a time. An exception that it raises ends the download. Files that are complete are kept.
+
+    Raises StyleEngineError for an unknown model or revision, if it is not on this machine and the hub cannot be
+    reached, or if the download breaks off.
     """
+    with _errors_in_words(name, origin):
+        folder = Path(_snapshot(name, origin, half, on_bytes))
+    return folder, folder.name
+
+
+def configuration(name: str, origin: Origin) -> Path:
+    """The model's folder with its configurations only, a few kilobytes. Raises as `download`."""
+    with _errors_in_words(name, origin):
+        return Path(snapshot_download(origin.location, revision=origin.revision, allow_patterns=list(CONFIGURATIONS)))
+
+
+@contextmanager
+def _errors_in_words(name: str, origin: Origin) -> Iterator[None]:
     try:
-        folder = _snapshot(origin, half)
+        yield
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise StyleEngineError(
             f"The hub has no model “{origin.location}” that you may read. "
@@ -41,21 +65,20 @@ def download(name: str, origin: Origin, half: bool = False) -> tuple[Path, str]:
         raise StyleEngineError(
             f"The model “{origin.location}” has no revision “{origin.revision}”. Name a branch, a tag or a commit."
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise StyleEngineError(
             f"The model “{name}” is not on this machine and the hub cannot be reached ({type(error).__name__}). "
             "Connect to the network and try again, or use the embedded model “mini”, which needs none."
         ) from error
-    return Path(folder), Path(folder).name
 
 
-def _snapshot(origin: Origin, half: bool) -> str:
+def _snapshot(name: str, origin: Origin, half: bool, on_bytes: OnBytes | None) -> str:
     location, revision = origin.location, origin.revision
     try:
         files = HfApi().list_repo_files(location, revision=revision)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
         raise
-    except (HfHubHTTPError, OSError):  # what is on this machine
+    except (HTTPError, OSError):  # what is on this machine
         return snapshot_download(
             location, revision=revision, allow_patterns=list(PATTERNS), ignore_patterns=list(UNUSED)
         )
@@ -63,7 +86,82 @@ def _snapshot(origin: Origin, half: bool) -> str:
     if INDEX in files:
         index = Path(snapshot_download(location, revision=revision, allow_patterns=[INDEX]), INDEX)
         parts = named_parts(index.read_text(encoding="utf-8"))
-    return snapshot_download(location, revision=revision, allow_patterns=loaded_files(files, parts, half))
+    wanted: dict[str, Any] = {"revision": revision, "allow_patterns": loaded_files(files, parts, half)}
+    if on_bytes is None:  # with the hub's own progress bars
+        with _broken_off(name):
+            return snapshot_download(location, **wanted)
+    sizes = [(file.file_size or 0, file.will_download) for file in snapshot_download(location, **wanted, dry_run=True)]
+    here, total = sum(size for size, missing in sizes if not missing), sum(size for size, _ in sizes)
+    count = _Count(here, total, on_bytes)
+    with _broken_off(name, count):
+        folder = snapshot_download(location, **wanted, tqdm_class=count.bars())
+        count.note(total)  # files of equal content are downloaded once
+        return folder
+
+
+class _Count:
+    """Counts the bytes of a download from the hub's progress bars, of which it makes the class.
+
+    A file's bytes are counted by two bars: as they arrive, and as they are written to its file. These differ where
+    files are put together from parts (Xet). The higher one counts.
+    """
+
+    def __init__(self, here: int, total: int, on_bytes: OnBytes) -> None:
+        self.error: BaseException | None = None  # of `on_bytes`; the hub's client may replace or drop it
+        self._here, self._total, self._on_bytes = here, total, on_bytes
+        self._done = 0
+        self._lock = threading.RLock()
+        on_bytes(here, total)
+
+    def note(self, done: float) -> None:
+        """Reports that a bar is at `done` bytes, unless another is further."""
+        self._done = max(self._done, int(done))
+        try:
+            if self.error is None:
+                self._on_bytes(min(self._here + self._done, self._total), self._total)
+        except BaseException as error:
+            self.error = error
+            raise
+        if self.error is not None:
+            raise self.error
+
+    def bars(self) -> Any:  # a subclass of tqdm
+        count, lock = self, self._lock
+
+        class Bar(tqdm):
+            """A bar that is not drawn. The hub's client has one more, whose unit is files."""
+
+            def __init__(self, *arguments: Any, unit: str = "files", **options: Any) -> None:
+                super().__init__(*arguments, **{**options, "disable": True})
+                self.in_bytes = unit == "B"
+
+            def update(self, n: float | None = 1) -> None:
+                with lock:
+                    self.n += n or 0
+                    if self.in_bytes:
+                        count.note(self.n)
+
+        return Bar
+
+
+@contextmanager
+def _broken_off(name: str, count: _Count | None = None) -> Iterator[None]:
+    """Turns all errors of a download into sentences, but that of `on_bytes`, which is raised as it is."""
+    try:
+        yield
+    except Exception as error:
+        if count and count.error:
+            raise count.error from None
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise StyleEngineError(
+                f"There is no room on the disk for the model “{name}”. Free some, or choose a smaller model."
+            ) from error
+        raise StyleEngineError(
+            f"The download of the model “{name}” broke off ({type(error).__name__}). "
+            "Try again: files that are complete are kept."
+        ) from error
+    if count and count.error:
+        raise count.error
 
 
 def named_parts(index: str) -> set[str]:

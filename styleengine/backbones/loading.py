@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from styleengine.attention import use_fused_attention
 from styleengine.backbones.base import PREDICTION_TYPES, Backbone
 from styleengine.backbones.devices import working_device, working_dtype
-from styleengine.backbones.hub import download
+from styleengine.backbones.hub import OnBytes, configuration, download
 from styleengine.backbones.latent import LatentBackbone
 from styleengine.backbones.origins import (
     MODELS,
     RECOMMENDED_FILE,
     Origin,
     default_model,
+    named_backbones,
     origin_of,
     recommended_by,
     unet_folder,
@@ -60,29 +62,63 @@ def load_backbone(
     Raises StyleEngineError for an unknown model, a folder that is no such model, an unreachable hub, a
     device or dtype that cannot be used, or too little memory.
     """
-    name = model or default_model()
-    origin = origin_of(name)
     device = working_device(device)
-    dtype = working_dtype(dtype, device)
-    with memory_in_words(too_large(model_name(name))):
-        return _loaded(name, origin, device, dtype)
+    return find_model(model or default_model(), device, working_dtype(dtype, device)).load()
 
 
-def _loaded(name: str, origin: Origin, device: torch.device, dtype: torch.dtype) -> Backbone:
-    """The backbone; its networks are referenced by no frame outside, so that a failure releases them."""
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's files on this machine, and the device and dtype in which it is to be loaded from them."""
+
+    name: str
+    origin: Origin
+    folder: Path
+    revision: str
+    device: torch.device
+    dtype: torch.dtype
+
+    def load(self) -> Backbone:
+        """The backbone; StyleEngineError for a folder that is no such model, or too little memory."""
+        with memory_in_words(too_large(model_name(self.name))):
+            return _loaded(self)
+
+
+def find_model(name: str, device: torch.device, dtype: torch.dtype, on_bytes: OnBytes | None = None) -> ModelFiles:
+    """The files of a model, named as in `load_backbone`, downloaded if necessary; `on_bytes` as in `download`.
+
+    Raises StyleEngineError for an unknown model, an unreachable hub, or a download that breaks off.
+    """
+    origin = origin_of(name)
     folder = Path(origin.location)
-    if not folder.is_dir():
-        folder, revision = download(name, origin, half=device.type == "cuda" and dtype == torch.float16)
-    else:
+    if folder.is_dir():
         revision = folder_revision(folder)
+    else:
+        folder, revision = download(name, origin, device.type == "cuda" and dtype == torch.float16, on_bytes)
+    return ModelFiles(name, origin, folder, revision, device, dtype)
+
+
+def stated_settings(model: str) -> Mapping[str, Mapping[str, Any]]:
+    """A model's recommended settings per method, from its configurations; its weights are neither read nor downloaded.
+
+    Raises StyleEngineError for an unknown model, or if a hub id's configurations are not on this machine and the hub
+    cannot be reached. The named models need no hub.
+    """
+    origin = origin_of(model)
+    known = model in named_backbones() or Path(origin.location).is_dir()
+    return recommended_by(origin, Path(origin.location) if known else configuration(model, origin))
+
+
+def _loaded(files: ModelFiles) -> Backbone:
+    """The backbone; its networks are referenced by no frame outside, so that a failure releases them."""
+    name, folder, device, dtype = files.name, files.folder, files.device, files.dtype
     parts = _read(name, folder, dtype)
     common: dict[str, Any] = {
         "name": name,
-        "revision": revision,
+        "revision": files.revision,
         "alphas_cumprod": parts.pop("alphas_cumprod").float().to(device),
         "device": device,
         "dtype": dtype,
-        "recommended": recommended_by(origin, folder),
+        "recommended": recommended_by(files.origin, folder),
         "folder": folder,
     }
     backbone = LatentBackbone(**common, **parts) if "vae" in parts else PixelBackbone(**common, **parts)

@@ -77,6 +77,18 @@ def recommended_settings(model: str) -> Mapping[str, Mapping[str, Any]]:
     return recommended_by(origin, Path(origin.location))
 
 
+def is_embedded(name: str) -> bool:
+    """Whether the model is one of those in the package, which load within a second or two."""
+    named = named_backbones().get(name)
+    return named is not None and Path(named.location).parent == MODELS
+
+
+def short_title(name: str) -> str:
+    """The display name of a model without the remark in parentheses: “Stable Diffusion 1.5”."""
+    known = named_backbones().get(name)
+    return known.title.partition(" (")[0] if known else model_name(name)
+
+
 def origin_of(name: str) -> Origin:
     named = named_backbones()
     if name in named:

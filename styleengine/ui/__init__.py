@@ -11,6 +11,7 @@ import gradio as gr
 from styleengine.engine import StyleEngine
 from styleengine.methods import METHODS
 from styleengine.ui import gpu
+from styleengine.ui.banner import Banner
 from styleengine.ui.blocks import AppBlocks
 from styleengine.ui.form import plain_tab
 from styleengine.ui.kept_clips import KeptClips
@@ -18,7 +19,7 @@ from styleengine.ui.page import footer, header, launch_options
 from styleengine.ui.runs import Runner
 from styleengine.ui.tab import Tab
 
-__all__ = ["build", "build_error_page", "launch_options", "tabs"]
+__all__ = ["build", "build_error_page", "gpu", "launch_options", "tabs"]
 
 TITLE = "StyleEngine"
 CACHE_SWEEP, CACHE_AGE = 3600, 24 * 3600  # seconds: uploads and results are deleted after a day
@@ -36,7 +37,10 @@ def tabs() -> list[Tab]:
 
 
 def build(engine: StyleEngine) -> gr.Blocks:
-    """The whole app on one engine. Start it with `launch(**launch_options())`."""
+    """The whole app on one engine. Start it with `launch(**launch_options())`.
+
+    A lazy engine loads its model meanwhile. The page shows how far it is, and runs wait for it.
+    """
     gpu.prepare(engine)
     sweeps = [engine.cache.disk.sweep] if engine.cache.disk else []
     sweeps += [KeptClips.usual().sweep] if gpu.ZERO else []
@@ -44,13 +48,17 @@ def build(engine: StyleEngine) -> gr.Blocks:
         threading.Thread(target=_keep_swept, args=(sweeps,), daemon=True).start()
     runner = Runner(engine)
     with AppBlocks(title=TITLE, fill_width=True, delete_cache=(CACHE_SWEEP, CACHE_AGE)) as demo:
-        header(TITLE, engine.backbone)
+        header(TITLE, engine)
+        banner = None if engine.loaded else Banner(engine)
         for tab in tabs():
             with gr.Tab(tab.label):
                 if tab.intro:
                     gr.Markdown(tab.intro)
                 tab.build(runner)
         footer()
+        if banner:
+            banner.connect(runner.following)
+            engine.preload()
     return demo.queue(max_size=MOST_QUEUED, api_open=False)
 
 

@@ -12,7 +12,6 @@ from styleengine.errors import Cancelled, StyleEngineError, TimeUp
 from styleengine.method import Inputs
 from styleengine.methods import METHODS
 from styleengine.methods.zstar_video.method import RESULT
-from styleengine.phases import Stage
 from styleengine.stylization import VideoStylization
 from styleengine.ui.gpu import ZERO, RefusedError
 from styleengine.ui.kept_clips import KeptClips
@@ -103,7 +102,7 @@ class ClipSlices:
 
 def _is_step(outcome: Any) -> TypeGuard[Report]:
     """Whether this is a report of the run itself, not of its waiting."""
-    return isinstance(outcome, Report) and outcome.phase.stage is not Stage.WAITING
+    return isinstance(outcome, Report) and outcome.phase.counted
 
 
 def in_slices(job: Job) -> Program:

@@ -101,7 +101,7 @@ def prepare(engine: StyleEngine) -> None:
     if not ZERO:
         return
     freeze_forks()
-    engine.cache.disk = engine.cache.disk or disk_cache(engine.backbone.device, store().parent)
+    engine.cache.disk = engine.cache.disk or disk_cache(engine.device, store().parent)
     embedded = [name for name, origin in named_backbones().items() if Path(origin.location).is_dir()]
     for model in embedded:
         engine.with_model(model)

@@ -14,6 +14,7 @@ from styleengine.errors import StyleEngineError
 from styleengine.images import open_image
 from styleengine.learned_style import MOST_PAINTINGS, SUFFIX, LearnedStyle
 from styleengine.methods.inst import InSTLearningSettings, opened_paintings
+from styleengine.phases import Stage
 from styleengine.style_library import SHIPPED
 from styleengine.ui.charts import lines
 from styleengine.ui.controls import Controls
@@ -22,7 +23,7 @@ from styleengine.ui.examples import EXAMPLE_WORDS, FIRST_LEARNED, first_previews
 from styleengine.ui.gpu import ZERO
 from styleengine.ui.layout import columns, inputs_part, result_part, settings_part
 from styleengine.ui.learning import HEARTBEAT, LEARN, MOST_LEARNING, Learning, LearningStatus
-from styleengine.ui.panel import Panel, Updates, duration, line, progress_bar, strip
+from styleengine.ui.panel import Panel, Updates, duration, line, loading_words, progress_bar, strip
 from styleengine.ui.parameter import parameter
 from styleengine.ui.pictures import path_of, picture
 from styleengine.ui.runs import Report, Runner
@@ -198,7 +199,7 @@ def _add_learning_api(learning: Learning, panel: LearnPanel, choice: StyleChoice
             try:
                 given_at = time.monotonic()
                 async for known in learning.watch(name):
-                    progress((known.report.step, known.report.total), desc=f"“{known.name}”: {known.phase}")
+                    progress((known.report.step, known.report.total), desc=words(known))
                     if not known.ended and time.monotonic() - given_at > HEARTBEAT:
                         given_at = time.monotonic()
                         yield None, None
@@ -242,6 +243,12 @@ async def _begun(learning: Learning, begin: Callable[..., str], values: Mapping[
     except asyncio.CancelledError:
         beginning.add_done_callback(stop)
         raise
+
+
+def words(known: LearningStatus) -> str:
+    """What the training does, for clients of the API."""
+    loads = known.report.phase.stage is Stage.LOADING
+    return f"“{known.name}”: {loading_words(known.report) if loads else known.phase}"
 
 
 def pace(report: Report) -> str:

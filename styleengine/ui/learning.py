@@ -25,7 +25,7 @@ from styleengine.backbones import with_text_encoder
 from styleengine.errors import Cancelled, StyleEngineError
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods.inst import InSTLearningSettings
-from styleengine.phases import LEARNING, WAITING
+from styleengine.phases import LEARNING, WAITING, Stage
 from styleengine.style_library import StyleLibrary, Unfinished
 from styleengine.ui.runs import Job, Report, Runner
 
@@ -97,12 +97,14 @@ class Learning:
         """Queues the training of a painting's style and returns the style's name. Previews restyle `content`.
 
         `more` are further paintings of the same artist.
-        Raises StyleEngineError if the model has no text encoder or the queue is full.
+        Raises StyleEngineError if the model has no text encoder or the queue is full. Before the model is loaded, the
+        training ends with the former error.
         """
         engine = self.runner.engine
-        with_text_encoder(engine.backbone)
+        if engine.loaded:
+            with_text_encoder(engine.loaded)
         settings = engine.settings_for(InSTLearningSettings, LEARN, settings)
-        run = {"settings": settings.model_dump(), "model": engine.backbone.name}
+        run = {"settings": settings.model_dump(), "model": engine.model}
         return self._enter(lambda: self.library.begin(painting, name, run, content, self._in_use(), more))
 
     def resume(self, name: str) -> str:
@@ -249,6 +251,8 @@ class Learning:
             for outcome in self.runner.run(job, task.ticket, previews=True):
                 if isinstance(outcome, Report) and outcome.phase == LEARNING:
                     self._note(task.place, outcome)
+                elif isinstance(outcome, Report) and outcome.phase.stage is Stage.LOADING:
+                    self._set(task.place, report=outcome)
                 elif isinstance(outcome, LearnedStyle) and outcome.record.complete:
                     return outcome
             time.sleep(PAUSE_BETWEEN_SLICES)
@@ -266,8 +270,11 @@ class Learning:
         if report.preview:
             place.save_preview(report.step, report.preview)
             changed["previews"] = _previews(place)
+        self._set(place, **changed)
+
+    def _set(self, place: Unfinished, **values: Any) -> None:
         with self._lock:
-            self._known[place.name] = replace(self._known[place.name], **changed)
+            self._known[place.name] = replace(self._known[place.name], **values)
 
     def _end(self, task: _Task, **values: Any) -> None:
         """Stores the final status, drops old ones, and frees a place in the queue. The caller holds the lock."""

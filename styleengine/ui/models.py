@@ -15,12 +15,12 @@ MOST_SHOWN = 100  # characters of a name in an error
 
 def model_choice(engine: StyleEngine, start: str | None = None) -> gr.Dropdown:
     """All named models and the app's own. `start` is selected initially, or the app's own."""
-    names = list(dict.fromkeys([engine.backbone.name, *named_backbones()]))
+    names = list(dict.fromkeys([engine.model, *named_backbones()]))
     return gr.Dropdown(
         [(model_title(name), model_name(name)) for name in names],
-        value=start or model_name(engine.backbone.name),
+        value=start or model_name(engine.model),
         label="Model",
-        info=model_info(start or engine.backbone.name),
+        info=model_info(start or engine.model),
         interactive=True,
     )
 
@@ -37,8 +37,8 @@ def chosen_model(engine: StyleEngine, choice: gr.Dropdown, value: Any) -> str:
     None selects the app's own model. Raises StyleEngineError for any other name.
     """
     offered = [str(name) for _, name in choice.choices]
-    if value is None or value == model_name(engine.backbone.name):
-        return engine.backbone.name
+    if value is None or value == model_name(engine.model):
+        return engine.model
     if value not in offered:
         known = ", ".join(f"“{name}”" for name in offered)
         named = f"“{value[:MOST_SHOWN]}”" if isinstance(value, str) else "of that name"

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 from gradio.utils import get_space
 from starlette.middleware import Middleware
 
-from styleengine.backbones import Backbone, named_backbones
+from styleengine.backbones import named_backbones
+from styleengine.engine import StyleEngine
 from styleengine.stylization import model_name
 from styleengine.ui.page_cache import PageCache
 from styleengine.video import MOST_BYTES
@@ -68,10 +70,10 @@ def launch_options() -> dict[str, Any]:
     }
 
 
-def header(title: str, backbone: Backbone | None = None) -> None:
+def header(title: str, engine: StyleEngine | None = None) -> None:
     """The title, the model with its licence, and on a Space a button that duplicates it."""
     words = "Redraws a photo in the style of a painting, of a text or of a learned style, with diffusion models."
-    model = f'<p class="model">{model_words(backbone)}</p>' if backbone else ""
+    model = f'<p class="model">{model_words(engine.model, engine.device)}</p>' if engine else ""
     with gr.Row(elem_classes="titlebar"):
         gr.HTML(f"<h1>{escape(title)}</h1><p>{words}</p>{model}", elem_classes="masthead")
         if get_space():
@@ -84,12 +86,12 @@ def footer() -> None:
     gr.HTML('<div class="place"></div>', elem_classes="kept-results", js_on_load=script, apply_default_css=False)
 
 
-def model_words(backbone: Backbone) -> str:
+def model_words(model: str, device: torch.device) -> str:
     """The model, its device and the licence of its weights, as HTML."""
-    machine = "the GPU" if backbone.device.type == "cuda" else "the CPU"
-    words, licence, address = licence_of(backbone.name)
+    machine = "the GPU" if device.type == "cuda" else "the CPU"
+    words, licence, address = licence_of(model)
     link = f'<a href="{escape(address)}" target="_blank" rel="noopener">{escape(licence)}</a>.' if address else ""
-    return f"Model: {escape(model_title(backbone.name))}, on {machine}. {words} {link}"
+    return f"Model: {escape(model_title(model))}, on {machine}. {words} {link}"
 
 
 def licence_of(model: str) -> tuple[str, str, str]:

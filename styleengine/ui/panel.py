@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from styleengine.phases import Stage
+from styleengine.stylization import StepEvent
 from styleengine.ui.runs import Report
 
 Updates = dict[Any, Any]
@@ -75,13 +76,21 @@ def strip(label: str, columns: int, buttons: list[Any], elem_classes: str, first
     )
 
 
-def progress_words(report: Report) -> str:
+def progress_words(report: Report | StepEvent) -> str:
     if report.phase.stage is Stage.WAITING:
         return WAITING_WORDS
+    if report.phase.stage is Stage.LOADING:
+        return loading_words(report)
     return f"{report.phase.title}: step {report.step} of {report.total}"
 
 
-def progress_bar(report: Report) -> str:
+def loading_words(event: Report | StepEvent) -> str:
+    """“Loading Stable Diffusion 1.5 … 43 %”; without a share before the download, after it, and where there is none."""
+    share = f" {100 * event.step / event.total:.0f} %" if 0 < event.step < event.total else ""
+    return f"{event.phase.title} …{share}"
+
+
+def progress_bar(report: Report | StepEvent) -> str:
     percent = 100 * report.step / max(1, report.total)
     named = f'role="progressbar" aria-label="Progress" aria-valuenow="{percent:.0f}"'
     bar = f'<div class="bar" {named}><div style="width: {percent:.1f}%"></div></div>'

@@ -31,7 +31,8 @@ class Parameter(gr.JSON):
         return super().get_config(cls or gr.JSON)
 
     def api_info(self) -> dict[str, Any]:
-        return self.control.api_info()
+        """The control's description. A list without choices (styles before the model is loaded) allows all values."""
+        return {name: value for name, value in self.control.api_info().items() if (name, value) != ("enum", [])}
 
     def api_info_as_input(self) -> dict[str, Any]:
         return self.control.api_info_as_input()

@@ -25,7 +25,7 @@ from styleengine.engine import StyleEngine
 from styleengine.errors import Cancelled, StyleEngineError, TimeUp
 from styleengine.learned_style import LearnedStyle
 from styleengine.methods import METHODS
-from styleengine.phases import Phase, Stage
+from styleengine.phases import Phase
 from styleengine.stylization import LearningEvent, OnStep, StepEvent, Stylization, VideoStylization, model_name
 from styleengine.ui.gpu import on_gpu, refusal
 from styleengine.video import VideoClip
@@ -105,10 +105,13 @@ class Runner:
     Each run has a ticket, a cancellation token that is created before the run is queued. A run whose ticket is
     withdrawn stops at its next step or does not start. While a job runs, its ticket is also a file, which a run in
     another process can check, too. Tickets are kept until they are forgotten; beyond a limit the oldest are dropped.
+
+    `following` are functions whose updates the page needs when the model is loaded, each with its outputs.
     """
 
     def __init__(self, engine: StyleEngine) -> None:
         self.engine = engine
+        self.following: list[tuple[Callable[[], dict[Any, Any]], Sequence[Any]]] = []
         self._running = tempfile.TemporaryDirectory(prefix="styleengine-runs-")
         self._tickets: OrderedDict[str, bool] = OrderedDict()  # whether each is still valid
         self._requests: dict[str, gr.Request] = {}  # the latest of a ticket's page
@@ -318,7 +321,7 @@ class _Reporter:
     def __call__(self, event: StepEvent) -> None:
         if not self.ticket.exists():
             raise Cancelled
-        if event.phase.stage is not Stage.WAITING:
+        if event.phase.counted:
             self.began = self.began or (time.monotonic(), event.step)
         if time.monotonic() < self.next_report:
             return
@@ -332,7 +335,7 @@ class _Reporter:
     def _seconds_left(self, event: StepEvent) -> float | None:
         """An estimate from the pace since the first observed step; a resumed run does not start at step 0."""
         began, first = self.began or (0.0, event.step)
-        if event.step == first:
+        if event.step == first or not event.phase.counted:
             return None
         return (event.total - event.step) * (time.monotonic() - began) / (event.step - first)
 

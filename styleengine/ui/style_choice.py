@@ -37,7 +37,8 @@ class StyleChoice:
         gr.Markdown(LIBRARY_WORDS)
 
     def names(self) -> list[Any]:
-        backbone = self.runner.engine.backbone
+        """The styles that fit the model; none before it is loaded."""
+        backbone = self.runner.engine.loaded
         return self.library.names(backbone) if isinstance(backbone, LatentBackbone) else []
 
     def refreshed(self, chosen: str | None = None) -> Updates:
@@ -46,9 +47,14 @@ class StyleChoice:
         picked: dict[str, Any] = {"value": chosen} if chosen in names else {}
         return {self.style: gr.Dropdown(choices=names, **picked), self.style_2: gr.Dropdown(choices=names)}
 
+    def begun(self) -> Updates:
+        """Updates for a page on which no style could be chosen yet: the current styles, and the first one selected."""
+        names = self.names()
+        return self.refreshed(names[0] if names else None)
+
     def note(self, style: LearnedStyle) -> str:
-        """A note on using the style with this model; empty if there is none."""
-        backbone = self.runner.engine.backbone
+        """A note on using the style with this model; empty if there is none, or before the model is loaded."""
+        backbone = self.runner.engine.loaded
         return style.note_for(backbone) if isinstance(backbone, LatentBackbone) else ""
 
     def file(self, style: LearnedStyle) -> str:
@@ -63,12 +69,12 @@ class StyleChoice:
         return str(path)
 
     def add(self, upload: Mapping[str, Any] | None) -> LearnedStyle:
-        """Adds an uploaded file to the library; StyleEngineError for a style that does not fit the model."""
+        """Adds an uploaded file to the library; StyleEngineError for a style that does not fit the loaded model."""
         path = path_of(upload)
         if not path:
             raise StyleEngineError("No style was given. Choose a file that StyleEngine has saved.")
         style = LearnedStyle.open(path)
-        backbone = self.runner.engine.backbone
+        backbone = self.runner.engine.loaded
         if isinstance(backbone, LatentBackbone):
             style.check_fits(backbone)
         return self.library.add(style)

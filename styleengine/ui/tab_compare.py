@@ -87,13 +87,17 @@ def build(runner: Runner) -> None:
             inputs["methods"] = gr.CheckboxGroup(known, value=list(START), label="Methods")
             info = "QS-Attn takes the style from these words, not from the style image."
             inputs["prompt"] = gr.Textbox("", label="Prompt for QS-Attn", info=info, max_lines=2)
-            names = StyleChoice(runner, library).names()
-            inputs["learned"] = gr.Dropdown(
-                [(LEARNED_WORDS, ""), *((name, name) for name in names)], value="", label="Style for InST"
-            )
+            learned = gr.Dropdown(learned_choices(runner, library), value="", label="Style for InST")
+            runner.following.append((lambda: {learned: gr.Dropdown(learned_choices(runner, library))}, [learned]))
+            inputs["learned"] = learned
             info = "0 is the size recommended for each method."
             inputs["size"] = gr.Slider(0, 1024, value=0, step=8, label="Size", info=info)
     connect(runner, library, panel, inputs, examples)
+
+
+def learned_choices(runner: Runner, library: StyleLibrary) -> list[tuple[str, str]]:
+    """A style that is learned for the comparison, and those of the library that fit the model."""
+    return [(LEARNED_WORDS, ""), *((name, name) for name in StyleChoice(runner, library).names())]
 
 
 def connect(

@@ -21,7 +21,7 @@ MASK_WORDS = "Paint where the content is injected. The style image is unchanged 
 
 
 def build(runner: Runner) -> None:
-    own = model_name(runner.engine.backbone.name)
+    own = model_name(runner.engine.model)
     form = Form(runner, H_SPACE, model=START_MODELS.get(own))
     with columns():
         with inputs_part():

@@ -31,6 +31,7 @@ def build(runner: Runner) -> None:
         choice = StyleChoice(runner, library)
         _build_apply(runner, library, choice)
     connect_learning(learning, learn_panel, choice)
+    runner.following.append((choice.begun, [choice.style, choice.style_2]))
 
 
 def _build_apply(runner: Runner, library: StyleLibrary, choice: StyleChoice) -> None:
