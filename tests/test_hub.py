@@ -1,5 +1,6 @@
 """The download of a model, by the hub's client from a hub on this machine: progress, errors, and another try."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def test_the_progress_counts_the_bytes_of_all_files_that_are_loaded(hub: FakeHub
     assert done[0] == hub.files["model_index.json"]  # which is there first
     assert done[-1] == sum(loaded.values())
     assert len(set(done)) > 20  # in small steps
+
+
+def test_weights_that_are_pickled_only_are_refused_before_anything_is_downloaded(hub: FakeHub, tmp_path: Path) -> None:
+    hub.folder = shutil.copytree(hub.folder, tmp_path / "pickled")
+    for file in hub.folder.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+    with pytest.raises(StyleEngineError, match=r"only as pickled files.*convert it once.*save_pretrained\(FOLDER\)"):
+        download(NAME, ORIGIN)
+    assert set(hub.sent) <= {"model_index.json"}
 
 
 def test_a_model_that_is_here_is_complete_at_once(hub: FakeHub) -> None:

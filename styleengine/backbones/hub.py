@@ -27,6 +27,7 @@ INDEX = "model_index.json"
 NOT_LOADED = {"safety_checker", "feature_extractor"}  # parts of a pipeline
 OWN = {"clip"}  # a folder that no model index names
 HALF = ".fp16."
+PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 CONFIGURATIONS = (INDEX, RECOMMENDED_FILE, "config.json", "unet/config.json")  # what a pixel model's size is read from
 
 OnBytes = Callable[[int, int], None]  # called with the bytes that are here, and those of all files that are loaded
@@ -39,7 +40,7 @@ def download(name: str, origin: Origin, half: bool = False, on_bytes: OnBytes | 
     thread, one call at a time. An exception that it raises ends the download. Files that are complete are kept.
 
     Raises StyleEngineError for an unknown model or revision, if it is not on this machine and the hub cannot be
-    reached, or if the download breaks off.
+    reached, if it has no safetensors, or if the download breaks off.
     """
     with _errors_in_words(name, origin):
         folder = Path(_snapshot(name, origin, half, on_bytes))
@@ -87,6 +88,8 @@ def _snapshot(name: str, origin: Origin, half: bool, on_bytes: OnBytes | None) -
         index = Path(snapshot_download(location, revision=revision, allow_patterns=[INDEX]), INDEX)
         parts = named_parts(index.read_text(encoding="utf-8"))
     wanted: dict[str, Any] = {"revision": revision, "allow_patterns": loaded_files(files, parts, half)}
+    if not any(file.endswith(".safetensors") for file in wanted["allow_patterns"]):
+        _refuse_pickles(name, files)
     if on_bytes is None:  # with the hub's own progress bars
         with _broken_off(name):
             return snapshot_download(location, **wanted)
@@ -97,6 +100,16 @@ def _snapshot(name: str, origin: Origin, half: bool, on_bytes: OnBytes | None) -
         folder = snapshot_download(location, **wanted, tqdm_class=count.bars())
         count.note(total)  # files of equal content are downloaded once
         return folder
+
+
+def _refuse_pickles(name: str, files: Sequence[str]) -> None:
+    """StyleEngineError if there are weights among the files, since none of them are safetensors."""
+    if any(file.endswith(PICKLED) for file in files):
+        raise StyleEngineError(
+            f"The model “{name}” has its weights only as pickled files, which can contain code and are not loaded. "
+            "If you trust it, convert it once by loading it with diffusers and `save_pretrained(FOLDER)`, and give "
+            "that folder as the model."
+        )
 
 
 class _Count:
