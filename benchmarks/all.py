@@ -73,6 +73,18 @@ SECTIONS = (
         "",
         "--pairs 1 --size 128",
     ),
+    Section(
+        "StyTr² on the development set",
+        "Beside Z-STAR+, StyleID and a MobileNet stylizer, on images that no setting was chosen on.",
+        "stytr2_development",
+        sheet="stytr2.jpg",
+    ),
+    Section(
+        "StyTr² at two sizes",
+        "Losses and seconds at 256 and 512 pixels.",
+        "stytr2_development",
+        "--stytr2-only --sizes 256 512",
+    ),
     Section("Z-STAR+, ablation", "The paper's Table IV on the embedded model.", "ablation", "", "--pairs 1 --size 128"),
     Section("Untouched contents", "Style and content loss of the development set before any method.", "judge_vgg"),
     Section("Z-STAR+ for video", "Steadiness and style distance.", "video", "", "--size 128 --frames 6 --steps 10"),

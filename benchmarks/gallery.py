@@ -92,6 +92,8 @@ def first(method: str) -> Callable[[], Image.Image]:
             return engine.qs_attn(content, "golden").image
         if method == "inst":
             return engine.inst_apply(content, "Auvers").image
+        if method == "stytr2":
+            return engine.stytr2(content, style_image("auvers")).image
         return engine.h_space(content, open_image(EXAMPLES / "figures" / "death-knight.png")).image
 
     return make

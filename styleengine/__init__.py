@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from styleengine.methods.h_space import HSpaceSettings
     from styleengine.methods.inst import InSTLearningSettings, InSTSettings
     from styleengine.methods.qs_attn import QSAttnSettings
+    from styleengine.methods.stytr2 import StyTr2Settings
     from styleengine.methods.zstar import ZStarSettings
     from styleengine.methods.zstar_video import ZStarVideoSettings
     from styleengine.styles import Style
@@ -32,6 +33,7 @@ MODULES = {
     "LearningEvent": "stylization",
     "QSAttnSettings": "methods.qs_attn",
     "StepEvent": "stylization",
+    "StyTr2Settings": "methods.stytr2",
     "Style": "styles",
     "StyleEngine": "engine",
     "Stylization": "stylization",
@@ -50,6 +52,7 @@ __all__ = [
     "LearningEvent",
     "QSAttnSettings",
     "StepEvent",
+    "StyTr2Settings",
     "Style",
     "StyleEngine",
     "StyleEngineError",

@@ -18,6 +18,7 @@ from styleengine.methods import METHODS, h_space, inst, qs_attn, zstar
 from styleengine.methods.h_space import HSpaceSettings
 from styleengine.methods.inst import InSTLearningSettings, InSTSettings, LearningState
 from styleengine.methods.qs_attn import QSAttnSettings
+from styleengine.methods.stytr2 import StyTr2Settings
 from styleengine.methods.zstar import ZStarSettings
 from styleengine.methods.zstar_video import ZStarVideoSettings
 from styleengine.phases import LEARNING
@@ -141,6 +142,25 @@ class StyleEngine(EngineCore):
                     names=names,
                 )
         return results
+
+    def stytr2(
+        self,
+        content: ImageSource,
+        styles: ImageSource | Style | Iterable[ImageSource | Style],
+        settings: StyTr2Settings | None = None,
+        *,
+        mask: ImageSource | None = None,
+        on_step: OnStep | None = None,
+    ) -> Stylization:
+        """StyTr²: the content in the styles in one forward pass of a transformer, independent of the engine's model.
+
+        `styles` and `mask` are as in `zstar`. Several styles are mixed in latent space; outside all masks the pixels
+        are the content's.
+
+        Raises StyleEngineError for bad input, Cancelled if `on_step` raised it.
+        """
+        inputs = {"content": content, "style": styles, "mask": mask}
+        return self.run("stytr2", inputs, settings, on_step=on_step)
 
     def zstar_video(
         self,

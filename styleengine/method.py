@@ -191,7 +191,8 @@ class Method:
     description, `note` an addition to it for the API, `paper` the paper's address.
     `inherits` names a method whose recommended settings also apply. `suffix` is the file suffix of results.
     `typed` are required settings. `presets` are settings with which it is another published method, by that
-    method's name. `models`: the app offers a choice of models. `endpoint`, `command` and
+    method's name. `models`: the app offers a choice of models. `own_weights`: its networks are its own, whatever the
+    engine's model is, of which it uses the device. `endpoint`, `command` and
     `tool` are its names in the API, on the command line and for MCP, by default `name`. `requires` raises
     StyleEngineError for an unsuitable model.
     """
@@ -210,6 +211,7 @@ class Method:
     typed: Sequence[str] = ()
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     models: bool = False
+    own_weights: bool = False
     endpoint: str = ""
     command: Sequence[str] = ()
     tool: str = ""

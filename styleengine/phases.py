@@ -8,6 +8,7 @@ class Stage(Enum):
 
     WAITING = "waiting"
     LOADING = "loading"
+    PREVIEW = "preview by StyTr²"
     INVERTING = "inverting"
     STYLIZING = "stylizing"
     RECONSTRUCTING = "reconstruction"
@@ -45,6 +46,7 @@ class Phase(str):
 
 
 WAITING = Phase(Stage.WAITING)
+PREVIEW = Phase(Stage.PREVIEW)
 STYLIZING = Phase(Stage.STYLIZING)
 RECONSTRUCTION = Phase(Stage.RECONSTRUCTING)
 LEARNING = Phase(Stage.LEARNING)

@@ -34,6 +34,7 @@ from styleengine.stylization import (
 from styleengine.video import open_clip, read_comment
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+EMBEDDED = "mini"  # the smallest model, where the method does not use the engine's
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -98,6 +99,8 @@ class Rerun:
 
         Raises StyleEngineError if a local folder is not found.
         """
+        if METHODS[self.record.method].own_weights:
+            return EMBEDDED
         name, revision = self.record.backbone, self.record.revision
         known = named_backbones().get(name)
         location = known.location if known else name.partition("@")[0]

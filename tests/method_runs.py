@@ -18,6 +18,7 @@ from styleengine import (
     QSAttnSettings,
     Style,
     StyleEngine,
+    StyTr2Settings,
     ZStarSettings,
     ZStarVideoSettings,
 )
@@ -118,6 +119,13 @@ def zstar_video(**values: Any) -> Callable[[StyleEngine, Pictures], Images]:
     return run
 
 
+def stytr2(engine: StyleEngine, given: Pictures) -> Images:
+    styles = [Style(given.style, 0.7, MASK), Style(given.other, 1.3)]
+    settings = StyTr2Settings(size=64, strength=0.8)
+    everywhere = [engine.stytr2(given.content, chosen, settings).image for chosen in (styles, given.style)]
+    return [*everywhere, engine.stytr2(given.content, given.style, settings, mask=MASK).image]
+
+
 LATENT_RUNS: dict[str, Callable[[StyleEngine, Pictures], Images]] = {
     "zstar": zstar(variation=0.3),
     "zstar, recommended on mini": zstar(query_preservation=0.5, temperature=0.75, content_pull=0.01, color="adain"),
@@ -134,6 +142,7 @@ LATENT_RUNS: dict[str, Callable[[StyleEngine, Pictures], Images]] = {
     "inst": inst(),
     "inst, plain embedding": inst(mode="embedding", save_memory=True),
     "inst, resumed": inst_resumed,
+    "stytr2": stytr2,
     "zstar_video": zstar_video(),
     "zstar_video, backprop": zstar_video(gradient="backprop", attention="styled", compare=True),
 }
@@ -141,6 +150,7 @@ PIXEL_RUNS: dict[str, Callable[[StyleEngine, Pictures], Images]] = {
     "h_space": h_space(),
     "h_space, calibrated and boosted": h_space(calibration=True, t_boost=900),
     "qs_attn": qs_attn(),
+    "stytr2": stytr2,
 }
 
 

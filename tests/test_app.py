@@ -47,6 +47,7 @@ from styleengine import (
     LearnedStyle,
     QSAttnSettings,
     StyleEngine,
+    StyTr2Settings,
     ZStarSettings,
     ui,
 )
@@ -275,6 +276,7 @@ def test_a_client_can_cancel_and_run_again(client: Client, zstar: Callable[..., 
         ("qs_attn", QSAttnSettings),
         ("inst_learn", InSTLearningSettings),
         ("inst_apply", InSTSettings),
+        ("stytr2", StyTr2Settings),
     ],
 )
 def test_each_setting_is_described_to_mcp_clients(address: str, name: str, settings: type[Settings]) -> None:
@@ -541,6 +543,7 @@ def test_each_tab_is_labelled_with_what_its_method_does_and_its_name() -> None:
         "Describe a style · QS-Attn",
         "Blend content · h-space injection",
         "Learn a painting · InST",
+        "At once · StyTr²",
         "Compare",
     ]
 
@@ -1052,6 +1055,7 @@ IMAGE_INPUTS = (
     ("inst_apply", "content"),
     ("inst_learn", "painting"),
     ("inst_learn", "more"),
+    ("stytr2", "style"),
 )
 
 
@@ -1110,7 +1114,7 @@ def test_shipped_examples_may_be_named(address: str) -> None:
 
 def test_few_canvases_are_decoded_at_a_time(shared_engine: StyleEngine) -> None:
     canvases = [fn for fn in ui.build(shared_engine).fns.values() if str(fn.api_name).startswith("painter_canvas")]
-    assert len(canvases) == 2
+    assert len(canvases) == 3
     assert {(fn.queue, fn.concurrency_id, fn.concurrency_limit) for fn in canvases} == {(True, "painter", 2)}
 
 
@@ -1122,7 +1126,7 @@ class ReachedError(StyleEngineError):
     """Raised where the engine would be called."""
 
 
-@pytest.mark.parametrize("name", ["zstar", "h_space", "qs_attn", "inst_apply"])
+@pytest.mark.parametrize("name", ["zstar", "h_space", "qs_attn", "inst_apply", "stytr2"])
 def test_odd_values_of_any_parameter_get_a_short_sentence(
     client: Client,
     shared_engine: StyleEngine,
@@ -1232,7 +1236,7 @@ def test_a_client_that_names_the_pages_value_gets_it_on_another_model(
     assert (record["settings"]["steps"], record["settings"]["t_boost"]) == (start.steps, start.t_boost)
 
 
-@pytest.mark.parametrize("name", ["zstar", "zstar_video", "h_space", "qs_attn", "inst_apply"])
+@pytest.mark.parametrize("name", ["zstar", "zstar_video", "h_space", "qs_attn", "inst_apply", "stytr2"])
 def test_optional_parameters_have_no_default_but_the_models(client: Client, name: str) -> None:
     assert {known["parameter_default"] for known in parameters(client, name)} == {None}
 
@@ -1244,6 +1248,7 @@ SETTINGS = {
     "qs_attn": QSAttnSettings,
     "inst_learn": InSTLearningSettings,
     "inst": InSTSettings,
+    "stytr2": StyTr2Settings,
 }
 
 

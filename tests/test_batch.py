@@ -79,7 +79,7 @@ def test_names_are_valid_whatever_the_style_is() -> None:
 
 
 def test_the_methods_of_a_batch() -> None:
-    assert list(batch_methods()) == ["zstar", "qs_attn", "h_space", "inst"]
+    assert list(batch_methods()) == ["zstar", "qs_attn", "h_space", "inst", "stytr2"]
 
 
 def test_each_image_is_inverted_once_and_results_are_those_of_single_runs(

@@ -33,8 +33,8 @@ from styleengine.methods.zstar import PRESETS, ZStarSettings
 from styleengine.stylization import read_record
 from styleengine.ui import build, launch_options
 
-ALL = ["zstar", "StyleID", "qs_attn", "h_space", "inst"]
-WITHOUT_WORDS = ["zstar", "StyleID", "h_space", "inst"]
+ALL = ["zstar", "StyleID", "qs_attn", "h_space", "inst", "stytr2"]
+WITHOUT_WORDS = ["zstar", "StyleID", "h_space", "inst", "stytr2"]
 SMALL = 64
 
 
@@ -120,7 +120,7 @@ def test_each_result_is_that_of_the_method_alone(
         assert entry.measures == measures(entry.result.image, cat, coffee)
         assert min(entry.result.image.size) == SMALL
         assert not entry.learning_seconds
-    assert {"Z-STAR+ (1 of 5), inverting content 1", "InST (5 of 5), stylizing"} <= {e.phase for e in events}
+    assert {"Z-STAR+ (1 of 6), inverting content 1", "StyTr² (6 of 6), stylizing"} <= {e.phase for e in events}
 
 
 def test_a_style_is_learned_where_none_is_given(engine: StyleEngine, cat: Image.Image, coffee: Image.Image) -> None:
@@ -303,8 +303,8 @@ def test_results_appear_one_by_one_and_a_click_compares_one(page: Page) -> None:
     page.get_by_label("Size", exact=False).locator("visible=true").first.fill("64")
     run(page)
     expect(page.locator(".strip:visible button img").first).to_be_visible(timeout=PATIENCE)
-    expect_status(page, "3 of 3 methods in")
-    expect(page.locator(".strip:visible button img")).to_have_count(3)
+    expect_status(page, "4 of 4 methods in")
+    expect(page.locator(".strip:visible button img")).to_have_count(4)
     expect(page.locator(".measures:visible").first).to_contain_text("StyleID")
     before = page.locator(".result:visible img").last.get_attribute("src")
     page.locator(".strip:visible button img").first.click()
@@ -321,4 +321,4 @@ def test_cancelling_half_way_keeps_the_finished_results(page: Page) -> None:
     expect(page.locator(".strip:visible button img").first).to_be_visible(timeout=PATIENCE)
     page.get_by_role("button", name="Cancel").locator("visible=true").click()
     expect_status(page, "Cancelled.")
-    assert 1 <= page.locator(".strip:visible button img").count() < 4
+    assert 1 <= page.locator(".strip:visible button img").count() < 5

@@ -214,7 +214,7 @@ def warm(engine: StyleEngine) -> StyleEngine:
 
 
 @pytest.mark.parametrize("call", [1, 3])
-@pytest.mark.parametrize("name", LATENT_RUNS)
+@pytest.mark.parametrize("name", [name for name in LATENT_RUNS if name != "stytr2"])  # which uses no U-Net
 def test_a_run_that_runs_out_of_memory_leaves_nothing_behind(
     warm: StyleEngine, tmp_path: Path, name: str, call: int
 ) -> None:

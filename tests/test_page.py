@@ -127,7 +127,7 @@ def test_every_tab_shows_a_finished_example_at_first(visit: Callable[..., Page])
             expect(page.get_by_text("The prompt, with * for the learned style").first).to_be_visible()
         expect_status(page, "What is shown here is a finished example.")
         if label == "Compare":
-            expect(page.locator(".strip:visible button img")).to_have_count(3)
+            expect(page.locator(".strip:visible button img")).to_have_count(4)
             expect(page.locator(".measures:visible").first).to_contain_text("StyleID")
             before = page.locator(".result:visible img").last.get_attribute("src")
             page.locator(".strip:visible button img").last.click()

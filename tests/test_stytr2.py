@@ -1,12 +1,17 @@
-"""The network of StyTr², and its training on a few crops."""
+"""StyTr²: its network, the method, and its training on a few crops."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from skimage import data
 
 from benchmarks.judge_vgg import Vgg16, content_loss, style_loss
+from styleengine import Cancelled, StepEvent, Style, StyleEngine, StyleEngineError, StyTr2Settings
+from styleengine.images import fit
+from styleengine.measures import measures
 from styleengine.methods.stytr2.network import (
     MOST_KEYS,
     ContentAwarePositions,
@@ -114,6 +119,103 @@ def test_weights_survive_saving(network: StyTr2, tmp_path: Path) -> None:
     torch.testing.assert_close(again(content, style), network(content, style))  # type: ignore[operator]
 
 
+# The method
+
+SMALL = StyTr2Settings(size=64)
+LEFT_HALF = Image.fromarray(np.repeat([[255] * 32 + [0] * 32], 64, 0).astype(np.uint8))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, np.int16)
+
+
+@pytest.mark.parametrize(("size", "shape"), [(64, (96, 64)), (128, (192, 128)), (200, (304, 200))])
+def test_a_result_has_the_contents_shape_at_any_size(
+    engine: StyleEngine, cat: Image.Image, coffee: Image.Image, size: int, shape: tuple[int, int]
+) -> None:
+    result = engine.stytr2(cat, coffee, StyTr2Settings(size=size))
+    assert result.image.size == shape
+    assert np.ptp(pixels(result.image)) > 100
+    assert np.abs(pixels(result.image) - pixels(fit(cat, shape))).mean() > 5
+
+
+@pytest.mark.parametrize("shape", [(320, 40), (40, 320), (16, 16)])
+def test_extreme_shapes_of_a_style_are_taken(engine: StyleEngine, cat: Image.Image, shape: tuple[int, int]) -> None:
+    assert engine.stytr2(cat, Image.new("RGB", shape, "teal"), SMALL).image.size == (96, 64)
+
+
+def test_strength_blends_the_content_and_the_stylized_image(
+    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image
+) -> None:
+    plain, half, whole = (
+        engine.stytr2(astronaut, coffee, StyTr2Settings(strength=s, size=128)).image for s in (0, 0.5, 1)
+    )
+    assert plain.tobytes() == astronaut.tobytes()
+    assert np.abs(pixels(half) * 2 - pixels(astronaut) - pixels(whole)).max() <= 2
+
+
+def test_outside_the_mask_the_pixels_are_the_contents(
+    engine: StyleEngine, astronaut: Image.Image, coffee: Image.Image
+) -> None:
+    shown, size = fit(astronaut, (64, 64)), StyTr2Settings(size=64, feather=0)
+    masked = engine.stytr2(shown, coffee, size, mask=LEFT_HALF).image
+    everywhere = engine.stytr2(shown, coffee, size).image
+    assert (pixels(masked)[:, 33:] == pixels(shown)[:, 33:]).all()
+    assert np.abs(pixels(masked)[:, :16] - pixels(everywhere)[:, :16]).mean() < 25
+    assert np.abs(pixels(masked)[:, :16] - pixels(shown)[:, :16]).mean() > 5
+    black = engine.stytr2(shown, coffee, size, mask=Image.new("L", (16, 16), 0)).image
+    assert (pixels(black) == pixels(shown)).all()
+
+
+def test_several_styles_are_mixed_by_their_weights(
+    engine: StyleEngine, cat: Image.Image, coffee: Image.Image, rocket: Image.Image
+) -> None:
+    alone, other = (engine.stytr2(cat, style, SMALL).image for style in (coffee, rocket))
+    twice = engine.stytr2(cat, [Style(coffee, 0.3), Style(coffee, 1.2)], SMALL).image
+    assert np.abs(pixels(twice) - pixels(alone)).max() <= 1
+    assert engine.stytr2(cat, [Style(coffee), Style(rocket, 0)], SMALL).image.tobytes() == alone.tobytes()
+    mostly, evenly = (engine.stytr2(cat, [Style(coffee, w), Style(rocket)], SMALL).image for w in (9, 1))
+    to_first, to_second = ([np.abs(pixels(x) - pixels(y)).mean() for y in (alone, other)] for x in (mostly, evenly))
+    assert to_first[0] < to_second[0] < to_second[0] + to_second[1]
+    assert to_first[0] < to_first[1]
+    with pytest.raises(StyleEngineError, match="weight"):
+        engine.stytr2(cat, [Style(coffee, 0)], SMALL)
+
+
+def test_the_networks_are_its_own_whatever_the_engines_model_is(
+    engine: StyleEngine, pixel_engine: StyleEngine, cat: Image.Image, coffee: Image.Image
+) -> None:
+    one, other = (known.stytr2(cat, coffee, SMALL) for known in (engine, pixel_engine))
+    assert one.image.tobytes() == other.image.tobytes()
+    assert one.backbone == other.backbone == "stytr2"
+    assert one.revision == other.revision
+
+
+def test_a_run_can_be_cancelled_and_reports_its_pass(
+    engine: StyleEngine, cat: Image.Image, coffee: Image.Image
+) -> None:
+    events: list[StepEvent] = []
+    result = engine.stytr2(cat, coffee, SMALL, on_step=events.append)
+    assert [(event.step, event.total) for event in events] == [(0, 1), (1, 1)]
+    assert events[1].preview().tobytes() == result.image.tobytes()
+
+    def stop(event: StepEvent) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        engine.stytr2(cat, coffee, SMALL, on_step=stop)
+
+
+def test_the_embedded_model_takes_the_style_and_keeps_the_content(engine: StyleEngine) -> None:
+    """By the measures of the comparison, on pictures that are in no training data."""
+    pairs = [(data.chelsea(), data.immunohistochemistry()), (data.coffee(), data.chelsea())]
+    for content, style in [[Image.fromarray(array) for array in pair] for pair in pairs]:
+        result = engine.stytr2(content, style, StyTr2Settings(size=256)).image
+        untouched, found = measures(content, content, style), measures(result, content, style)
+        assert found.style_loss < 0.75 * untouched.style_loss
+        assert found.ssim > 0.35
+
+
 # Training
 
 
@@ -154,6 +256,11 @@ def test_a_fresh_model_starts_from_the_autoencoder_and_half_adain(losses: Losses
     assert (tmp_path / "grid.png").exists()
 
 
+def place(trainer: Trainer) -> int:
+    """The index of the last layer's weights among the parameters."""
+    return [name for name, _ in trainer.model.named_parameters()].index("to_latents.weight")
+
+
 def test_a_resumed_training_continues_exactly(losses: Losses, pool: Pool, tmp_path: Path) -> None:
     def trained(trainer: Trainer, steps: int) -> Trainer:
         for _ in range(steps):
@@ -172,4 +279,12 @@ def test_a_resumed_training_continues_exactly(losses: Losses, pool: Pool, tmp_pa
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(whole.model.to_latents.weight, begun.model.to_latents.weight)
-    assert (tmp_path / "model" / "diffusion_pytorch_model.safetensors").stat().st_size < 12e6
+    other = Trainer(tmp_path, True, 1e-3)
+    other.start_from(tmp_path / "model")
+    torch.testing.assert_close(
+        other.model.to_latents.weight, begun.ema.shadow_params[place(begun)], atol=1e-4, rtol=1e-3
+    )
+    assert torch.equal(other.ema.shadow_params[place(other)], other.model.to_latents.weight)
+    sizes = [file.stat().st_size for file in (tmp_path / "model").glob("*.safetensors")]
+    assert max(sizes) < 10e6
+    assert sum(sizes) < 12e6

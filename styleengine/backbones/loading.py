@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -38,6 +38,7 @@ from styleengine.networks import (
     AutoencoderKL,
     AutoencoderTiny,
     DDIMScheduler,
+    ModelMixin,
     UNet2DConditionModel,
     UNet2DModel,
 )
@@ -46,6 +47,8 @@ from styleengine.stylization import model_name
 FOLDERS = re.compile(
     r"(?<![\w:./])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"“”]+[/\\])*(?=[^\s/\\'\"“”])"
 )  # before a file's name
+Network = TypeVar("Network", bound=ModelMixin)
+
 VAE_CLASSES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
 
 
@@ -132,8 +135,14 @@ def _loaded(files: ModelFiles) -> Backbone:
 @functools.cache
 def embedded_autoencoder() -> AutoencoderTiny:
     """The autoencoder of the embedded model “mini”, in float32 on the CPU."""
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-    return AutoencoderTiny.from_pretrained(MODELS / "mini", subfolder="vae", **options).eval().requires_grad_(False)
+    return embedded_network(AutoencoderTiny, "mini", "vae")
+
+
+def embedded_network(kind: type[Network], model: str, part: str = "") -> Network:
+    """A network from a folder among the embedded models, without gradients, in float32 on the CPU."""
+    options: dict[str, Any] = {"subfolder": part, "use_safetensors": True, "local_files_only": True}
+    network: Any = kind.from_pretrained(MODELS / model, **options)
+    return network.float().eval().requires_grad_(False)
 
 
 def too_large(model: str) -> str:

@@ -24,6 +24,7 @@ FIRST = {
     "qs_attn": FOLDER / "content" / "cat.jpg",
     "h_space": FOLDER / "figures" / "boar.png",
     "inst": FOLDER / "content" / "temple.jpg",
+    "stytr2": FOLDER / "content" / "temple.jpg",
 }  # contents of the results that tabs show at first, by method
 FIRST_LEARNED = "Auvers"  # the bundled style whose training the tab Learn shows at first
 FIRST_COMPARED = FOLDER / "content" / "flower.jpg"  # the content of the comparison that the page shows at first

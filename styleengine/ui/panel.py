@@ -81,6 +81,8 @@ def progress_words(report: Report | StepEvent) -> str:
         return WAITING_WORDS
     if report.phase.stage is Stage.LOADING:
         return loading_words(report)
+    if report.phase.stage is Stage.PREVIEW:
+        return f"{report.phase.title}."
     return f"{report.phase.title}: step {report.step} of {report.total}"
 
 

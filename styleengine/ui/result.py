@@ -12,6 +12,7 @@ import gradio as gr
 from PIL import Image
 
 from styleengine.images import fit
+from styleengine.phases import Phase, Stage
 from styleengine.stylization import Stylization, VideoStylization
 from styleengine.ui.examples import EXAMPLE_WORDS, first_result
 from styleengine.ui.panel import Panel, Updates, strip
@@ -22,6 +23,7 @@ Drawn: TypeAlias = Stylization | list[Stylization]
 RESULTS = "styleengine-results"  # a folder in Gradio's cache
 RESULT_AGE = 24 * 3600  # seconds after which results are deleted
 HINT = "Choose a content and a style image, or click an example."
+LABEL, PREVIEW_LABEL = "Before and after", "Preview by StyTr², until there is one of the run itself"
 
 DETAIL_WORDS = {
     "autoencoder_psnr": "autoencoder reconstruction {:.1f} dB PSNR",
@@ -42,7 +44,7 @@ class ResultPanel(Panel):
     def show(self) -> list[Any]:
         self.slider = gr.ImageSlider(
             self.first,
-            label="Before and after",
+            label=LABEL,
             interactive=False,
             height=560,
             max_height=560,
@@ -58,7 +60,7 @@ class ResultPanel(Panel):
     def working(self, report: Report, content: Image.Image | None) -> Updates:
         updates = super().working(report, content)
         if report.preview:
-            updates[self.slider] = (before(content, report.preview), report.preview)
+            updates[self.slider] = slider(content, report.preview, report.phase)
         return updates
 
     def finished(self, result: Drawn, content: Image.Image | None) -> Updates:
@@ -67,7 +69,7 @@ class ResultPanel(Panel):
         path = str(save(results[-1], self.slider.GRADIO_CACHE))
         return {
             **self.stopped(summary(results), *notes(results), file=path),
-            self.slider: (before(content, results[-1].image), path),
+            self.slider: gr.ImageSlider((before(content, results[-1].image), path), label=LABEL),
         }
 
 
@@ -99,6 +101,12 @@ class StripPanel(ResultPanel):
             ]
             updates[self.strip] = gr.Gallery(value=pictures, visible=True)
         return updates
+
+
+def slider(content: Image.Image | None, preview: Image.Image, phase: Phase) -> gr.ImageSlider:
+    """A preview beside the content. Its label says whether it is StyTr²'s."""
+    label = PREVIEW_LABEL if phase.stage is Stage.PREVIEW else LABEL
+    return gr.ImageSlider((before(content, preview), preview), label=label)
 
 
 def before(content: Image.Image | None, image: Image.Image) -> Image.Image:

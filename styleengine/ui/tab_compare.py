@@ -35,7 +35,7 @@ WORDS = (
     "Which method suits an image? The chosen methods run one after another. Methods that share an inversion compute it "
     "once, so the first one takes longest."
 )
-START = ("zstar", "StyleID", "inst")
+START = ("zstar", "StyleID", "inst", "stytr2")
 SUMMARY = "Redraws a content image in the style of another image with several methods, with measures of each result."
 RETURNS = (
     "Returns a contact sheet, the measures and records of the results, the results, and the measures as CSV. Without "
@@ -156,4 +156,4 @@ def job(library: StyleLibrary, values: Mapping[str, Any]) -> CompareJob:
     return CompareJob(given, chosen)
 
 
-TAB = Tab(None, order=6, build=build, title="Compare")
+TAB = Tab(None, order=7, build=build, title="Compare")

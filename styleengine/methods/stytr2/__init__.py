@@ -1,1 +1,5 @@
-"""StyTr² (Deng et al., CVPR 2022): the network. Its weights are in training, so it is no method of the engine yet."""
+"""StyTr²: a feed-forward transformer that redraws an image in the style of another in one pass."""
+
+from styleengine.methods.stytr2.method import STYTR2, StyTr2Settings, stylize
+
+__all__ = ["STYTR2", "StyTr2Settings", "stylize"]

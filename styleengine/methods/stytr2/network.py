@@ -163,7 +163,8 @@ class StyTr2(ModelMixin, ConfigMixin):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (batch, 3, height, width) in about [−1, 1]."""
-        return self.image_decoder(latents / SCALING_FACTOR)
+        scaled = (latents / SCALING_FACTOR).contiguous(memory_format=torch.channels_last)
+        return self.image_decoder(scaled)
 
 
 def half_adain(content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
