@@ -153,3 +153,23 @@ def browser() -> Iterator[Browser]:
             give_up(f"Chromium could not be started: {error.message.splitlines()[0]}")
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(shared_engine: StyleEngine) -> Iterator[str]:
+    """The address of the app on the small random model."""
+    from styleengine import ui  # only here, since gradio takes long to import
+
+    demo = ui.build(shared_engine)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **ui.launch_options())
+    yield url
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, coffee: Image.Image, cat: Image.Image) -> dict[str, Path]:
+    """A content and a style image to upload."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, picture in {"content": coffee, "style": cat}.items():
+        picture.save(folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in ("content", "style")}

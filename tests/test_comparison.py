@@ -31,7 +31,6 @@ from styleengine.images import fit, open_image
 from styleengine.measures import SIDE, measures
 from styleengine.methods.zstar import PRESETS, ZStarSettings
 from styleengine.stylization import read_record
-from styleengine.ui import build, launch_options
 
 ALL = ["zstar", "StyleID", "qs_attn", "h_space", "inst", "stytr2"]
 WITHOUT_WORDS = ["zstar", "StyleID", "h_space", "inst", "stytr2"]
@@ -224,14 +223,6 @@ def test_ctrl_c_keeps_the_finished_results(
 
 
 # Over the API and MCP, and in the browser
-
-
-@pytest.fixture(scope="module")
-def address(shared_engine: StyleEngine) -> Iterator[str]:
-    demo = build(shared_engine)
-    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options())
-    yield address
-    demo.close()
 
 
 @pytest.fixture(scope="module")

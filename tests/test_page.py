@@ -35,22 +35,6 @@ UNREACHABLE = """() => [...document.querySelectorAll("button, input, textarea, s
     .map(element => element.outerHTML.slice(0, 200))"""
 
 
-@pytest.fixture(scope="module")
-def address(shared_engine: StyleEngine) -> Iterator[str]:
-    demo = ui.build(shared_engine)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **ui.launch_options())
-    yield url
-    demo.close()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, coffee: Image.Image, cat: Image.Image) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("pictures")
-    for name, picture in {"content": coffee, "style": cat}.items():
-        picture.save(folder / f"{name}.png")
-    return {name: folder / f"{name}.png" for name in ("content", "style")}
-
-
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A visitor with an empty storage."""

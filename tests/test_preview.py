@@ -10,7 +10,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from test_app import PATIENCE, expect_status, fill, run, upload
 
-from styleengine import Style, StyleEngine, StyleEngineError, Stylization, ZStarSettings, ui
+from styleengine import Style, StyleEngineError, Stylization, ZStarSettings
 from styleengine.phases import PREVIEW, STYLIZING, WAITING
 from styleengine.ui import preview
 from styleengine.ui.preview import MOST_PIXELS, Previewed, with_preview
@@ -73,22 +73,6 @@ def test_there_is_none_where_it_is_not_wanted_or_needs_a_gpu_of_its_own(
 
 
 # In the app
-
-
-@pytest.fixture(scope="module")
-def address(shared_engine: StyleEngine) -> Iterator[str]:
-    demo = ui.build(shared_engine)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **ui.launch_options())
-    yield url
-    demo.close()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, coffee: Image.Image, cat: Image.Image) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("pictures")
-    for name, picture in {"content": coffee, "style": cat}.items():
-        picture.save(folder / f"{name}.png")
-    return {name: folder / f"{name}.png" for name in ("content", "style")}
 
 
 @pytest.fixture
