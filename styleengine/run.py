@@ -23,6 +23,7 @@ from styleengine.disk_cache import storable
 from styleengine.errors import StyleEngineError
 from styleengine.images import content_hash, fit, to_images, to_tensor, working_size
 from styleengine.memory import RECORDED_AT_MOST, as_kept
+from styleengine.metrics import psnr
 from styleengine.phases import WAITING, Phase, inverting
 from styleengine.settings import Settings
 from styleengine.stylization import InputRecord, OnStep, StepEvent, Stylization
@@ -278,6 +279,19 @@ class Run:
 
         path.latents = ddim.invert(x_0, self.schedule, noise, iterations, self.after(phase))
         return path
+
+    def autoencoder_psnr(self, image: Image.Image, size: tuple[int, int], x_0: torch.Tensor) -> float:
+        """PSNR in dB of the image, resized to `size` (width, height), after encoding to `x_0` and decoding.
+
+        It is kept with the inversions, because decoding takes as long as some steps.
+        """
+
+        def make() -> torch.Tensor:
+            target = to_tensor(fit(image, size))
+            return torch.tensor(psnr(self.backbone.decode(x_0).cpu(), target), dtype=torch.float64)
+
+        key = "autoencoder_psnr", content_hash(image), size, self.backbone.identity
+        return self.cache.get_or_make(key, make).item()
 
     def key(self, image: Image.Image, size: tuple[int, int], iterations: int) -> tuple[Hashable, ...]:
         """The cache key of an inversion: everything it depends on."""

@@ -6,7 +6,6 @@ import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ["STYLEENGINE_STYLES"] = tempfile.mkdtemp(prefix="styleengine-styles-")
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers share two cores; so do the processes that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -38,6 +37,14 @@ transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 HASHES = Path(tempfile.mkdtemp(prefix="styleengine-hashes-")) / "file-hashes.json"
 file_hashes.store = lambda: HASHES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_styles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A library of styles for each test file, since which files share a process differs from run to run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STYLEENGINE_STYLES", str(tmp_path_factory.mktemp("styles")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -581,6 +581,27 @@ def test_reconstruction_is_measured_when_asked(
     assert asked.details["autoencoder_psnr"] == unasked.details["autoencoder_psnr"]
 
 
+def test_a_known_content_is_decoded_no_second_time_for_its_psnr(
+    engine: StyleEngine,
+    astronaut: Image.Image,
+    coffee: Image.Image,
+    cat: Image.Image,
+    quick: ZStarSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decode, decoded = engine.backbone.vae.decode, list[int]()
+
+    def counted(*given: Any, **more: Any) -> Any:
+        decoded.append(1)
+        return decode(*given, **more)
+
+    monkeypatch.setattr(engine.backbone.vae, "decode", counted)
+    first, second = (engine.zstar(astronaut, [style], quick) for style in (coffee, cat))
+    assert len(decoded) == 3  # of two results and one PSNR
+    assert first.details == second.details
+    assert first.image.tobytes() != second.image.tobytes()
+
+
 def test_a_network_with_other_layers_is_refused(
     engine: StyleEngine,
     astronaut: Image.Image,

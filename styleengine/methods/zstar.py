@@ -103,16 +103,15 @@ def stylize_all(
     x_0 = attention.sample(inverted, STYLIZING)
     images = to_images(backbone.decode(x_0))
 
-    targets = [to_tensor(fit(content, size)) for content in contents]
     details = [
-        {"autoencoder_psnr": psnr(backbone.decode(trajectory.latents[0]).cpu(), target)}
-        for trajectory, target in zip(inverted, targets, strict=True)
+        {"autoencoder_psnr": run.autoencoder_psnr(content, size, trajectory.latents[0])}
+        for content, trajectory in zip(contents, inverted, strict=True)
     ]
     if settings.measure_reconstruction:
         x_T = torch.cat([trajectory.x_T for trajectory in inverted])  # noqa: N806 - the paper's symbol
         copies = backbone.decode(run.sample(x_T, run.noise, RECONSTRUCTION)).cpu()
-        for i, target in enumerate(targets):
-            details[i]["reconstruction_psnr"] = psnr(copies[i : i + 1], target)
+        for i, content in enumerate(contents):
+            details[i]["reconstruction_psnr"] = psnr(copies[i : i + 1], to_tensor(fit(content, size)))
     return [
         run.result(
             image,
