@@ -20,8 +20,13 @@ def test_points_lie_where_their_values_are() -> None:
     chart = ElementTree.fromstring(scatter([("origin", 0, 0), ("far", 10, 5)], "x", "y"))
     origin, far = ((float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in chart.iter(f"{SVG}circle"))
     assert origin == (LEFT, HEIGHT - BOTTOM)
-    assert far[0] == pytest.approx(LEFT + (WIDTH - LEFT - RIGHT) / 1.1, abs=0.1)
-    assert far[1] == pytest.approx(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) / 1.1, abs=0.1)
+    assert far[0] == pytest.approx(LEFT + (WIDTH - LEFT - RIGHT) * 10 / 12, abs=0.1)
+    assert far[1] == pytest.approx(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * 5 / 6, abs=0.1)
+
+
+def test_ticks_from_zero_are_round_numbers() -> None:
+    numbers = [text for text, *_ in texts(scatter([("a", 0.338, 0.936)], "x", "y")) if text.replace(".", "").isdigit()]
+    assert sorted(numbers) == sorted(["0", "0.1", "0.2", "0.3", "0.4", "0", "0.25", "0.5", "0.75", "1"])
 
 
 def test_labels_of_near_points_do_not_overlap() -> None:

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from math import floor, log10
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 70, 150, 24, 44  # margins; the labels at the right need room
 TICKS = 4
-BEYOND = 1.1  # an axis from 0 ends beyond the largest value
+BEYOND = 1.05  # an axis from 0 ends beyond the largest value
+ROUND = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)  # distances between its ticks, times a power of ten
 COLORS = ("#8a8178", "#b4472e", "#d98f2b", "#3f7d5a", "#3a6ea5", "#7a4e9b", "#4a4a4a", "#a5467c")
 LABEL_HEIGHT = 14
 
@@ -46,7 +48,7 @@ class Axes:
 
 def scatter(points: Sequence[Point], x_title: str, y_title: str) -> str:
     """The labelled points, both axes from 0, as an SVG element."""
-    ends = (BEYOND * max(values, default=1) or 1 for values in zip(*(point[1:] for point in points), strict=True))
+    ends = (_round_end(max(values)) for values in zip(*(point[1:] for point in points), strict=True))
     x_end, y_end = ends if points else (1.0, 1.0)
     axes = Axes((0, x_end), (0, y_end), x_title, y_title)
     parts, labels = axes.drawn(), []
@@ -88,6 +90,14 @@ def _range(values: Iterable[float]) -> Range:
     known = list(values) or [0.0]
     low, high = min(known), max(known)
     return (low, high) if high > low else (low, low + (abs(low) or 1.0))
+
+
+def _round_end(largest: float) -> float:
+    """The end of an axis from 0 on which all ticks are round numbers."""
+    if largest <= 0:
+        return 1.0
+    power = 10 ** floor(log10(BEYOND * largest / TICKS))
+    return next(TICKS * power * step for step in ROUND if TICKS * power * step >= BEYOND * largest * (1 - 1e-9))
 
 
 def _color(number: int) -> str:
