@@ -1,7 +1,9 @@
 """StyTr² beside Z-STAR+, StyleID on the same weights and a MobileNet stylizer, on the development set.
 
     python -m benchmarks.stytr2_development --part report --sheet sheet.png
-    python -m benchmarks.stytr2_development --sizes 256 512 --stytr2-only --without-cape FOLDER    # the ablation
+    python -m benchmarks.stytr2_development --part choose --sizes 256 512 --ablation WITH WITHOUT
+
+“--ablation” compares two models instead, trained alike with and without CAPE: folders from `training.stytr2 --to`.
 
 Contents and styles are cut to centre squares. Losses are those of VGG16 (`judge_vgg`), on which StyTr² was trained, and
 of the embedded autoencoder's encoder, on which it was not. The MobileNet stylizer is the arbitrary-style mode of the
@@ -58,10 +60,11 @@ def makers(arguments: argparse.Namespace) -> dict[str, Maker]:
     chosen: dict[str, Maker] = {}
     for size in arguments.sizes:
         suffix = f", {size} px" if len(arguments.sizes) > 1 else ""
-        chosen[f"StyTr²{suffix}"] = by_stytr2(engine, size)
-        if arguments.without_cape:
-            chosen[f"StyTr² without CAPE{suffix}"] = by_other_weights(engine, arguments.without_cape, size)
-    if not arguments.stytr2_only:
+        if not arguments.ablation:
+            chosen[f"StyTr²{suffix}"] = by_stytr2(engine, size)
+        for name, folder in zip(("with CAPE", "without CAPE"), arguments.ablation or (), strict=False):
+            chosen[f"{name}{suffix}"] = by_other_weights(engine, folder, size)
+    if not (arguments.stytr2_only or arguments.ablation):
         size = arguments.sizes[0]
         for name, values in {"Z-STAR+": {}, "StyleID": PRESETS["StyleID"]}.items():
             settings = ZStarSettings(size=size, **values)
@@ -92,7 +95,7 @@ def main() -> None:
     parser.add_argument("--styles", type=int, default=4, help="style images per content")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256])
     parser.add_argument("--stytr2-only", action="store_true")
-    parser.add_argument("--without-cape", type=Path, help="the folder of weights that were trained without CAPE")
+    parser.add_argument("--ablation", type=Path, nargs=2, metavar=("WITH", "WITHOUT"), help="folders of two models")
     parser.add_argument("--sheet", type=Path, help="where to write all results as a contact sheet")
     arguments = parser.parse_args()
     trunk, chosen = load_vgg16(), makers(arguments)
