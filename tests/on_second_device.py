@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from styleengine import StyleEngine, ZStarSettings
+from styleengine.run import Trajectory
 
 RUNS = [("latent", name) for name in LATENT_RUNS] + [("pixel", name) for name in PIXEL_RUNS]
 # Where a difference of rounding grows: the second style's anchors are chosen in the first's result, and x264 decides
@@ -98,7 +99,7 @@ def test_recorded_tensors_on_the_host_give_the_same_pixels(
     expected = twice()
     monkeypatch.setattr("styleengine.memory.kept_on_host", lambda device: True)
     assert twice() == expected
-    paths: list[Any] = list(engine.cache._entries.values())
+    paths: list[Any] = [entry for entry in engine.cache._entries.values() if isinstance(entry, Trajectory)]
     recorded = [path.keys_values for path in paths] + [path.queries for path in paths]
     tensors = [x for levels in recorded for layers in levels.values() for x in tree_leaves(layers)]
     assert tensors

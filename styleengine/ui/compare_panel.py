@@ -12,11 +12,13 @@ from styleengine.images import open_image, save_png, write_whole
 from styleengine.ui.charts import scatter
 from styleengine.ui.examples import FIRST_COMPARED, beside_content, first_comparison
 from styleengine.ui.panel import Updates, line, strip
-from styleengine.ui.result import ResultPanel, before, place, save
+from styleengine.ui.result import LABEL, ResultPanel, before, place, save
+from styleengine.ui.runs import Report
 
 HINT = "Choose a content and a style image, or click an example."
 COLUMNS = ["Method", "Seconds", "Style loss", "Content loss", "Colour distance", "SSIM"]
-COLUMN_WIDTHS: list[str | int] = [100, 78, 110, 122, 150, 70]  # pixels; on a phone the table scrolls within itself
+COLUMN_WIDTHS: list[str | int] = [94, 76, 106, 120, 144, 66]  # pixels; on a phone the table scrolls within itself
+BEST = {"Nearest to the style": "style_loss", "most of the content kept": "content_loss", "fastest": "seconds"}
 PLOT_WORDS = "Lower is nearer to the style. Further left keeps more of the content."
 
 
@@ -46,17 +48,24 @@ class ComparePanel(ResultPanel):
         )
         self.plot = gr.HTML(plot(measured), visible=bool(measured))
         self.csv = gr.DownloadButton("Download measures (CSV)", interactive=False)
-        self.paths = gr.State([])
-        return [self.results, *shown, self.table, self.plot, self.csv, self.paths]
+        self.made = gr.State([])  # title and path of each result
+        return [self.results, *shown, self.table, self.plot, self.csv, self.made]
 
     def waiting(self) -> Updates:
         hidden = {self.results: gr.Gallery(value=None, visible=False), self.table: gr.Dataframe(visible=False)}
-        return {**super().waiting(), **hidden, self.plot: gr.HTML(visible=False), self.paths: []}
+        nothing = {button: gr.DownloadButton(value=None, interactive=False) for button in (self.download, self.csv)}
+        return {**super().waiting(), **hidden, **nothing, self.plot: gr.HTML(visible=False), self.made: []}
+
+    def working(self, report: Report, content: Image.Image | None) -> Updates:
+        """The results so far can be downloaded meanwhile."""
+        updates = super().working(report, content)
+        updates.pop(self.download, None)
+        return updates
 
     def finished(self, result: Comparison, content: Image.Image | None) -> Updates:
         """The results so far. The run goes on until the comparison is finished."""
         done = [entry for entry in result.entries if entry.result]
-        paths = [str(save(entry.result, self.slider.GRADIO_CACHE)) for entry in done if entry.result]
+        made = [(one.contender.title, str(save(one.result, self.slider.GRADIO_CACHE))) for one in done if one.result]
         sheet, table = files(result, self.slider.GRADIO_CACHE)
         updates: Updates = {
             self.download: gr.DownloadButton(value=str(sheet), interactive=True),
@@ -64,14 +73,16 @@ class ComparePanel(ResultPanel):
             self.table: gr.Dataframe(rows(result.rows()), visible=True),
             self.plot: gr.HTML(plot(result.rows()), visible=True),
         }
-        if paths:
+        if made:
             captions = [caption(entry).partition("\n")[0] for entry in done]
-            updates[self.results] = gr.Gallery(list(zip(paths, captions, strict=True)), visible=True)
-            updates[self.paths] = paths
-            updates[self.slider] = compared(content, paths[-1])
+            pictures = [(path, words) for (_, path), words in zip(made, captions, strict=True)]
+            updates[self.results] = gr.Gallery(pictures, visible=True)
+            updates[self.made] = made
+            updates[self.slider] = compared(content, *made[-1])
         if result.finished:
             problems = [f"{entry.contender.title}: {entry.problem}" for entry in result.entries if entry.problem]
-            updates |= {**self.busy(False), self.status: "".join(map(line, [summary(result), *problems]))}
+            sentences = [summary(result), *ranked(result.rows()), *problems]
+            updates |= {**self.busy(False), self.status: "".join(map(line, sentences))}
         return updates
 
     def kept(self) -> list[Any]:
@@ -80,16 +91,16 @@ class ComparePanel(ResultPanel):
     def connect_click(self, content: gr.Image) -> None:
         """A click on a result shows it in the slider."""
 
-        def show(paths: list[str], given: Any, event: gr.SelectData) -> Any:
-            if not paths and isinstance(event.index, int) and 0 <= event.index < len(self.pictures):
+        def show(made: list[tuple[str, str]], given: Any, event: gr.SelectData) -> Any:
+            if not made and isinstance(event.index, int) and 0 <= event.index < len(self.pictures):
                 return beside_content(FIRST_COMPARED, Path(self.pictures[event.index][0]))
-            if not isinstance(event.index, int) or not 0 <= event.index < len(paths) or not given:
+            if not isinstance(event.index, int) or not 0 <= event.index < len(made) or not given:
                 return gr.skip()
-            return compared(open_image(given["path"], "content image"), paths[event.index])
+            return compared(open_image(given["path"], "content image"), *made[event.index])
 
         self.results.select(
             show,
-            [self.paths, content],
+            [self.made, content],
             self.slider,
             preprocess=False,
             queue=False,
@@ -98,9 +109,9 @@ class ComparePanel(ResultPanel):
         )
 
 
-def compared(content: Image.Image | None, path: str) -> tuple[Image.Image, str]:
-    """The slider's value: the content and the result at a path."""
-    return before(content, open_image(path, "result")), path
+def compared(content: Image.Image | None, title: str, path: str) -> gr.ImageSlider:
+    """The slider with the content and the result at a path, named by its method."""
+    return gr.ImageSlider((before(content, open_image(path, "result")), path), label=f"{LABEL}: {title}")
 
 
 def files(result: Comparison, folder: str) -> tuple[Path, Path]:
@@ -125,6 +136,15 @@ def plot(measured: Sequence[Mapping[str, Any]]) -> str:
     """Style loss against content loss, as HTML, from a comparison's rows."""
     points = [(row["title"], row["content_loss"], row["style_loss"]) for row in measured if "style_loss" in row]
     return scatter(points, "content loss", "style loss") + line(PLOT_WORDS)
+
+
+def ranked(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """From a comparison's rows, the methods with the best measures in a sentence, if there are several."""
+    results = [row for row in measured if "seconds" in row and "style_loss" in row]
+    if len(results) < 2:
+        return []
+    best = {words: min(results, key=lambda row: row[key])["title"] for words, key in BEST.items()}
+    return ["; ".join(f"{words}: {title}" for words, title in best.items()) + "."]
 
 
 def summary(result: Comparison) -> str:

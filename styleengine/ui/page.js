@@ -18,6 +18,13 @@
     frame.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
   }
 
+  /** The upload button below an empty image opens the file dialogue. By itself it only selects the source. */
+  function chooseFile(event) {
+    const button = event.target instanceof Element && event.target.closest(".source-selection button");
+    if (!button || !/upload/i.test(button.dataset.plain ?? "")) return;
+    button.closest(".block")?.querySelector("input[type=file]")?.click();
+  }
+
   /** Moves an image slider by keyboard. It listens to the mouse only, so this is a short drag. */
   function slide(event) {
     const handle = event.target instanceof Element && event.target.closest(SLIDER);
@@ -108,6 +115,7 @@
   function start() {
     document.body.append(announcer);
     document.addEventListener("click", showProgress);
+    document.addEventListener("click", chooseFile);
     document.addEventListener("keydown", slide);
     document.addEventListener("focusin", (event) => event.target.matches?.(SLIDER) && nameSlider(event.target));
     changed.observe(document.body, { childList: true, subtree: true, characterData: true });

@@ -58,9 +58,11 @@ class ResultPanel(Panel):
         return first_result(self.method)
 
     def working(self, report: Report, content: Image.Image | None) -> Updates:
+        """A preview takes the place of an earlier result, which is no longer what the button downloads."""
         updates = super().working(report, content)
         if report.preview:
             updates[self.slider] = slider(content, report.preview, report.phase)
+            updates[self.download] = gr.DownloadButton(value=None, interactive=False)
         return updates
 
     def finished(self, result: Drawn, content: Image.Image | None) -> Updates:

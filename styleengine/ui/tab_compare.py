@@ -32,8 +32,8 @@ from styleengine.ui.tab import Tab
 
 NAME = "compare"
 WORDS = (
-    "Which method suits an image? The chosen methods run one after another. Methods that share an inversion compute it "
-    "once, so the first one takes longest."
+    "Which method suits an image? The chosen methods run one after another. An inversion that an earlier method or run "
+    "has computed is not computed again, which makes the later ones faster."
 )
 START = ("zstar", "StyleID", "inst", "stytr2")
 SUMMARY = "Redraws a content image in the style of another image with several methods, with measures of each result."
