@@ -31,6 +31,7 @@ from styleengine.images import fit, open_image
 from styleengine.measures import SIDE, measures
 from styleengine.methods.zstar import PRESETS, ZStarSettings
 from styleengine.stylization import read_record
+from styleengine.ui.compare_panel import ranked
 
 ALL = ["zstar", "StyleID", "qs_attn", "h_space", "inst", "stytr2"]
 WITHOUT_WORDS = ["zstar", "StyleID", "h_space", "inst", "stytr2"]
@@ -290,6 +291,17 @@ def run(page: Page) -> None:
     expect(page.locator(f'.strip:visible img[src="{example}"]')).to_have_count(0, timeout=PATIENCE)
 
 
+def test_the_best_methods_are_those_of_the_best_measures() -> None:
+    measured = [
+        {"title": "Content", "style_loss": 0.9, "content_loss": 0.0},
+        {"title": "A", "seconds": 9.0, "style_loss": 0.2, "content_loss": 0.4},
+        {"title": "B", "seconds": 2.0, "style_loss": 0.3, "content_loss": 0.3},
+        {"title": "C", "problem": "There is not enough memory."},
+    ]
+    assert ranked(measured) == ["Nearest to the style: A; most of the content kept: B; fastest: B."]
+    assert ranked(measured[:2]) == []
+
+
 def test_results_appear_one_by_one_and_a_click_compares_one(page: Page) -> None:
     page.get_by_label("Size", exact=False).locator("visible=true").first.fill("64")
     run(page)
@@ -297,9 +309,12 @@ def test_results_appear_one_by_one_and_a_click_compares_one(page: Page) -> None:
     expect_status(page, "4 of 4 methods in")
     expect(page.locator(".strip:visible button img")).to_have_count(4)
     expect(page.locator(".measures:visible").first).to_contain_text("StyleID")
+    expect(page.locator(".status:visible").first).to_contain_text("Nearest to the style: ")
+    expect(page.locator(".result:visible").get_by_text("Before and after: StyTr²")).to_be_visible()
     before = page.locator(".result:visible img").last.get_attribute("src")
     page.locator(".strip:visible button img").first.click()
     expect(page.locator(".result:visible img").last).not_to_have_attribute("src", before or "", timeout=PATIENCE)
+    expect(page.locator(".result:visible").get_by_text("Before and after: Z-STAR+")).to_be_visible()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download contact sheet").locator("visible=true").click()
     assert download.value.suggested_filename.endswith(".png")

@@ -172,6 +172,18 @@ def test_on_a_phone_run_and_an_example_bring_the_progress_into_view(
     expect(page.locator(".bar:visible")).to_be_in_viewport(timeout=PATIENCE)
 
 
+def test_the_upload_button_opens_the_file_dialogue_and_cannot_remove_an_image(
+    visit: Callable[..., Page], files: dict[str, Path]
+) -> None:
+    page = visit()
+    block = page.locator(".block:visible").filter(has=page.get_by_text("Content", exact=True)).first
+    with page.expect_file_chooser() as dialogue:
+        block.get_by_role("button", name="Content: Upload file").click()
+    dialogue.value.set_files(files["content"])
+    expect(block.locator("img").first).to_be_visible()
+    expect(block.locator(".source-selection")).to_be_hidden()
+
+
 # Keyboard and screen reader
 
 

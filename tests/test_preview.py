@@ -114,6 +114,24 @@ def test_the_page_shows_it_and_then_the_runs_own(open_page: Callable[[], Page]) 
     expect(page.locator(".result:visible").get_by_text("Before and after")).to_be_visible()
 
 
+def test_the_download_is_always_the_result_that_is_shown(open_page: Callable[[], Page]) -> None:
+    page = open_page()
+    download = page.get_by_role("button", name="Download PNG").locator("visible=true")
+    page.evaluate(WATCH)
+    fill(page, steps=2)
+    run(page)
+    expect_status(page, "96×64 pixels in")
+    expect(download).to_be_enabled()
+    page.evaluate("window.labels.clear()")
+    fill(page, steps=200)
+    run(page)
+    page.wait_for_function("label => window.labels.has(label)", arg=PREVIEW_LABEL, timeout=PATIENCE)
+    expect(download).to_be_disabled()
+    page.get_by_role("button", name="Cancel").locator("visible=true").click()
+    expect_status(page, "Cancelled.")
+    expect(download).to_be_disabled()
+
+
 def test_the_page_does_not_show_it_if_it_is_switched_off(
     open_page: Callable[[], Page], monkeypatch: pytest.MonkeyPatch
 ) -> None:
