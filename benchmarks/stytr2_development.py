@@ -60,10 +60,11 @@ def makers(arguments: argparse.Namespace) -> dict[str, Maker]:
     chosen: dict[str, Maker] = {}
     for size in arguments.sizes:
         suffix = f", {size} px" if len(arguments.sizes) > 1 else ""
-        if not arguments.ablation:
+        if arguments.ablation:
+            for name, folder in zip(("with CAPE", "without CAPE"), arguments.ablation, strict=True):
+                chosen[f"{name}{suffix}"] = by_other_weights(engine, folder, size)
+        else:
             chosen[f"StyTr²{suffix}"] = by_stytr2(engine, size)
-        for name, folder in zip(("with CAPE", "without CAPE"), arguments.ablation or (), strict=False):
-            chosen[f"{name}{suffix}"] = by_other_weights(engine, folder, size)
     if not (arguments.stytr2_only or arguments.ablation):
         size = arguments.sizes[0]
         for name, values in {"Z-STAR+": {}, "StyleID": PRESETS["StyleID"]}.items():

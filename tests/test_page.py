@@ -181,7 +181,8 @@ def test_the_upload_button_opens_the_file_dialogue_and_cannot_remove_an_image(
         block.get_by_role("button", name="Content: Upload file").click()
     dialogue.value.set_files(files["content"])
     expect(block.locator("img").first).to_be_visible()
-    expect(block.locator(".source-selection")).to_be_hidden()
+    expect(block.get_by_role("button", name="Content: Upload file")).to_be_hidden()
+    expect(block.get_by_role("button", name="Content: Paste from clipboard")).to_be_visible()
 
 
 # Keyboard and screen reader

@@ -18,7 +18,6 @@ from styleengine.ui.runs import Report
 HINT = "Choose a content and a style image, or click an example."
 COLUMNS = ["Method", "Seconds", "Style loss", "Content loss", "Colour distance", "SSIM"]
 COLUMN_WIDTHS: list[str | int] = [94, 76, 106, 120, 144, 66]  # pixels; on a phone the table scrolls within itself
-BEST = {"Nearest to the style": "style_loss", "most of the content kept": "content_loss", "fastest": "seconds"}
 PLOT_WORDS = "Lower is nearer to the style. Further left keeps more of the content."
 
 
@@ -143,8 +142,10 @@ def ranked(measured: Sequence[Mapping[str, Any]]) -> list[str]:
     results = [row for row in measured if "seconds" in row and "style_loss" in row]
     if len(results) < 2:
         return []
-    best = {words: min(results, key=lambda row: row[key])["title"] for words, key in BEST.items()}
-    return ["; ".join(f"{words}: {title}" for words, title in best.items()) + "."]
+    nearest = min(results, key=lambda row: row["style_loss"])["title"]
+    most_kept = min(results, key=lambda row: row["content_loss"])["title"]
+    fastest = min(results, key=lambda row: row["seconds"] + row["learning_seconds"])["title"]
+    return [f"Nearest to the style: {nearest}; most of the content kept: {most_kept}; fastest: {fastest}."]
 
 
 def summary(result: Comparison) -> str:

@@ -20,9 +20,8 @@
 
   /** The upload button below an empty image opens the file dialogue. By itself it only selects the source. */
   function chooseFile(event) {
-    const button = event.target instanceof Element && event.target.closest(".source-selection button");
-    if (!button || !/upload/i.test(button.dataset.plain ?? "")) return;
-    button.closest(".block")?.querySelector("input[type=file]")?.click();
+    const button = event.target instanceof Element && event.target.closest(".source-selection button:first-of-type");
+    if (button) button.closest(".block")?.querySelector("input[type=file]")?.click();
   }
 
   /** Moves an image slider by keyboard. It listens to the mouse only, so this is a short drag. */
